@@ -1,0 +1,1 @@
+"""Pure decisions of the bus: no sockets, clocks, files, threads or logs in here."""

@@ -1,0 +1,151 @@
+"""Check: what must hold between the values of a configuration. reader.py has already looked at each value alone."""
+
+import stat
+from collections.abc import Iterator
+from pathlib import Path as FilePath
+
+from tsbus.config.document import Document
+from tsbus.config.forms import quote
+from tsbus.config.model import MAX_CHILDS, BusSettings, Console, Server, Tree
+from tsbus.config.problem import Path, Severity
+
+
+def check_tree(tree: Tree, document: Document, *, strict: bool) -> None:
+    """Note all problems of `tree` in its document. `strict` makes an error of a child that is not defined."""
+    if not tree.servers:
+        document.note(
+            "error", ("servers",), "there is no server", "add a table [servers.NAME] with ip and service_port"
+        )
+    if tree.current_node and tree.current_node not in tree.servers:
+        message = f"no server named {quote(tree.current_node)}"
+        document.note_unknown("error", ("current_node",), message, tree.current_node, tree.servers)
+    for server in tree.servers.values():
+        _check_childs(server, tree, document, strict=strict)
+    parents = _check_parents(tree, document)
+    _check_shape(tree, parents, document)
+    _check_endpoints(tree, document)
+    _check_balancers(tree, document)
+    _check_bus(tree.bus, document)
+
+
+def check_console(console: Console, document: Document) -> None:
+    """Note all problems of the console's file that the file alone shows."""
+    for name, entry in console.ssh.items():
+        if entry.password and console.path and _others_can_read(console.path):
+            hint = f"run chmod 600 {console.path}, or use a key"
+            document.note("warning", ("ssh", name, "password"), "others on this machine can read this password", hint)
+            return
+
+
+def check_together(console: Console, tree: Tree, document: Document) -> None:
+    """Note in the console's document which of its entries and of the tree's servers have no counterpart."""
+    for name in console.ssh:
+        if name not in tree.servers:
+            document.note_unknown("info", ("ssh", name), "a spare: no server has this name", name, tree.servers)
+    for name in tree.servers:
+        if name not in console.ssh:
+            document.note("warning", ("ssh",), f"no entry for server {quote(name)}", f"add [ssh.{name}] to build on it")
+
+
+def _others_can_read(path: FilePath) -> bool:
+    try:
+        return bool(path.stat().st_mode & (stat.S_IRGRP | stat.S_IROTH))
+    except OSError:
+        return False
+
+
+def _check_childs(server: Server, tree: Tree, document: Document, *, strict: bool) -> None:
+    path = ("servers", server.name, "childs")
+    for index, child in enumerate(server.childs):
+        if child == server.name:
+            document.note("error", (*path, index), "a server cannot be its own child", "take it out")
+        elif child not in tree.servers:
+            severity: Severity = "error" if strict else "warning"
+            document.note_unknown(severity, (*path, index), f"no server named {quote(child)}", child, tree.servers)
+    if len(server.childs) > MAX_CHILDS:
+        message = f"{len(server.childs)} childs are too many"
+        hint = f"a server has at most {MAX_CHILDS}; put some of them below another one"
+        document.note("error", (*path, MAX_CHILDS), message, hint)
+
+
+def _check_parents(tree: Tree, document: Document) -> dict[str, str]:
+    """Return child -> parent, the first claim winning; note the others."""
+    parents: dict[str, str] = {}
+    for server in tree.servers.values():
+        for index, child in enumerate(server.childs):
+            if child == server.name:
+                continue
+            if child in parents:
+                message = f"{quote(child)} is already a child of {quote(parents[child])}"
+                hint = "a server has one parent; take it out of one of the two"
+                document.note("error", ("servers", server.name, "childs", index), message, hint)
+            parents.setdefault(child, server.name)
+    return parents
+
+
+def _check_shape(tree: Tree, parents: dict[str, str], document: Document) -> None:
+    for cycle in _cycles(tree, parents):
+        message = f"the childs go round in a circle: {' -> '.join([*cycle, cycle[0]])}"
+        hint = "one of them must not be a child of the next"
+        document.note("error", ("servers", cycle[0], "childs"), message, hint)
+    roots = [name for name in tree.servers if name not in parents]
+    for name in roots[1:]:
+        message = f"is no child of any server, and neither is {quote(roots[0])}: a tree has one root"
+        document.note("error", ("servers", name), message, f"add {quote(name)} to the childs of a server")
+
+
+def _cycles(tree: Tree, parents: dict[str, str]) -> Iterator[list[str]]:
+    """Yield each circle of servers once, parent before child."""
+    seen: set[str] = set()
+    for start in tree.servers:
+        trail: list[str] = []
+        node: str | None = start
+        while node is not None and node not in seen:
+            seen.add(node)
+            trail.append(node)
+            node = parents.get(node)
+        if node in trail:
+            upwards = trail[trail.index(node) :]
+            yield [upwards[0], *upwards[:0:-1]]
+
+
+def _check_endpoints(tree: Tree, document: Document) -> None:
+    taken: dict[str, str] = {}
+    for server in tree.servers.values():
+        if not (server.ip and server.service_port):
+            continue
+        endpoint = f"{server.ip}:{server.service_port}"
+        if endpoint in taken:
+            message = f"{endpoint} is already the endpoint of {quote(taken[endpoint])}"
+            hint = "give it another ip or service_port"
+            document.note("error", ("servers", server.name, "service_port"), message, hint)
+        taken.setdefault(endpoint, server.name)
+
+
+def _check_balancers(tree: Tree, document: Document) -> None:
+    tags = {tag for server in tree.servers.values() for tag in server.tags}
+    for server in tree.servers.values():
+        taken = {("tcp", f"{server.ip}:{server.service_port}"): "the bus"}
+        for name, balancer in server.balancers.items():
+            path = ("servers", server.name, "balancers", name)
+            key = (balancer.protocol, balancer.address)
+            if key in taken:
+                message = f"{balancer.address} is already used by {taken[key]}"
+                document.note("error", (*path, "address"), message, "give it another address or port")
+            taken.setdefault(key, f"balancer {quote(name)}")
+            for member in balancer.servers:
+                _check_member(member, (*path, "servers", member), tree, tags, document)
+
+
+def _check_member(member: str, path: Path, tree: Tree, tags: set[str], document: Document) -> None:
+    tag = member.removeprefix("@")
+    if tag == member and member not in tree.servers:
+        document.note_unknown("error", path, f"no server named {quote(member)}", member, tree.servers)
+    elif tag != member and tag not in tags:
+        document.note_unknown("warning", path, f"no server has the tag {quote(tag)}", tag, tags)
+
+
+def _check_bus(bus: BusSettings, document: Document) -> None:
+    if bus.heartbeat_timeout_ms <= bus.heartbeat_ms:
+        message = f"must be longer than heartbeat_ms ({bus.heartbeat_ms})"
+        document.note("error", ("bus", "heartbeat_timeout_ms"), message, "three times as long is usual")

@@ -1,0 +1,173 @@
+"""Forms: what a single value of the configuration may look like.
+
+Each form is a function that takes a value of the right type and returns None, or a complaint: what is wrong and what
+to do about it. model.py attaches forms to field types with `Annotated`; reader.py applies them.
+"""
+
+import difflib
+import ipaddress
+import json
+import re
+from collections.abc import Callable, Iterable
+from typing import Any
+
+Complaint = tuple[str, str]
+"""(message, hint)."""
+Form = Callable[[Any], Complaint | None]
+
+SCHEDULERS = ("rr", "wrr", "lc", "wlc", "lblc", "lblcr", "dh", "sh", "sed", "nq", "fo", "ovf", "mh", "twos")
+"""The schedulers of the kernel's IPVS."""
+PROTOCOLS = ("tcp", "udp")
+
+MAX_NAME_BYTES = 64
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
+_HOST_LABEL = re.compile(r"(?!-)[A-Za-z0-9_-]{1,63}(?<!-)")
+_USER = re.compile(r"@?[^\s@:][^\s:]{0,63}")
+_TOPIC_TOKEN = re.compile(r"[^\s.*>]+|\*")
+_Z85 = "0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ.-:+=^!/*?&<>()[]{}@%$#"
+
+
+def quote(text: str) -> str:
+    """Return `text` in double quotes, cut to a readable length, safe to print on a terminal."""
+    shown = text if len(text) <= 80 else text[:77] + "..."
+    return json.dumps(shown, ensure_ascii=not shown.isprintable())
+
+
+def nearest(word: str, choices: Iterable[str]) -> str:
+    """Return the hint that names the choice most like `word`, or lists the choices when there are few, or ''."""
+    names = list(choices)
+    matches = difflib.get_close_matches(word[:MAX_NAME_BYTES], names, n=1)
+    if matches:
+        return f"did you mean {quote(matches[0])}?"
+    return f"known here: {', '.join(names)}" if 0 < len(names) <= 20 else ""
+
+
+def between(low: float, high: float) -> Form:
+    """Return the form of a number from `low` to `high`, both included."""
+
+    def form(value: float) -> Complaint | None:
+        # Written so that NaN fails too.
+        return None if low <= value <= high else ("is out of range", f"give a value from {low} to {high}")
+
+    return form
+
+
+def one_of(choices: tuple[str, ...]) -> Form:
+    """Return the form of a word that is one of `choices`."""
+
+    def form(value: str) -> Complaint | None:
+        return None if value in choices else (f"{quote(value)} is not known", nearest(value, choices))
+
+    return form
+
+
+def name(value: str) -> Complaint | None:
+    """Names of nodes and of tables: no character of the target grammar, so that every name can be a target."""
+    if _NAME.fullmatch(value) and len(value) <= MAX_NAME_BYTES:
+        return None
+    hint = f"use letters, digits, - _ . (at most {MAX_NAME_BYTES}), beginning with a letter, a digit or _"
+    return f"{quote(value)} cannot be a name", hint
+
+
+def tag(value: str) -> Complaint | None:
+    """Tags have the form of names; the @ is written only where they are used as targets."""
+    if value.startswith("@"):
+        return f"{quote(value)} cannot be a tag", f"write it without the @: {quote(value[1:])}"
+    return name(value)
+
+
+def host(value: str) -> Complaint | None:
+    """An IPv4 or IPv6 address or a host name, something that others can dial."""
+    try:
+        unspecified = ipaddress.ip_address(value).is_unspecified
+    except ValueError:
+        labels = value.removesuffix(".").split(".")
+        # A last label of digits only is a mistyped IPv4 address, never a host name (RFC 1123 2.1).
+        named = len(value) <= 253 and all(map(_HOST_LABEL.fullmatch, labels)) and not labels[-1].isdigit()
+        return None if named else (f"{quote(value)} is no IP address or host name", 'write it like "10.0.0.1"')
+    return (f"{value} cannot be dialled", "give the address others reach this node at") if unspecified else None
+
+
+def address(value: str) -> Complaint | None:
+    """The address of a balancer: IP and port."""
+    ip, _, port = value.rpartition(":")
+    bracketed = ip.startswith("[") and ip.endswith("]")
+    try:
+        parsed = ipaddress.ip_address(ip[1:-1] if bracketed else ip)
+    except ValueError:
+        parsed = None
+    if parsed and bracketed == (parsed.version == 6) and re.fullmatch(r"[0-9]{1,5}", port) and 0 < int(port) <= 65535:
+        return None
+    return f"{quote(value)} is no address", 'write IP:PORT, like "10.0.0.1:443" or "[fd00::1]:443"'
+
+
+def image(value: str) -> Complaint | None:
+    """A Docker image name, as `docker run` takes it."""
+    if re.fullmatch(r"[^\s\"']{1,512}", value) and value.isprintable():
+        return None
+    return f"{quote(value)} is no image name", 'write it as for docker run, like "nginx:1.27"'
+
+
+def node_or_tag(value: str) -> Complaint | None:
+    """A node's name, or @ and a tag."""
+    return name(value.removeprefix("@"))
+
+
+def topic(value: str) -> Complaint | None:
+    """A topic pattern: tokens between dots, * for one token, > at the end for all the rest."""
+    tokens = value.split(".")
+    if tokens[-1] == ">":
+        tokens.pop()
+    if value.isprintable() and len(value) <= 255 and all(map(_TOPIC_TOKEN.fullmatch, tokens)):
+        return None
+    return f"{quote(value)} is no topic pattern", 'write words between dots, like "container.*" or "container.>"'
+
+
+def target(value: str) -> Complaint | None:
+    """A target expression. Only its outside is checked here: the names in it may be of nodes still to come."""
+    if value.strip() and value.isprintable() and len(value) <= 4096:
+        return None
+    return f"{quote(value)} is no target", 'write nodes, tags or *, like "node[1-3],@web"'
+
+
+def user(value: str) -> Complaint | None:
+    """A user name, a uid, or @ and a group."""
+    if _USER.fullmatch(value) and value.isprintable():
+        return None
+    return f"{quote(value)} is no user or group", 'write a user name, a uid, or "@group"'
+
+
+def public_key(value: str) -> Complaint | None:
+    """A CURVE public key: 32 bytes as 40 characters of Z85 (ZeroMQ RFC 32); empty where there is none yet."""
+    digits = [_Z85.find(char) for char in value]
+    groups = [digits[i : i + 5] for i in range(0, len(digits), 5)]
+    fits = all(sum(digit * 85 ** (4 - i) for i, digit in enumerate(group)) < 2**32 for group in groups)
+    if not value or (len(value) == 40 and -1 not in digits and fits):
+        return None
+    return "this is no public key", "a key is 40 characters of Z85 (32 bytes); copy the line after public-key ="
+
+
+def required_key(value: str) -> Complaint | None:
+    """A public key that must be there."""
+    return public_key(value) if value else ("the public key is empty", "an operator is known by the key; give it here")
+
+
+def argv(value: tuple[str, ...]) -> Complaint | None:
+    """A program and its arguments."""
+    if value and value[0]:
+        return None
+    return "no program is named", 'write the program and its arguments, like ["systemctl", "restart", "nginx"]'
+
+
+def argv_template(value: tuple[str, ...]) -> Complaint | None:
+    """A program and its arguments, where * is any one argument and a last ** is any rest."""
+    if "**" in value[:-1]:
+        return "** stands before the last place", "** is the rest of the arguments; use * for one of them"
+    return argv(value)
+
+
+def words(value: str) -> Complaint | None:
+    """Any text that a program argument or a path can hold."""
+    if "\0" not in value and not any("\ud800" <= char <= "\udfff" for char in value):
+        return None
+    return "this text holds a character that no program can be given", "take out NUL and unpaired surrogates"

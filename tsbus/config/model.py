@@ -1,0 +1,292 @@
+"""Model: the configuration as frozen structs. This is the public Python API, and the schema of the files.
+
+A field's name is its key in the file (or `metadata["key"]` where Python reserves the word), its type says what the
+reader accepts, its default what a missing key means. forms.py holds the rules of single values, reader.py fills these
+structs from a file, check.py looks at the tree as a whole, writer.py writes them back. docs/configuration.md is the
+reference for people; a test holds it complete.
+"""
+
+import hashlib
+import json
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Annotated, Any
+
+from tsbus.config import forms
+from tsbus.config.plain import tree_to_plain
+from tsbus.core.roles import Role
+
+MAX_CHILDS = 10
+"""Links are kept alive all the time; ten a node keep a restart cheap and 1,000 nodes three links deep."""
+MIB = 1 << 20
+
+Name = Annotated[str, forms.name]
+Tag = Annotated[str, forms.tag]
+Host = Annotated[str, forms.host]
+Port = Annotated[int, forms.between(1, 65535)]
+Topic = Annotated[str, forms.topic]
+Target = Annotated[str, forms.target]
+User = Annotated[str, forms.user]
+Word = Annotated[str, forms.words]
+PublicKey = Annotated[str, forms.public_key]
+Argv = Annotated[tuple[Word, ...], forms.argv]
+ArgvTemplate = Annotated[tuple[Word, ...], forms.argv_template]
+Millis = Annotated[int, forms.between(10, 600_000)]
+Seconds = Annotated[float, forms.between(0, 86_400)]
+Timeout = Annotated[float, forms.between(0.1, 86_400)]
+Bytes = Annotated[int, forms.between(64 << 10, 4 << 30)]
+Count = Annotated[int, forms.between(1, 1_000_000)]
+
+_IMPLIED: dict[str, Any] = {"implied": True}
+"""The table's own key says it, so the canonical form leaves it out."""
+_SHOWN: dict[str, Any] = {"shown": True}
+"""Written in the canonical form even when it equals its default: people look for it there."""
+_LOCAL: dict[str, Any] = {"local": True}
+"""Not in the file: it belongs to this machine or is computed."""
+
+
+class Secret:
+    """A text that no log, traceback or repr shows. Use `reveal()` where it is really needed."""
+
+    __slots__ = ("_text",)
+
+    def __init__(self, text: str = "") -> None:
+        self._text = text
+
+    def reveal(self) -> str:
+        """Return the text itself."""
+        return self._text
+
+    def __repr__(self) -> str:
+        return "***" if self._text else "''"
+
+    def __bool__(self) -> bool:
+        return bool(self._text)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Secret) and other._text == self._text
+
+    def __hash__(self) -> int:
+        return hash(self._text)
+
+
+@dataclass(frozen=True, slots=True)
+class Balancer:
+    """One kernel load balancer of a node: a virtual address, and where its connections go."""
+
+    name: Name = field(metadata=_IMPLIED)
+    address: Annotated[str, forms.address]
+    """IP:PORT that clients connect to."""
+    alg: Annotated[str, forms.one_of(forms.SCHEDULERS)] = field(default="rr", metadata=_SHOWN)
+    """IPVS scheduler."""
+    protocol: Annotated[str, forms.one_of(forms.PROTOCOLS)] = "tcp"
+    containers: dict[Annotated[str, forms.image], Port] = field(default_factory=dict)
+    """Docker image -> port: every container made from the image takes part."""
+    servers: dict[Annotated[str, forms.node_or_tag], Port] = field(default_factory=dict)
+    """Node name or @tag -> port: these servers take part."""
+
+
+@dataclass(frozen=True, slots=True)
+class AllowRule:
+    """Who, besides a node's ancestors and its own users, may call commands on it."""
+
+    origin: Target = field(metadata={"key": "from"})
+    """The nodes the calls may come from."""
+    commands: tuple[Topic, ...]
+    role: Role = Role.OPERATE
+    """The most such a caller may do."""
+
+
+def _default_users() -> dict[str, Role]:
+    return {"root": Role.ADMIN, "@treescale": Role.OPERATE}
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """What the local users of a node and the nodes elsewhere may do on it."""
+
+    users: dict[User, Role] = field(default_factory=_default_users)
+    """User name, uid as digits, or "@group" -> role. Anybody else has none."""
+    allow: tuple[AllowRule, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class ExecRule:
+    """One kind of program that the executor may run, and for whom. The first rule that fits decides."""
+
+    argv: ArgvTemplate
+    """`*` fits any one argument, a last `**` any rest, everything else itself only."""
+    users: tuple[User, ...] = ()
+    """User names, uids, "@group"s or role names (that role or a higher one); empty: everybody who may call at all.
+    A role name always means the role: for a user called admin, write the uid."""
+    run_as: tuple[User, ...] = ()
+    """Users it may run as, "*" for any; empty: only as the executor itself runs."""
+    shell: bool = False
+    """Whether the rule also allows a command line for the shell."""
+
+
+DEFAULT_EXEC_RULES = (
+    ExecRule(argv=("**",), users=("admin",), run_as=("*",), shell=True),  # noqa: S604  (it runs nothing)
+    ExecRule(argv=("**",), users=("operate",)),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class ExecutorPolicy:
+    """What the executor of a node runs, and its limits."""
+
+    allow: tuple[ExecRule, ...] = DEFAULT_EXEC_RULES
+    audit_file: Word = ""
+    """Path of the audit log; empty: the executor's own place for it."""
+    max_output_bytes: Bytes = 64 * MIB
+    """Per call; the program is ended when it writes more."""
+    max_jobs: Annotated[int, forms.between(1, 10_000)] = 64
+    """Programs running at the same time."""
+    timeout_s: Timeout = 300.0
+    """For calls that name no limit of their own."""
+    kill_grace_s: Seconds = 5.0
+    """Between SIGTERM and SIGKILL."""
+
+
+@dataclass(frozen=True, slots=True)
+class Handler:
+    """A program that the executor runs whenever an event arrives."""
+
+    name: Name = field(metadata=_IMPLIED)
+    on: Topic
+    run: Argv
+    origin: Target = field(default="*", metadata={"key": "from"})
+    """Only events from these nodes."""
+    max_parallel: Annotated[int, forms.between(1, 1000)] = 1
+    max_queue: Annotated[int, forms.between(0, 100_000)] = 100
+    """Events that wait for their turn; the oldest goes when there are more."""
+    timeout_s: Timeout = 60.0
+    user: Annotated[str, lambda value: forms.user(value) if value else None] = ""
+    """The user it runs as; empty: as the executor itself runs."""
+
+
+@dataclass(frozen=True, slots=True)
+class BusSettings:
+    """Times and limits of the bus; the same on every node."""
+
+    heartbeat_ms: Millis = 500
+    heartbeat_timeout_ms: Millis = 1500
+    ping_ms: Millis = 500
+    """Between two PINGs of the loop itself, which a hung program does not answer."""
+    torpid_after: Annotated[int, forms.between(1, 100)] = 3
+    """Unanswered PINGs after which a peer counts as torpid."""
+    reset_after_s: Timeout = 30.0
+    """A torpid link is closed after this."""
+    steady_s: Seconds = 5.0
+    """A parent's link must have been up this long before an adopted child goes home."""
+    adopt_after_s: Seconds = 2.0
+    """An orphan is adopted after this."""
+    queue_bytes: Bytes = 8 * MIB
+    """Event lane of one link."""
+    stream_queue_bytes: Bytes = 16 * MIB
+    """Reply lane of one link."""
+    control_queue_bytes: Bytes = 4 * MIB
+    """Control lane of one link."""
+    window_bytes: Bytes = MIB
+    """Bytes a stream may have under way before the caller grants more."""
+    max_body_bytes: Bytes = MIB
+    max_workers: Count = 1000
+    """Per node."""
+    max_subscriptions: Count = 10_000
+    """Per worker."""
+    slow_after_ms: Millis = 250
+    """A reader that lags this long is announced as slow."""
+
+
+@dataclass(frozen=True, slots=True)
+class Server:
+    """One node of the tree. The sections below it hold for this node only and override those of the tree."""
+
+    name: Name
+    ip: Host
+    service_port: Port
+    tags: tuple[Tag, ...] = field(default=(), metadata=_SHOWN)
+    childs: tuple[Name, ...] = field(default=(), metadata=_SHOWN)
+    public_key: PublicKey = ""
+    balancers: dict[str, Balancer] = field(default_factory=dict)
+    policy: Policy | None = None
+    executor: ExecutorPolicy | None = None
+    handlers: dict[str, Handler] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Operator:
+    """A person with a key, who may connect to any node from outside the tree."""
+
+    name: Name = field(metadata=_IMPLIED)
+    public_key: Annotated[str, forms.required_key]
+    role: Role = Role.OPERATE
+
+
+@dataclass(frozen=True, slots=True)
+class Tree:
+    """The whole configuration of a tree."""
+
+    servers: dict[str, Server]
+    """By name, in the order of the file."""
+    current_node: str = field(default="", metadata=_SHOWN)
+    """The node whose copy this is; empty on the console."""
+    operators: dict[str, Operator] = field(default_factory=dict)
+    policy: Policy = field(default_factory=Policy)
+    executor: ExecutorPolicy = field(default_factory=ExecutorPolicy)
+    handlers: dict[str, Handler] = field(default_factory=dict)
+    bus: BusSettings = field(default_factory=BusSettings)
+    path: Path | None = field(default=None, compare=False, metadata=_LOCAL)
+    """The file it was read from."""
+    version: str = field(init=False, compare=False, metadata=_LOCAL)
+    """12 hex digits that are equal on two nodes when their configurations are, `current_node` aside."""
+
+    def __post_init__(self) -> None:
+        shared = tree_to_plain(self) | {"current_node": ""}
+        digest = hashlib.sha256(json.dumps(shared, sort_keys=True).encode()).hexdigest()
+        object.__setattr__(self, "version", digest[:12])
+
+    def policy_for(self, node: str) -> Policy:
+        """Return the policy in force on `node`. Raises KeyError for an unknown node."""
+        return self.servers[node].policy or self.policy
+
+    def executor_for(self, node: str) -> ExecutorPolicy:
+        """Return the executor's policy in force on `node`. Raises KeyError for an unknown node."""
+        return self.servers[node].executor or self.executor
+
+    def handlers_for(self, node: str) -> dict[str, Handler]:
+        """Return the handlers of `node`: its own override the tree's by name. Raises KeyError for an unknown node."""
+        return self.handlers | self.servers[node].handlers
+
+    def with_current(self, node: str) -> "Tree":
+        """Return the copy of this tree for `node`. Raises KeyError for an unknown node."""
+        return replace(self, current_node=self.servers[node].name)
+
+
+@dataclass(frozen=True, slots=True)
+class SshEntry:
+    """How the console reaches one server over SSH."""
+
+    name: Name = field(metadata=_IMPLIED)
+    host: Host
+    port: Port = 22
+    username: Word = ""
+    """Empty: as the SSH configuration of the console says."""
+    password: Secret = Secret()  # noqa: RUF009  (immutable)
+    key: Word = ""
+    """Path of the private key, relative to console.toml."""
+
+
+@dataclass(frozen=True, slots=True)
+class Console:
+    """The console's own file: where the tree is, and how to log in to its servers."""
+
+    tree: Word = "treescale.toml"
+    """Path of the tree's file, relative to this one."""
+    ssh: dict[str, SshEntry] = field(default_factory=dict)
+    path: Path | None = field(default=None, compare=False, metadata=_LOCAL)
+
+    @property
+    def tree_path(self) -> Path:
+        """Where the tree's file is."""
+        return (self.path.parent if self.path else Path()) / self.tree

@@ -1,0 +1,183 @@
+"""Reader: plain data -> the structs of model.py, driven by their field types. It collects problems and never stops.
+
+Every value that is wrong is noted and replaced by its default (or by an empty value), so that check.py can still look
+at the rest of the tree: all problems of a file come at once.
+"""
+
+import re
+import types
+from dataclasses import fields, is_dataclass
+from functools import cache
+from typing import Annotated, Any, get_args, get_origin, get_type_hints
+
+from tsbus.config.document import Document
+from tsbus.config.forms import quote
+from tsbus.config.model import Balancer, Console, ExecutorPolicy, Name, Policy, Secret, Tree
+from tsbus.config.plain import default_of, file_key, has_default
+from tsbus.config.problem import Path
+from tsbus.core.roles import Role
+
+_BAD = object()
+"""What a value becomes that was noted as a problem."""
+_WANTED = {str: "text in quotes", int: "a whole number", float: "a number", bool: "true or false", Secret: "text"}
+_INHERITED = (Policy, ExecutorPolicy)
+_DIGITS = re.compile(r"[0-9]{1,5}")
+
+
+def read_tree(document: Document) -> Tree:
+    """Return the tree in `document`, as far as it can be read; the problems are noted there."""
+    for key in ("balancers", "containers"):
+        if key in (document.data or {}):
+            message = "stands outside of any server"
+            hint = f"put it below a [servers.NAME] header{' and [balancers]' if key == 'containers' else ''}"
+            document.note("error", (key,), message, hint)
+            document.data = {name: value for name, value in (document.data or {}).items() if name != key}
+    tree: Tree = _Reader(document).struct(Tree, document.data or {}, ())
+    return tree
+
+
+def read_console(document: Document) -> Console:
+    """Return the console's file in `document`, as far as it can be read; the problems are noted there."""
+    data = document.data or {}
+    ssh = data.get("ssh")
+    for entry in ssh.values() if isinstance(ssh, dict) else ():
+        # The first files of this format wrote the port in quotes.
+        if isinstance(entry, dict) and isinstance(port := entry.get("port"), str) and _DIGITS.fullmatch(port):
+            entry["port"] = int(port)
+    console: Console = _Reader(document).struct(Console, data, ())
+    return console
+
+
+@cache
+def _hints(struct: Any) -> dict[str, Any]:
+    return get_type_hints(struct, include_extras=True)
+
+
+def _zero(hint: Any) -> Any:
+    """Return the empty value of a type, which check.py passes over."""
+    if get_origin(hint) is Annotated:
+        return _zero(get_args(hint)[0])
+    return (get_origin(hint) or hint)()
+
+
+class _Reader:
+    def __init__(self, document: Document) -> None:
+        self._document = document
+        self._inherited: dict[type, Any] = {}
+
+    def struct(self, kind: Any, table: dict[str, Any], path: Path, name: str = "") -> Any:
+        """Return a `kind` filled from `table`; `name` is the table's own key."""
+        specs = {file_key(spec): spec for spec in fields(kind) if not spec.metadata.get("local")}
+        for key in table:
+            if key not in specs:
+                self._document.note_unknown("error", (*path, key), "no such key", key, specs)
+        base = self._inherited.get(kind)
+        values: dict[str, Any] = {}
+        # The sections of the whole tree come before the servers, whose own sections are changes to them.
+        for key, spec in sorted(specs.items(), key=lambda item: item[0] == "servers"):
+            hint = _hints(kind)[spec.name]
+            value = self.value(hint, table[key], (*path, key)) if key in table else _BAD
+            if key == "name":
+                value = self._name(value, name, (*path, key))
+            if value is _BAD and key not in table and not has_default(spec):
+                self._document.note("error", (*path, key), "is missing", f"add {key} = ...")
+            if value is _BAD and has_default(spec):
+                value = getattr(base, spec.name) if base is not None else default_of(spec)
+            values[spec.name] = _zero(hint) if value is _BAD else value
+        result = kind(**values)
+        if kind in _INHERITED and len(path) == 1:
+            self._inherited[kind] = result
+        return result
+
+    def value(self, hint: Any, raw: Any, path: Path) -> Any:
+        """Return `raw` as the type `hint` says, or _BAD after noting why not."""
+        origin = get_origin(hint)
+        if origin is Annotated:
+            plain, *forms = get_args(hint)
+            return self._formed(self.value(plain, raw, path), forms, path)
+        if origin is types.UnionType:
+            return self.value(get_args(hint)[0], raw, path)
+        if origin is tuple:
+            return self._array(get_args(hint)[0], raw, path)
+        if origin is dict:
+            key_hint, item_hint = get_args(hint)
+            return self._table(key_hint, item_hint, raw, path)
+        if is_dataclass(hint):
+            return self.struct(hint, raw, path) if self._is_table(raw, path) else _BAD
+        return self._role(raw, path) if hint is Role else self._scalar(hint, raw, path)
+
+    def _formed(self, value: Any, forms: list[Any], path: Path) -> Any:
+        for form in forms:
+            complaint = None if value is _BAD else form(value)
+            if complaint:
+                self._document.note("error", path, *complaint)
+                return _BAD
+        return value
+
+    def _scalar(self, hint: Any, raw: Any, path: Path) -> Any:
+        # bool is an int to Python, but not to a person.
+        if hint is float and isinstance(raw, int) and not isinstance(raw, bool):
+            return float(raw) if abs(raw) < 2**53 else self._wrong_type(hint, path)
+        if type(raw) is (str if hint is Secret else hint):
+            return Secret(raw) if hint is Secret else raw
+        return self._wrong_type(hint, path)
+
+    def _wrong_type(self, hint: Any, path: Path) -> Any:
+        self._document.note("error", path, f"must be {_WANTED[hint]}")
+        return _BAD
+
+    def _role(self, raw: Any, path: Path) -> Any:
+        names = [role.name.lower() for role in Role]
+        if isinstance(raw, str) and raw in names:
+            return Role.parse(raw)
+        message = f"no role named {quote(raw)}" if isinstance(raw, str) else "must be the name of a role"
+        self._document.note_unknown("error", path, message, str(raw)[:20], names)
+        return _BAD
+
+    def _is_table(self, raw: Any, path: Path) -> bool:
+        if not isinstance(raw, dict):
+            self._document.note("error", path, "must be a table")
+        return isinstance(raw, dict)
+
+    def _array(self, hint: Any, raw: Any, path: Path) -> Any:
+        if not isinstance(raw, list):
+            self._document.note("error", path, "must be an array", "put it in [ ]")
+            return _BAD
+        items = [self.value(hint, item, (*path, index)) for index, item in enumerate(raw)]
+        return tuple(item for item in items if item is not _BAD)
+
+    def _table(self, key_hint: Any, hint: Any, raw: Any, path: Path) -> Any:
+        if not self._is_table(raw, path):
+            return _BAD
+        result: dict[str, Any] = {}
+        if hint is Balancer:
+            raw = dict(raw)
+            direct = {spec.name: raw.pop(spec.name) for spec in fields(Balancer) if spec.name in raw}
+            if direct:
+                result["default"] = self._direct_balancer(direct, raw, path)
+        for key, item in raw.items():
+            where = (*path, key)
+            if is_dataclass(hint):
+                value = self.struct(hint, item, where, key) if self._is_table(item, where) else _BAD
+            else:
+                value = self.value(hint, item, where)
+            good_key = is_dataclass(hint) or self.value(key_hint, key, where) is not _BAD
+            if value is not _BAD and good_key:
+                result[key] = value
+        return result
+
+    def _direct_balancer(self, table: dict[str, Any], others: dict[str, Any], path: Path) -> Balancer:
+        """Read the balancer whose keys stand in [balancers] itself; it is called default."""
+        if others.pop("default", None) is not None:
+            self._document.note("error", (*path, "default"), "this name is taken by the balancer in [balancers] itself")
+        balancer: Balancer = self.struct(Balancer, table, path, "default")
+        return balancer
+
+    def _name(self, given: Any, key: str, path: Path) -> Any:
+        """Return the name of a table: its own key, which a `name` in it may only repeat."""
+        if given is not _BAD and given != key:
+            hint = "make both the same, or leave name out"
+            self._document.note("error", path, f"the name is {quote(given)} but the table is {quote(key)}", hint)
+        if given is _BAD or given != key:
+            given = self.value(Name, key, path[:-1])
+        return key if given is _BAD else given

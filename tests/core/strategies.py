@@ -16,14 +16,14 @@ regular_names = st.builds(
 
 padded_names = st.builds(
     "{}{:0{}d}{}".format,
-    st.sampled_from(["n", "rack1-n", "a-", ""]),
+    st.sampled_from(["n", "rack1-n", "rack02-n", "a-", ""]),
     st.integers(0, 120),
     st.integers(1, 4),
     st.sampled_from(["", ".dc1", "b", "-2"]),
 )
 """Names with leading zeros and several groups of digits."""
 
-odd_names = st.text("ab019-_.", min_size=1, max_size=8)
+odd_names = st.from_regex(r"[ab019_][ab019_.-]{0,7}", fullmatch=True)
 """Any mixture of the characters that a name may have."""
 
 names = st.one_of(regular_names, padded_names, odd_names)

@@ -41,6 +41,9 @@ def check_pattern(pattern: str) -> None:
 
 def _tokens(kind: str, text: str) -> list[str]:
     """Return the tokens of a topic or pattern after the checks that both share."""
+    # First, so that no error has to quote a long text; surrogates are told as unprintable below.
+    if (size := len(text.encode(errors="surrogatepass"))) > MAX_BYTES:
+        raise TopicError(f"{kind} {text[:40] + '...'!r}: {size} bytes long; use at most {MAX_BYTES}")
     tokens = text.split(".")
     for place, token in enumerate(tokens, 1):
         if not token:
@@ -50,9 +53,6 @@ def _tokens(kind: str, text: str) -> list[str]:
             raise TopicError(f"{kind} {text!r}, token {place}: leave out {bad!r}; use printable characters, no spaces")
     if len(tokens) > MAX_TOKENS:
         raise TopicError(f"{kind} {text!r}: {len(tokens)} tokens; use at most {MAX_TOKENS}")
-    # Last, because only printable text is sure to have an encoding (a lone surrogate has none).
-    if (size := len(text.encode())) > MAX_BYTES:
-        raise TopicError(f"{kind} {text!r}: {size} bytes long; use at most {MAX_BYTES}")
     return tokens
 
 

@@ -56,11 +56,11 @@ def run(scenario: Scenario, names: Sequence[str], rounds: int) -> dict[str, list
     results: dict[str, list[Figures]] = {name: [] for name in names}
     for number in range(rounds if scenario.restarts else 1):
         for name in names:
-            print(f"  round {number + 1}: {name} ...", end="\r", file=sys.stderr, flush=True)
+            print(f"  round {number + 1}: {name}", file=sys.stderr)
             try:
                 results[name].append(scenario.measure(load(name)))
-            except (BenchError, FileNotFoundError) as error:
-                print(f"{name} has no figure in round {number + 1}: {error}", file=sys.stderr)
+            except (BenchError, ImportError, FileNotFoundError) as error:
+                print(f"{name} has no figure in round {number + 1} (bench/setup run?): {error}", file=sys.stderr)
     return {name: figures for name, figures in results.items() if figures}
 
 

@@ -42,6 +42,11 @@ def wait_until(condition: Callable[[], object], what: str, limit_s: float = 15.0
         time.sleep(every_s)
 
 
+def output(*argv: str) -> str:
+    """What a program prints, stripped."""
+    return subprocess.run(argv, capture_output=True, text=True, check=False).stdout.strip()
+
+
 def listening(port: int) -> bool:
     with socket.socket() as probe:
         return probe.connect_ex(("127.0.0.1", port)) == 0

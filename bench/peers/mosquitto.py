@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import subprocess
 import threading
 import time
 from importlib.metadata import version
@@ -13,7 +12,7 @@ from paho.mqtt.client import Client, MQTTMessage
 from paho.mqtt.enums import CallbackAPIVersion
 
 from bench.contestant import Contestant, Tally, Tree
-from bench.harness import Fleet, free_ports
+from bench.harness import Fleet, free_ports, output
 
 TOPIC = "bench/event"
 CONFIG = """
@@ -38,8 +37,7 @@ class Mosquitto(Contestant):
     can_ask = False
 
     def version(self) -> str:
-        text = subprocess.run(["mosquitto", "-h"], capture_output=True, text=True, check=False).stdout
-        return f"{text.splitlines()[0]}, paho-mqtt {version('paho-mqtt')}, QoS 0"
+        return f"{output('mosquitto', '-h').splitlines()[0]}, paho-mqtt {version('paho-mqtt')}, QoS 0"
 
     def start(self, fleet: Fleet, tree: Tree) -> None:
         self.ports = free_ports(len(tree))

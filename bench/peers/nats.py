@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-import subprocess
 import time
 from importlib.metadata import version
 
@@ -13,7 +12,7 @@ from nats.aio.client import Client
 from nats.aio.msg import Msg
 
 from bench.contestant import Contestant, Tally, Tree
-from bench.harness import Fleet, free_ports
+from bench.harness import Fleet, free_ports, output
 
 SUBJECT = "bench.event"
 UNBOUNDED = 1 << 40
@@ -32,8 +31,7 @@ class Nats(Contestant):
     name = "nats"
 
     def version(self) -> str:
-        server = subprocess.run(["nats-server", "--version"], capture_output=True, text=True, check=True).stdout
-        return f"{server.strip()}, nats-py {version('nats-py')}"
+        return f"{output('nats-server', '--version')}, nats-py {version('nats-py')}"
 
     def start(self, fleet: Fleet, tree: Tree) -> None:
         self.ports = [free_ports(2) for _ in tree]

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import itertools
-import subprocess
 import time
 from importlib.metadata import version
 
 import redis
 
 from bench.contestant import Contestant, Tree
-from bench.harness import Fleet, free_ports
+from bench.harness import Fleet, free_ports, output
 
 CHANNEL = "bench.event"
 PIPELINE = 100  # publish() alone waits for an answer each time, which would measure round trips
@@ -21,8 +20,8 @@ class Redis(Contestant):
     can_ask = False
 
     def version(self) -> str:
-        server = subprocess.run(["redis-server", "--version"], capture_output=True, text=True, check=True).stdout
-        return f"redis-server {server.split()[2]}, redis-py {version('redis')}, pipelines of {PIPELINE}, one hop"
+        server = output("redis-server", "--version").split()[2]
+        return f"redis-server {server}, redis-py {version('redis')}, pipelines of {PIPELINE}, one hop"
 
     def start(self, fleet: Fleet, tree: Tree) -> None:
         [self.port] = free_ports(1)

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import subprocess
 from collections.abc import Callable
 from functools import partial
 
 from bench.contestant import Crowd
-from bench.harness import CACHE, Fleet, free_ports, wait_until
+from bench.harness import CACHE, Fleet, free_ports, output, wait_until
 
 BIN = CACHE / "salt" / "bin"
 COMMON = """
@@ -37,8 +36,7 @@ class Salt(Crowd):
 
     def version(self) -> str:
         code = "import salt.version; print(salt.version.__version__)"
-        argv = [str(BIN / "python"), "-c", code]
-        return f"salt {subprocess.run(argv, capture_output=True, text=True, check=True).stdout.strip()}"
+        return f"salt {output(str(BIN / 'python'), '-c', code)}"
 
     def start(self, fleet: Fleet, nodes: int) -> None:
         publish, returns = free_ports(2)

@@ -6,13 +6,12 @@ A handler's touched file tells when it ran, so nothing needs to poll an agent.
 from __future__ import annotations
 
 import itertools
-import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 from bench.contestant import Crowd
-from bench.harness import Fleet, free_ports, wait_until
+from bench.harness import Fleet, free_ports, output, wait_until
 
 HANDLER = """#!/bin/sh
 [ "$SERF_EVENT" = user ] && name=$SERF_USER_EVENT || read name rest
@@ -24,7 +23,7 @@ class Serf(Crowd):
     name = "serf"
 
     def version(self) -> str:
-        return subprocess.run(["serf", "version"], capture_output=True, text=True, check=True).stdout.splitlines()[0]
+        return f"serf {output('serf', 'version').splitlines()[0]}"
 
     def start(self, fleet: Fleet, nodes: int) -> None:
         self._fleet, self._nodes, self._numbers = fleet, nodes, itertools.count(1)
@@ -44,16 +43,14 @@ class Serf(Crowd):
             wait_until(lambda: self._members(address) == nodes, "all agents know all", 60, every_s=0.5)  # noqa: B023
 
     def _members(self, address: str) -> int:
-        argv = ["serf", "members", f"-rpc-addr={address}", "-status=alive"]
-        return len(subprocess.run(argv, capture_output=True, text=True, check=False).stdout.splitlines())
+        return len(output("serf", "members", f"-rpc-addr={address}", "-status=alive").splitlines())
 
     def _event(self) -> float:
         """From the command's start to the last handler's touch."""
         name = f"bench{next(self._numbers)}"
         start = time.time()
         # Without coalescing, for it holds every event back for a second.
-        argv = ["serf", "event", "-coalesce=false", f"-rpc-addr={self._rpc}", name]
-        subprocess.run(argv, check=True, capture_output=True)
+        output("serf", "event", "-coalesce=false", f"-rpc-addr={self._rpc}", name)
         wait_until(lambda: len(self._touched(f"user.{name}.*")) == len(self._alive), "every handler ran", 30)
         return max(path.stat().st_mtime for path in self._touched(f"user.{name}.*")) - start
 

@@ -171,6 +171,7 @@ def test_algebra_is_as_defined(case):
         ("n01 n02 n1 n2 n001", "n[1-2,01-02,001]"),
         ("rack1-node1 rack1-node2 rack2-node1 rack2-node2", "rack[1-2]-node[1-2]"),
         ("rack1-node1 rack1-node2 rack2-node5", "rack1-node[1-2],rack2-node5"),
+        ("rack1-node1 rack1-node2 rack2-node1", "rack1-node[1-2],rack2-node1"),
         ("node1.dc1.lan node2.dc1.lan", "node[1-2].dc1.lan"),
         ("1 2 3 5", "[1-3,5]"),
         ("alpha beta gamma", "alpha,beta,gamma"),

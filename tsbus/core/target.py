@@ -70,7 +70,7 @@ def fold(names: Iterable[str]) -> str:
 
 
 def _fold_alike(names: list[tuple[str, ...]]) -> list[tuple[str, ...]]:
-    """Fold names of one shape, given as pieces, into fewer whose numbers are ranges: one place after the other."""
+    """Fold names of one shape, given as pieces, into fewer whose numbers are ranges: place by place, the last first."""
     for place in reversed(range(1, len(names[0]), 2)):
         lines: dict[tuple[str, ...], list[str]] = {}
         for pieces in names:

@@ -82,17 +82,16 @@ class Document:
         self._lines += [match.end() for match in re.finditer("\n", text)]
         scanner = Scanner(text)
         self._offsets = scanner.offsets
-        as_json = text.lstrip()[:1] == "{"
+        format_name = "JSON" if text.lstrip()[:1] == "{" else "TOML"
         try:
-            scanner.scan_json() if as_json else scanner.scan_toml()
-            data = json.loads(text, parse_constant=_refuse) if as_json else tomllib.loads(_explicit(text, scanner))
+            data = _parse_json(text, scanner) if format_name == "JSON" else _parse_toml(text, scanner)
         except ScanError as error:
             self.fail(self._place(error.offset), error.message, error.hint)
         except json.JSONDecodeError as error:
             self.fail((error.lineno, error.colno), f"not JSON: {error.msg}")
         except (ValueError, RecursionError) as error:
-            # ValueError without a place: a number with too many digits.
-            self.fail(self._toml_place(text, error), f"not TOML: {_TOML_PLACE.sub('', str(error))}")
+            # Besides TOMLDecodeError: numbers with thousands of digits, and constants that JSON does not have.
+            self.fail(self._toml_place(text, error), f"not {format_name}: {_TOML_PLACE.sub('', str(error))}")
         else:
             self.data = data
             self._tell_short_headers(scanner)
@@ -143,14 +142,20 @@ def read(path: FilePath) -> Document:
     return document
 
 
-def _explicit(text: str, scanner: Scanner) -> str:
-    """Return the text with its short headers written out, on the same lines."""
-    parts, at = [], 0
-    for start, end, path in scanner.short_headers:
-        parts += [text[at:start], "[", ".".join(json.dumps(key, ensure_ascii=False) for key in path), "]"]
-        at = end
-    return "".join(parts) + text[at:]
+def _parse_json(text: str, scanner: Scanner) -> Any:
+    scanner.scan_json()
+    return json.loads(text, parse_constant=_refuse)
 
 
 def _refuse(constant: str) -> None:
     raise ValueError(f"{constant} is no number of JSON")
+
+
+def _parse_toml(text: str, scanner: Scanner) -> Any:
+    """Parse the text with its short headers written out, on the same lines."""
+    scanner.scan_toml()
+    parts, at = [], 0
+    for start, end, path in scanner.short_headers:
+        parts += [text[at:start], "[", ".".join(json.dumps(key, ensure_ascii=False) for key in path), "]"]
+        at = end
+    return tomllib.loads("".join(parts) + text[at:])

@@ -11,6 +11,8 @@ import re
 from collections.abc import Callable, Iterable
 from typing import Any
 
+from tsbus.core.topic import TopicError, check_pattern
+
 Complaint = tuple[str, str]
 """(message, hint)."""
 Form = Callable[[Any], Complaint | None]
@@ -23,7 +25,6 @@ MAX_NAME_BYTES = 64
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 _HOST_LABEL = re.compile(r"(?!-)[A-Za-z0-9_-]{1,63}(?<!-)")
 _USER = re.compile(r"@?[^\s@:][^\s:]{0,63}")
-_TOPIC_TOKEN = re.compile(r"[^\s.*>]+|\*")
 _Z85 = "0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ.-:+=^!/*?&<>()[]{}@%$#"
 
 
@@ -115,12 +116,11 @@ def node_or_tag(value: str) -> Complaint | None:
 
 def topic(value: str) -> Complaint | None:
     """A topic pattern: tokens between dots, * for one token, > at the end for all the rest."""
-    tokens = value.split(".")
-    if tokens[-1] == ">":
-        tokens.pop()
-    if value.isprintable() and len(value) <= 255 and all(map(_TOPIC_TOKEN.fullmatch, tokens)):
-        return None
-    return f"{quote(value)} is no topic pattern", 'write words between dots, like "container.*" or "container.>"'
+    try:
+        check_pattern(value)
+    except TopicError as error:
+        return str(error), ""
+    return None
 
 
 def target(value: str) -> Complaint | None:

@@ -15,6 +15,7 @@ from typing import Annotated, Any
 from tsbus.config import forms
 from tsbus.config.plain import tree_to_plain
 from tsbus.core.roles import Role
+from tsbus.core.tree import Topology
 
 MAX_CHILDS = 10
 """Links are kept alive all the time; ten a node keep a restart cheap and 1,000 nodes three links deep."""
@@ -227,8 +228,8 @@ class Operator:
 class Tree:
     """The whole configuration of a tree."""
 
-    servers: dict[str, Server]
-    """By name, in the order of the file."""
+    servers: dict[str, Server] = field(default_factory=dict)
+    """By name, in the order of the file. A loaded tree has at least one."""
     current_node: str = field(default="", metadata=_SHOWN)
     """The node whose copy this is; empty on the console."""
     operators: dict[str, Operator] = field(default_factory=dict)
@@ -239,12 +240,18 @@ class Tree:
     path: Path | None = field(default=None, compare=False, metadata=_LOCAL)
     """The file it was read from."""
     version: str = field(init=False, compare=False, metadata=_LOCAL)
-    """12 hex digits that are equal on two nodes when their configurations are, `current_node` aside."""
+    """12 hex digits, equal on two nodes when their configurations are, `current_node` aside. Order counts, because
+    the order of servers decides who stands in for whom."""
 
     def __post_init__(self) -> None:
         shared = tree_to_plain(self) | {"current_node": ""}
-        digest = hashlib.sha256(json.dumps(shared, sort_keys=True).encode()).hexdigest()
+        digest = hashlib.sha256(json.dumps(shared).encode()).hexdigest()
         object.__setattr__(self, "version", digest[:12])
+
+    def topology(self) -> Topology:
+        """Return who is whose child, and the tags. Raises ValueError when that is no tree; a loaded one always is."""
+        servers = self.servers.items()
+        return Topology({name: each.childs for name, each in servers}, {name: each.tags for name, each in servers})
 
     def policy_for(self, node: str) -> Policy:
         """Return the policy in force on `node`. Raises KeyError for an unknown node."""

@@ -1,7 +1,7 @@
 """Plain: structs as dicts, lists and scalars, in the shape of the file. Shared by the version digest and the writer.
 
-Most values that equal their default are left out, so that the digest does not change when a release adds a field. It knows
-nothing of TOML or JSON.
+Most values that equal their default are left out, so that the digest does not change when a release adds a field.
+It knows nothing of TOML or JSON.
 """
 
 from dataclasses import MISSING, Field, fields, is_dataclass

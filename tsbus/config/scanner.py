@@ -15,6 +15,8 @@ from tsbus.config.problem import Path
 
 MAX_DEPTH = 16
 """Levels of nesting. The real format needs six; the parsers recurse, and this keeps hostile files from doing harm."""
+MAX_VALUES = 200_000
+"""Keys and array elements of one file; 10,000 servers have 130,000. It bounds the time that a hostile file can take."""
 
 _BLANK = re.compile(r"(?:[ \t\r\n]|#[^\n]*)*")
 _SPACE = re.compile(r"[ \t]*")
@@ -163,7 +165,7 @@ class Scanner:
                 keys.append((self._unquote(self._skip(_STRING)), start))
             else:
                 keys.append((self._skip(_BARE_KEY), start))
-            self._check_depth(len(keys))
+            self._check_size(len(keys))
             self._skip(blank)
             if self._json or self._peek() != ".":
                 return keys
@@ -178,7 +180,7 @@ class Scanner:
             raise _Unreadable from None
 
     def _value(self, path: Path) -> None:
-        self._check_depth(len(path))
+        self._check_size(len(path))
         char = self._peek()
         if char == "[":
             self._items("]", path)
@@ -205,6 +207,8 @@ class Scanner:
                 self._skip(_BLANK)
         self._at += 1
 
-    def _check_depth(self, depth: int) -> None:
+    def _check_size(self, depth: int) -> None:
         if depth > MAX_DEPTH:
             raise ScanError(self._at, f"nested more than {MAX_DEPTH} levels deep", "no key of this format is so deep")
+        if len(self.offsets) > MAX_VALUES:
+            raise ScanError(self._at, f"more than {MAX_VALUES} keys and elements", "is this the right file?")

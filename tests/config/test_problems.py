@@ -1,0 +1,387 @@
+"""Each rule of the configuration has a case here: a text, and the exact line that a person reads about it."""
+
+import json
+import textwrap
+
+import pytest
+
+from tsbus.config import ConfigError, check, load, loads
+from tsbus.config.document import MAX_BYTES, MAX_PROBLEMS
+
+NODE = """
+[servers.node1]
+ip = "10.0.0.1"
+service_port = 8888
+"""
+"""A sound tree of four lines and one empty one before them; cases add to it from line 6 on."""
+KEY = "rq:rM>}U?@Lns47E1%kR.o@n%FcmmsL/@{H8]yf7"
+
+TOML_CASES = {
+    "no server": (
+        "",
+        "t.toml: error: servers: there is no server; add a table [servers.NAME] with ip and service_port",
+    ),
+    "empty servers": (
+        "[servers]",
+        "t.toml:1:2: error: servers: there is no server; add a table [servers.NAME] with ip and service_port",
+    ),
+    "server is no table": ("[servers]\nnode1 = 5", "t.toml:2:1: error: servers.node1: must be a table"),
+    "missing key": (
+        '[servers.node1]\nip = "10.0.0.1"',
+        "t.toml:1:10: error: servers.node1.service_port: is missing; add service_port = ...",
+    ),
+    "unknown key": (
+        NODE + "chidls = []",
+        't.toml:5:1: error: servers.node1.chidls: no such key; did you mean "childs"?',
+    ),
+    "unknown section": (NODE + "[buss]", 't.toml:5:2: error: buss: no such key; did you mean "bus"?'),
+    "unlike any key": (
+        NODE + "[operators.al]\nrole='admin'\nzzz = 1",
+        "t.toml:7:1: error: operators.al.zzz: no such key; known here: name, public_key, role",
+    ),
+    "wrong type": (NODE + "tags = 5", "t.toml:5:1: error: servers.node1.tags: must be an array; put it in [ ]"),
+    "wrong element": (NODE + "tags = ['a',\n 5]", "t.toml:6:2: error: servers.node1.tags[1]: must be text in quotes"),
+    "true is no number": (NODE + "[bus]\nping_ms = true", "t.toml:6:1: error: bus.ping_ms: must be a whole number"),
+    "huge number": (
+        NODE + f"[bus]\nsteady_s = 0x{'f' * 9000}",
+        "t.toml:6:1: error: bus.steady_s: must be a number",
+    ),
+    "port range": (
+        "[servers.node1]\nip = '10.0.0.1'\nservice_port = 65536",
+        "t.toml:3:1: error: servers.node1.service_port: is out of range; give a value from 1 to 65535",
+    ),
+    "mistyped address": (
+        "[servers.node1]\nip = '10.0.0.256'\nservice_port = 1",
+        't.toml:2:1: error: servers.node1.ip: "10.0.0.256" is no IP address or host name; write it like "10.0.0.1"',
+    ),
+    "address of nobody": (
+        "[servers.node1]\nip = '0.0.0.0'\nservice_port = 1",
+        "t.toml:2:1: error: servers.node1.ip: 0.0.0.0 cannot be dialled; give the address others reach this node at",
+    ),
+    "name with target grammar": (
+        "[servers.'a,b']\nip = '10.0.0.1'\nservice_port = 1",
+        't.toml:1:10: error: servers."a,b": "a,b" cannot be a name; '
+        "use letters, digits, - _ . (at most 64), beginning with a letter, a digit or _",
+    ),
+    "name unlike its table": (
+        NODE + "name = 'node2'",
+        't.toml:5:1: error: servers.node1.name: the name is "node2" but the table is "node1"; '
+        "make both the same, or leave name out",
+    ),
+    "tag with @": (
+        NODE + "tags = ['@web']",
+        't.toml:5:9: error: servers.node1.tags[0]: "@web" cannot be a tag; write it without the @: "web"',
+    ),
+    "bad key": (
+        NODE + "public_key = 'abc'",
+        "t.toml:5:1: error: servers.node1.public_key: this is no public key; "
+        "a key is 40 characters of Z85 (32 bytes); copy the line after public-key =",
+    ),
+    "key beyond 32 bytes": (
+        NODE + f"public_key = '{'#' * 40}'",
+        "t.toml:5:1: error: servers.node1.public_key: this is no public key; "
+        "a key is 40 characters of Z85 (32 bytes); copy the line after public-key =",
+    ),
+    "operator without key": (
+        NODE + "[operators.al]\npublic_key = ''",
+        "t.toml:6:1: error: operators.al.public_key: the public key is empty; "
+        "an operator is known by the key; give it here",
+    ),
+    "unknown role": (
+        NODE + f"[operators.al]\npublic_key = '{KEY}'\nrole = 'admn'",
+        't.toml:7:1: error: operators.al.role: no role named "admn"; did you mean "admin"?',
+    ),
+    "user with a role that is none": (
+        NODE + "[policy.users]\nroot = 3",
+        "t.toml:6:1: error: policy.users.root: must be the name of a role; known here: none, observe, operate, admin",
+    ),
+    "bad user": (
+        NODE + "[policy.users]\n'a b' = 'admin'",
+        't.toml:6:1: error: policy.users."a b": "a b" is no user or group; write a user name, a uid, or "@group"',
+    ),
+    "current node": (
+        "current_node = 'nod1'" + NODE,
+        't.toml:1:1: error: current_node: no server named "nod1"; did you mean "node1"?',
+    ),
+    "own child": (
+        NODE + "childs = ['node1']",
+        "t.toml:5:11: error: servers.node1.childs[0]: a server cannot be its own child; take it out",
+    ),
+    "child of two": (
+        NODE
+        + "childs = ['b', 'c']\n[servers]\nb = {ip='b', service_port=1, childs=['c']}\nc = {ip='c', service_port=1}",
+        't.toml:7:38: error: servers.b.childs[0]: "c" is already a child of "node1"; '
+        "a server has one parent; take it out of one of the two",
+    ),
+    "circle": (
+        "[servers]\na = {ip='a', service_port=1, childs=['b']}\nb = {ip='b', service_port=1, childs=['c']}\n"
+        "c = {ip='c', service_port=1, childs=['a']}",
+        "t.toml:2:30: error: servers.a.childs: the childs go round in a circle: a -> b -> c -> a; "
+        "one of them must not be a child of the next",
+    ),
+    "two roots": (
+        NODE + "[servers.b]\nip = 'b'\nservice_port = 1",
+        't.toml:5:10: error: servers.b: is no child of any server, and neither is "node1": a tree has one root; '
+        'add "b" to the childs of a server',
+    ),
+    "same endpoint": (
+        NODE + "childs = ['b']\n[servers.b]\nip = '10.0.0.1'\nservice_port = 8888",
+        't.toml:8:1: error: servers.b.service_port: 10.0.0.1:8888 is already the endpoint of "node1"; '
+        "give it another ip or service_port",
+    ),
+    "scheduler": (
+        NODE + "[balancers]\naddress = '10.0.0.1:80'\nalg = 'wrrr'",
+        't.toml:7:1: error: servers.node1.balancers.alg: "wrrr" is not known; did you mean "wrr"?',
+    ),
+    "balancer address": (
+        NODE + "[balancers.web]\naddress = 'fd00::1:80'",
+        't.toml:6:1: error: servers.node1.balancers.web.address: "fd00::1:80" is no address; '
+        'write IP:PORT, like "10.0.0.1:443" or "[fd00::1]:443"',
+    ),
+    "balancer on the bus": (
+        NODE + "[balancers.web]\naddress = '10.0.0.1:8888'",
+        "t.toml:6:1: error: servers.node1.balancers.web.address: 10.0.0.1:8888 is already used by the bus; "
+        "give it another address or port",
+    ),
+    "balancers at one address": (
+        NODE + "[balancers.a]\naddress = '10.0.0.1:1'\n[balancers.b]\naddress = '10.0.0.1:1'",
+        't.toml:8:1: error: servers.node1.balancers.b.address: 10.0.0.1:1 is already used by balancer "a"; '
+        "give it another address or port",
+    ),
+    "balancer called like the direct one": (
+        NODE + "[balancers]\naddress = '10.0.0.1:1'\n[balancers.default]\naddress = '10.0.0.1:2'",
+        "t.toml:7:12: error: servers.node1.balancers.default: this name is taken by the balancer in [balancers] itself",
+    ),
+    "container port": (
+        NODE + "[balancers]\naddress = '10.0.0.1:80'\n[containers]\nnginx = 0",
+        "t.toml:8:1: error: servers.node1.balancers.containers.nginx: is out of range; give a value from 1 to 65535",
+    ),
+    "image name": (
+        NODE + "[balancers]\naddress = '10.0.0.1:80'\n[containers]\n'a b' = 1",
+        't.toml:8:1: error: servers.node1.balancers.containers."a b": "a b" is no image name; '
+        'write it as for docker run, like "nginx:1.27"',
+    ),
+    "balanced server": (
+        NODE + "[balancers.web]\naddress = '10.0.0.1:80'\n[balancers.web.servers]\nnod1 = 80",
+        't.toml:8:1: error: servers.node1.balancers.web.servers.nod1: no server named "nod1"; did you mean "node1"?',
+    ),
+    "short header before any server": (
+        "[balancers]\naddress = '10.0.0.1:80'" + NODE,
+        "t.toml:1:2: error: balancers: stands outside of any server; put it below a [servers.NAME] header",
+    ),
+    "containers without a balancer": (
+        NODE + "[containers]\nnginx = 80",
+        "t.toml:5:2: error: containers: stands outside of any server; "
+        "put it below a [servers.NAME] header and [balancers]",
+    ),
+    "short header twice": (
+        NODE + "[balancers]\naddress = '10.0.0.1:80'\n[balancers]",
+        't.toml:7:1: error: the second [balancers] of server "node1"; '
+        "give each balancer a name: [servers.node1.balancers.NAME]",
+    ),
+    "allow rule": (
+        NODE + "[[policy.allow]]\nfrom = ''\ncommands = ['a.>.b']",
+        't.toml:6:1: error: policy.allow[0].from: "" is no target; write nodes, tags or *, like "node[1-3],@web"',
+    ),
+    "topic pattern": (
+        NODE + "[[policy.allow]]\nfrom = '*'\ncommands = ['a.>.b']",
+        "t.toml:7:13: error: policy.allow[0].commands[0]: pattern 'a.>.b', token 2: "
+        "'>' stands for all the rest; put it last, or write '*'",
+    ),
+    "rest in the middle": (
+        NODE + "[[executor.allow]]\nargv = ['a', '**', 'b']",
+        "t.toml:6:1: error: executor.allow[0].argv: ** stands before the last place; "
+        "** is the rest of the arguments; use * for one of them",
+    ),
+    "argument that cannot be": (
+        NODE + '[[executor.allow]]\nargv = ["a", "\\u0000"]',
+        "t.toml:6:14: error: executor.allow[0].argv[1]: this text holds a character that no program can be given; "
+        "take out NUL and unpaired surrogates",
+    ),
+    "handler without program": (
+        NODE + "[handlers.h]\non = 'a'\nrun = []",
+        "t.toml:7:1: error: handlers.h.run: no program is named; "
+        'write the program and its arguments, like ["systemctl", "restart", "nginx"]',
+    ),
+    "bus range": (
+        NODE + "[bus]\nqueue_bytes = 1",
+        "t.toml:6:1: error: bus.queue_bytes: is out of range; give a value from 65536 to 4294967296",
+    ),
+    "nan": (
+        NODE + "[bus]\nsteady_s = nan",
+        "t.toml:6:1: error: bus.steady_s: is out of range; give a value from 0 to 86400",
+    ),
+    "heartbeat": (
+        NODE + "[bus]\nheartbeat_timeout_ms = 500",
+        "t.toml:6:1: error: bus.heartbeat_timeout_ms: must be longer than heartbeat_ms (500); "
+        "three times as long is usual",
+    ),
+    "console's file": (
+        "[ssh]",
+        "t.toml: error: this is a console's file, not a tree; load the file that its `tree` names",
+    ),
+    "syntax": ("[servers\n", "t.toml:1:9: error: not TOML: Expected ']' at the end of a table declaration"),
+    "syntax at the end": ("a = [1,\n2", "t.toml:2:2: error: not TOML: Unclosed array"),
+    "syntax in a short header": (
+        NODE + "[balancers] x",
+        "t.toml:5:14: error: not TOML: Expected newline or end of document after a statement",
+    ),
+    "table twice": (
+        NODE + "[servers.node1]",
+        "t.toml:5:15: error: not TOML: Cannot declare ('servers', 'node1') twice",
+    ),
+    "deep": (
+        "x = " + "[" * 100_000,
+        "t.toml:1:21: error: nested more than 16 levels deep; no key of this format is so deep",
+    ),
+    "deep key": (
+        "x." * 100_000,
+        "t.toml:1:34: error: nested more than 16 levels deep; no key of this format is so deep",
+    ),
+}
+
+JSON_CASES = {
+    "place of a key": (
+        '{"servers": {"a": {"ip": "a",\n "service_port": "1"}}}',
+        "t.toml:2:2: error: servers.a.service_port: must be a whole number",
+    ),
+    "place of an element": (
+        '{"servers": {"a": {"ip": "a", "service_port": 1,\n "tags": ["x",\n  ""]}}}',
+        't.toml:3:3: error: servers.a.tags[1]: "" cannot be a name; '
+        "use letters, digits, - _ . (at most 64), beginning with a letter, a digit or _",
+    ),
+    "key twice": (
+        '{"servers": {"a": {},\n "a": {}}}',
+        't.toml:2:2: error: the key "a" is given twice; keep one of them',
+    ),
+    "short table": (
+        '{"servers": {"a": {"ip": "a", "service_port": 1}},\n "balancers": {}}',
+        "t.toml:2:2: error: balancers: stands outside of any server; put it below a [servers.NAME] header",
+    ),
+    "syntax": ('{\n"servers": }', "t.toml:2:12: error: not JSON: Expecting value"),
+    "no number": ('{"bus": NaN}', "t.toml: error: not JSON: NaN is no number of JSON"),
+    "deep": (
+        '{"a":' + "[" * 100_000,
+        "t.toml:1:22: error: nested more than 16 levels deep; no key of this format is so deep",
+    ),
+    "surrogate": (
+        '{"servers": {"a": {"ip": "a", "service_port": 1}}, "executor": {"audit_file": "\\ud800"}}',
+        "t.toml:1:65: error: executor.audit_file: this text holds a character that no program can be given; "
+        "take out NUL and unpaired surrogates",
+    ),
+}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"), [*TOML_CASES.values(), *JSON_CASES.values()], ids=[*TOML_CASES, *JSON_CASES]
+)
+def test_a_broken_rule_is_reported_with_its_place_and_a_way_out(text, message):
+    """Each rule that a file breaks gives exactly the expected line."""
+    with pytest.raises(ConfigError) as caught:
+        loads(text, file="t.toml")
+    assert message in [str(problem) for problem in caught.value.problems if problem.severity == "error"]
+
+
+def test_too_many_childs_are_refused():
+    """An eleventh child is an error at that child, and the only one."""
+    names = [f"n{i}" for i in range(11)]
+    servers = {"top": {"ip": "top", "service_port": 1, "childs": names}}
+    servers |= {name: {"ip": name, "service_port": 1} for name in names}
+    with pytest.raises(ConfigError) as caught:
+        loads(json.dumps({"servers": servers}), file="t.json")
+    (problem,) = caught.value.problems
+    assert (problem.path, problem.line) == ("servers.top.childs[10]", 1)
+    assert problem.message == "11 childs are too many"
+
+
+def test_all_problems_come_at_once_in_the_order_of_the_file():
+    """One walk reports problems of single values, of the tree's shape and of other sections together."""
+    text = textwrap.dedent("""\
+        current_node = "nodeX"
+        [servers.node1]
+        ip = "10.0.0.1"
+        service_port = 0
+        childs = ["node1", "nod2"]
+        [servers.node2]
+        service_port = 8888
+        [bus]
+        ping_ms = "x"
+        """)
+    with pytest.raises(ConfigError) as caught:
+        loads(text, file="t.toml")
+    assert [(problem.line, problem.column, problem.severity) for problem in caught.value.problems] == [
+        (1, 1, "error"),
+        (4, 1, "error"),
+        (5, 11, "error"),
+        (5, 20, "warning"),
+        (6, 10, "error"),
+        (6, 10, "error"),
+        (9, 1, "error"),
+    ]
+    assert str(caught.value) == "\n".join(str(problem) for problem in caught.value.problems)
+
+
+def test_an_unknown_child_is_a_warning_unless_strict(tmp_path):
+    """Loading passes over a child that is not defined; strict loading, as the build does, refuses it."""
+    path = tmp_path / "t.toml"
+    path.write_text(NODE + "childs = ['node2']")
+    assert load(path).servers["node1"].childs == ("node2",)
+    _, (problem,) = check(path)
+    assert (
+        str(problem) == f'{path}:5:11: warning: servers.node1.childs[0]: no server named "node2"; did you mean "node1"?'
+    )
+    with pytest.raises(ConfigError, match=r'error: .* no server named "node2"'):
+        load(path, strict=True)
+
+
+def test_a_tag_of_nobody_is_a_warning(tmp_path):
+    """A balancer may wait for servers of a tag that nobody has yet, and the check says so."""
+    path = tmp_path / "t.toml"
+    path.write_text(NODE + "[servers.node1.balancers.web]\naddress = '10.0.0.1:80'\nservers = {'@web' = 80}")
+    tree, (problem,) = check(path)
+    assert tree is not None
+    assert str(problem).endswith(
+        ':7:12: warning: servers.node1.balancers.web.servers."@web": no server has the tag "web"'
+    )
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"a = 1\nb = '\xff'", ":2:6: error: not UTF-8 text; save the file as UTF-8"),
+        (b"#" * (10 << 20), f": error: larger than {MAX_BYTES >> 20} MiB; is this the right file?"),
+    ],
+)
+def test_a_file_that_is_no_text_of_this_format_has_one_problem(tmp_path, content, message):
+    """Wrong encoding and hostile size are each reported once."""
+    path = tmp_path / "t.toml"
+    path.write_bytes(content)
+    found, problems = check(path)
+    assert found is None
+    assert [str(problem) for problem in problems] == [f"{path}{message}"]
+
+
+@pytest.mark.parametrize("name", ["absent.toml", "", "nul\0.toml"])
+def test_a_file_that_cannot_be_read_is_a_problem(tmp_path, name):
+    """A missing file, a directory and an impossible path raise ConfigError like any other fault."""
+    with pytest.raises(ConfigError, match="cannot be read"):
+        load(f"{tmp_path}/{name}")
+
+
+@pytest.mark.parametrize(
+    "text", ["a = [" + "1," * 300_000 + "]", "[[a]]\n" * 300_000, '{"a": [' + "1," * 300_000 + "1]}"]
+)
+def test_endless_values_are_refused_before_they_are_parsed(text):
+    """A file of a permitted size but with too many values is one problem."""
+    with pytest.raises(ConfigError) as caught:
+        loads(text)
+    (problem,) = caught.value.problems
+    assert problem.message == "more than 200000 keys and elements"
+
+
+def test_endless_problems_are_counted_not_listed():
+    """A file with thousands of faults shows the first and the number of the others."""
+    with pytest.raises(ConfigError) as caught:
+        loads(NODE + "\n".join(f"key{i} = 1" for i in range(5000)))
+    assert len(caught.value.problems) == MAX_PROBLEMS + 1
+    assert caught.value.problems[-1].message == f"{5000 - MAX_PROBLEMS} more problems"

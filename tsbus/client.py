@@ -1,0 +1,443 @@
+"""The client: what a program does on the bus, in asyncio. `connect` gives one; workers and the blocking facade use it.
+
+What it says and hears is decided in `core/session.py`; `connection.py` carries it.
+"""
+
+import asyncio
+import contextlib
+import inspect
+import os
+from collections.abc import Awaitable, Callable, Coroutine, Generator, Mapping
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Generic, Protocol, Self, TypeVar
+
+from tsbus.calls import Call, Request, Result
+from tsbus.connection import Channel, Connection, Signal
+from tsbus.core.body import to_body
+from tsbus.core.exchanges import CREDIT
+from tsbus.core.message import Content, Gap
+from tsbus.core.roles import Role
+from tsbus.core.session import Event, Inbox, Sink, Wish
+from tsbus.errors import BufferFull, BusError, ConnectionLost, PayloadTooLarge
+from tsbus.log import Log
+
+if TYPE_CHECKING:
+    from tsbus.core.message import WorkerWelcome
+    from tsbus.transport import Curve
+
+DEFAULT_ADDRESS = "/run/treescale/bus"
+_CLOSE_S = 2.0
+"""How long `close` lets what is queued leave."""
+
+_RAW = int(Content.RAW)
+_log = Log("client")
+
+Callback = Callable[[Event], Awaitable[None] | None]
+"""What a subscription calls for an event: a function, or an `async` one, which is awaited before the next event."""
+
+
+class _Closable(Protocol):
+    async def close(self) -> None: ...
+
+
+_T = TypeVar("_T", bound=_Closable)
+
+
+class Opening(Generic[_T]):
+    """Something that is being opened: await it, or use it with `async with`, which closes it at the end."""
+
+    def __init__(self, opening: Coroutine[Any, Any, _T]) -> None:
+        self._opening = opening
+        self._opened: _T | None = None
+
+    def __await__(self) -> Generator[Any, None, _T]:
+        return self._opening.__await__()
+
+    async def __aenter__(self) -> _T:
+        self._opened = await self._opening
+        return self._opened
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._opened is not None:
+            await self._opened.close()
+
+
+class Subscription:
+    """Iterate it for events and gaps. What is not taken counts against the window: the router sees a slow reader."""
+
+    def __init__(self, connection: Connection, sink: Sink, signal: Signal) -> None:
+        self._connection = connection
+        self._sink = sink
+        self._signal = signal
+        self._closed = False
+        self._feeder: asyncio.Task[None] | None = None
+        self.pattern, self.scope = sink.pattern, sink.scope
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> Event | Gap:
+        try:
+            return await self.next()
+        except ConnectionLost:
+            raise StopAsyncIteration from None
+
+    async def next(self, timeout_s: float | None = None) -> Event | Gap:
+        """Wait for the next event or gap. Raises TimeoutError after `timeout_s`, ConnectionLost once it is closed."""
+        async with asyncio.timeout(timeout_s):
+            while (item := self.take()) is None:
+                if self._closed or self._connection.closed:
+                    raise ConnectionLost(f"the subscription to {self.pattern} was closed")
+                await self._signal.wait()
+        return item
+
+    def take(self) -> Event | Gap | None:
+        """Return the next event or gap that has arrived, None if none waits. Not for subscriptions with a callback."""
+        inbox = self._sink.inbox
+        if inbox is None:
+            raise RuntimeError("this subscription has a callback; there is nothing to take")
+        item = inbox.take()
+        if item is None:
+            self._connection.soon()  # an acknowledgement may wait to be sent
+        return item
+
+    async def close(self) -> None:
+        """End the subscription; who iterates it comes to the end."""
+        if not self._closed:
+            self._closed = True
+            self._connection.session.unsubscribe(self._sink)
+            self._connection.soon()
+            self._signal()
+        if self._feeder is not None and self._feeder is not asyncio.current_task():
+            self._feeder.cancel()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    def feed(self, callback: Callback, on_gap: Callable[[Gap], None] | None) -> None:
+        """Let a task await `callback` for one event after the other."""
+        self._feeder = asyncio.create_task(self._feed(callback, on_gap))
+
+    async def _feed(self, callback: Callback, on_gap: Callable[[Gap], None] | None) -> None:
+        async for item in self:
+            try:
+                if isinstance(item, Event):
+                    answer = callback(item)
+                    if answer is not None:
+                        await answer
+                elif on_gap is not None:
+                    on_gap(item)
+            except Exception as error:
+                _log.warning("client.handler-error", pattern=self.pattern, error=f"{type(error).__name__}: {error}")
+
+
+class Interest:
+    """Whether others want what a pattern selects: `wanted` now, and an iterator of every change."""
+
+    def __init__(self, connection: Connection, wish: Wish, signal: Signal) -> None:
+        self._connection = connection
+        self._wish = wish
+        self._signal = signal
+        self._seen = self.wanted
+        self._closed = False
+
+    @property
+    def wanted(self) -> bool:
+        """Whether anybody else is subscribed to something that the pattern selects."""
+        return bool(self._wish.wanted)
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> bool:
+        await self._signal.until(lambda: self._closed or self._connection.closed or self.wanted != self._seen)
+        if self._closed or self._connection.closed:
+            raise StopAsyncIteration
+        self._seen = self.wanted
+        return self._seen
+
+    async def close(self) -> None:
+        """End the watch; who iterates it comes to the end."""
+        self._closed = True
+        self._connection.session.unwatch(self._wish)
+        self._connection.soon()
+        self._signal()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+
+class Client:
+    """A program's place on the bus. Everything it does goes to the router of its node.
+
+    If the router goes away, calls under way end at once (`unreachable`), publishing waits, and subscriptions, services
+    and watches are announced again when it is back.
+    """
+
+    def __init__(self, open_channel: Callable[[], Channel], *, name: str = "client", where: str = "?") -> None:
+        """Make a client that is not connected; programs use `connect`. `where` names the address in errors."""
+        self._connection = Connection(open_channel, name, where)
+        self._session = self._connection.session
+        self._exchanges = self._session.exchanges
+        self._loop = asyncio.get_running_loop()
+
+    async def open(self, timeout_s: float = 3.0) -> None:
+        """Connect. Raises NoRouter if nothing answers in time, Refused if the router turns us away."""
+        self._connection.open()
+        try:
+            await self._connection.first_welcome(timeout_s)
+        except BaseException:
+            self._connection.close()
+            raise
+
+    async def close(self) -> None:
+        """Let what is queued leave, for two seconds at most, and disconnect. Calls under way end."""
+        if not self._connection.closed and self.connected:
+            with contextlib.suppress(TimeoutError, BusError):
+                async with asyncio.timeout(_CLOSE_S):
+                    await self.flush()
+        self._connection.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    # Who we are.
+
+    @property
+    def connected(self) -> bool:
+        """Whether the router is there."""
+        return self._connection.connected
+
+    @property
+    def node(self) -> str:
+        """The node whose router this is. Raises ConnectionLost without one."""
+        return self._welcome.node
+
+    @property
+    def who(self) -> str:
+        """Who we are to the router: `uid:1000` or `operator:alice`."""
+        return self._welcome.who
+
+    @property
+    def role(self) -> Role:
+        """What we may do."""
+        return Role(self._welcome.role)
+
+    @property
+    def handle(self) -> int:
+        """The number of this connection at the router."""
+        return self._welcome.handle
+
+    @property
+    def release(self) -> str:
+        """The version of the router's software."""
+        return self._welcome.release
+
+    @property
+    def max_body(self) -> int:
+        """Bytes that a body may have."""
+        return self._session.max_body
+
+    @property
+    def _welcome(self) -> "WorkerWelcome":
+        if self._session.welcome is None:
+            raise self._connection.lost()
+        return self._session.welcome
+
+    async def wait_connected(self, timeout_s: float | None = None) -> None:
+        """Wait until the router is there. Raises NoRouter after `timeout_s`, ConnectionLost if closed."""
+        await self._connection.wait_connected(timeout_s)
+
+    # Events.
+
+    async def publish(self, topic: str, body: object = b"", *, to: str = "*", content: int = _RAW) -> None:
+        """Publish an event to the nodes `to`: bytes as they are, str as text, anything else as JSON.
+
+        It waits only while the router takes no more, or is away. `content` says what bytes are (protocol 2.7). Raises
+        TopicError, PayloadTooLarge, and ConnectionLost when this client is closed.
+        """
+        session = self._session
+        if type(body) is not bytes:
+            body, content = to_body(body)
+        if len(body) > session.max_body:
+            raise PayloadTooLarge(f"an event of {len(body)} bytes; the router takes {session.max_body}")
+        while session.full:
+            await self._connection.wait_event_room()
+        if session.publish(topic, body, content, to):
+            self._connection.pump()
+        elif not self._connection.pump_due:
+            self._connection.soon()
+
+    def publish_nowait(self, topic: str, body: object = b"", *, to: str = "*") -> None:
+        """Publish as `publish` does, but raise BufferFull where that would wait."""
+        data, content = to_body(body)
+        if len(data) > self._session.max_body:
+            raise PayloadTooLarge(f"an event of {len(data)} bytes; the router takes {self._session.max_body}")
+        if self._session.full:
+            raise BufferFull(f"the router at {self._connection.where} takes no more events now")
+        if self._session.publish(topic, data, content, to):
+            self._connection.pump()
+        else:
+            self._connection.soon()
+
+    async def flush(self) -> None:
+        """Wait until the router has read everything published and asked so far."""
+        await self._connection.wait_sent()
+        await self._connection.confirm()
+
+    def subscribe(
+        self,
+        pattern: str,
+        *,
+        scope: str = "all",
+        callback: Callback | None = None,
+        on_gap: Callable[[Gap], None] | None = None,
+    ) -> Opening[Subscription]:
+        """Subscribe to topics; done when the router of this node knows it. Await it, or use it with `async with`.
+
+        `scope` says which origins count: `all`, `subtree` (this node and below) or `node`. Without a callback, iterate
+        the subscription; with one, `callback` is called for each event and `on_gap` where events were dropped. Raises
+        TopicError, ValueError or Refused.
+        """
+        return Opening(self._subscribe(pattern, scope, callback, on_gap))
+
+    async def _subscribe(
+        self, pattern: str, scope: str, callback: Callback | None, on_gap: Callable[[Gap], None] | None
+    ) -> Subscription:
+        signal = Signal()
+        if callback is None or inspect.iscoroutinefunction(callback):
+            inbox = Inbox(signal)
+            sink = Sink(pattern, scope, inbox.put, inbox.put, inbox)
+        else:
+            sink = Sink(pattern, scope, callback, on_gap or _ignore)
+        self._session.subscribe(sink)
+        subscription = Subscription(self._connection, sink, signal)
+        try:
+            await self._connection.confirm()
+        except BaseException:
+            await subscription.close()
+            raise
+        if callback is not None and sink.inbox is not None:
+            subscription.feed(callback, on_gap)
+        return subscription
+
+    def interest(self, pattern: str) -> Opening[Interest]:
+        """Watch whether others want topics that `pattern` selects. Await it, or use it with `async with`."""
+        return Opening(self._interest(pattern))
+
+    async def _interest(self, pattern: str) -> Interest:
+        signal = Signal()
+        wish = self._session.watch(pattern, signal)
+        try:
+            await self._connection.confirm()
+        except BaseException:
+            self._session.unwatch(wish)
+            raise
+        return Interest(self._connection, wish, signal)
+
+    # Commands.
+
+    def request(
+        self,
+        target: str,
+        command: str,
+        body: object = b"",
+        *,
+        timeout_s: float = 30.0,
+        input: bool = False,  # noqa: A002 - the word that the reader expects
+        credit: int = CREDIT,
+    ) -> Call:
+        """Ask every node of `target` to run `command` ("service.name"); the Call gives replies as they come.
+
+        `input`: input follows with `send_input`. `credit`: bytes that each node may answer ahead of the reader. Raises
+        PayloadTooLarge, BufferFull and ConnectionLost; what the router has against it is raised by the Call.
+        """
+        data, content = to_body(body)
+        if len(data) > self._session.max_body:
+            raise PayloadTooLarge(f"an argument of {len(data)} bytes; the router takes {self._session.max_body}")
+        if not self.connected:
+            raise self._connection.lost()
+        if not self._session.stream_room:
+            raise BufferFull(f"the router at {self._connection.where} takes no more requests now")
+        signal = Signal()
+        asked = self._exchanges.request(
+            target,
+            command,
+            data,
+            content,
+            budget_ms=round(timeout_s * 1000),
+            credit=credit,
+            with_input=input,
+            wake=signal,
+        )
+        self._connection.soon()
+        return Call(self._connection, asked, signal, timeout_s)
+
+    async def call(self, target: str, command: str, body: object = b"", *, timeout_s: float = 30.0) -> Result:
+        """Run `command` on every node of `target` and return the account. Raises as `request` and `Call.result` do."""
+        await self._connection.room.until(lambda: self._session.stream_room)
+        async with self.request(target, command, body, timeout_s=timeout_s) as call:
+            return await call.result()
+
+    async def call_one(self, node: str, command: str, body: object = b"", *, timeout_s: float = 30.0) -> Any:
+        """Run `command` on one node and return its answer, read as JSON. Raises CallFailed, and as `call` does."""
+        result = await self.call(node, command, body, timeout_s=timeout_s)
+        result.raise_for_status()
+        (value,) = result.values().values()
+        return value
+
+    async def serve(self, service: str, commands: Mapping[str, Role], start: Callable[[Request], None]) -> None:
+        """Offer commands, each with the role it requires; `start` is called with each request. `Worker` is built on it.
+
+        Raises Refused if the router does not allow it.
+        """
+        roles = {name: int(role) for name, role in commands.items()}
+        self._session.serve(service, roles, lambda served: start(Request(self._connection, served)))
+        await self._connection.confirm()
+
+
+def _ignore(_: Gap) -> None:
+    """Take a gap that nobody asked for."""
+
+
+def connect(
+    address: str | None = None, *, name: str = "client", timeout_s: float = 3.0, keys: "Curve | None" = None
+) -> Opening[Client]:
+    """Connect to a router: `client = await connect()`, or `async with connect() as client`.
+
+    `address` is the path of its socket, by default what $TREESCALE_BUS says, or /run/treescale/bus; an operator's
+    console gives `tcp://ip:port` and its keys. Raises NoRouter if nothing answers in `timeout_s`, or Refused.
+    """
+    return Opening(_connect(address, name, timeout_s, keys))
+
+
+async def _connect(address: str | None, name: str, timeout_s: float, keys: "Curve | None") -> Client:
+    from tsbus.transport import open_channel
+
+    place = endpoint(address)
+    client = Client(lambda: open_channel(place, keys), name=name, where=place)
+    await client.open(timeout_s)
+    return client
+
+
+def endpoint(address: str | None) -> str:
+    """Return the ZeroMQ endpoint of `address`; a path is a socket on this machine."""
+    place = address or os.environ.get("TREESCALE_BUS") or DEFAULT_ADDRESS
+    return place if "://" in place else f"ipc://{place}"

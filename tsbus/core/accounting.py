@@ -42,6 +42,10 @@ class Account:
         """True once every node has ended: nothing changes any more."""
         return not self._waiting
 
+    def owes(self, node: str) -> bool:
+        """Whether `node` still owes its last answer."""
+        return node in self._waiting
+
     def finish(self, node: str, outcome: Outcome) -> bool:
         """Record how `node` ended. Returns False, and changes nothing, for a node that owes no answer (any more)."""
         if node not in self._waiting:

@@ -39,7 +39,7 @@ class Queue:
         batches = self.batches
         if batches:
             last = batches[-1]
-            if last.frame is None and last.size < BATCH_BYTES:
+            if last.frame is None and last.size + size <= BATCH_BYTES:
                 last.items += items
                 last.size += size
                 last.count += len(items) // 3

@@ -1,0 +1,449 @@
+"""Commands: requests, their answers, and the account of both (protocol section 10).
+
+Part of the router (router.py). The books are pure (core/calls.py); this module moves envelopes between them and peers.
+"""
+
+import json
+from typing import TYPE_CHECKING
+
+from tsbus.core import message as wire
+from tsbus.core.accounting import Outcome
+from tsbus.core.calls import GRACE_MS, Call, Outgoing, Serving
+from tsbus.core.directory import HERE, NodeState
+from tsbus.core.message import Content, Flag, Lane, Route, Type
+from tsbus.core.roles import Role
+from tsbus.core.routing import Drop, Paths
+from tsbus.core.target import TargetError, fold, resolve
+from tsbus.core.topic import TopicError, check_topic, matches
+from tsbus.peer import Decision, Peer, PeerKind
+
+if TYPE_CHECKING:
+    from tsbus.router import Router
+
+_MAX_COMMANDS = 1000
+
+
+class _Wide:
+    """What a client's route for a REQUEST, INPUT, CANCEL or GRANT comes to: worked out once for each route."""
+
+    __slots__ = ("nodes", "onward", "paths", "reachable", "route")
+
+    def __init__(self, nodes: frozenset[str], reachable: frozenset[str], route: Route, paths: Paths | Drop) -> None:
+        self.nodes = nodes
+        self.reachable = reachable
+        self.route = route
+        self.onward = wire.encode(route)
+        self.paths = paths
+
+
+class Commands:
+    """The calls that begin, end or pass at one router."""
+
+    def __init__(self, router: "Router") -> None:
+        self._router = router
+        self.outgoing = Outgoing()
+        self.serving = Serving()
+        self._services: dict[str, list[Peer]] = {}
+        self._turn = 0
+
+    # Services ---------------------------------------------------------------------------------------------------------
+
+    def serve(self, peer: Peer, serve: wire.Serve) -> None:
+        """A worker offers commands (protocol 3, SERVE)."""
+        for command, role in serve.commands.items():
+            name = f"{serve.service}.{command}"
+            try:
+                check_topic(name)
+            except TopicError as error:
+                self._router.error(peer, "target", str(error))
+                return
+            if len(peer.services) >= _MAX_COMMANDS:
+                self._router.error(peer, "full", f"{_MAX_COMMANDS} commands, no more")
+                return
+            if name not in peer.services:
+                self._services.setdefault(name, []).append(peer)
+            peer.services[name] = max(Role.OBSERVE, min(role, Role.ADMIN))
+
+    def worker_gone(self, peer: Peer) -> None:
+        """A local client is gone: its calls are cancelled, what it worked on has failed (protocol 10.3, 10.5)."""
+        for name in peer.services:
+            self._services[name].remove(peer)
+            if not self._services[name]:
+                del self._services[name]
+        for key in self.serving.of(peer.handle):
+            self.serving.end(key)
+            self._answer(key[0], key[1], key[2], Outcome.FAILED, f"the worker {peer.name} ended before it answered")
+        for call in self.outgoing.of(peer.handle):
+            self._cancel(call, call.account.finish_all(Outcome.CANCELLED))
+            self.outgoing.close(call)
+
+    # Deciding ---------------------------------------------------------------------------------------------------------
+
+    def judge(self, peer: Peer, route: Route, lane: Lane) -> Decision:
+        """Decide for a routed envelope that is no event. It is checked already that `peer` may send it."""
+        kind = Type(route.type)
+        client = peer.kind in (PeerKind.WORKER, PeerKind.OPERATOR)
+        if kind is Type.REPLY or (kind is Type.GRANT and route.topic.isdigit()):
+            return self._judge_backward(peer, route, lane)
+        if client:
+            return self._judge_client(peer, route, lane)
+        paths = self._router.routing.explicit(route.target, peer.way)
+        if isinstance(paths, Drop):
+            return Decision(lane, route, reason=paths.reason)
+        if kind is not Type.REQUEST and not paths.here:
+            return Decision(lane, route, self._links(paths))
+        return Decision(lane, route, handle=self._pass_request if kind is Type.REQUEST else self._pass, extra=paths)
+
+    def _judge_client(self, peer: Peer, route: Route, lane: Lane) -> Decision:
+        try:
+            check_topic(route.topic)
+            nodes, reachable = self._router.routing.resolve(route.target, self._router.me)
+        except (TargetError, TopicError) as error:
+            return Decision(lane, route, handle=self._bad_target, extra=str(error))
+        onward = Route(
+            route.type, route.origin, route.who, route.role, route.handle, fold(reachable), route.topic
+        )  # fmt: skip
+        paths = self._router.routing.split(reachable, HERE)
+        handle = self._begin if route.type == Type.REQUEST else self._follow
+        return Decision(lane, route, handle=handle, extra=_Wide(nodes, reachable, onward, paths))
+
+    def _judge_backward(self, peer: Peer, route: Route, lane: Lane) -> Decision:
+        """Answers go to the node of the caller, and there to its handle."""
+        router = self._router
+        if route.target not in router.topology or not route.topic.isdigit():
+            return Decision(lane, route, reason="no-route")
+        way = router.directory.way(route.target)
+        client = peer.kind in (PeerKind.WORKER, PeerKind.OPERATOR)
+        if way == HERE:
+            return Decision(lane, route, handle=self._from_worker_home if client else self._home)
+        link = router.links.by_way.get(way)
+        if link is None or way == peer.way:
+            return Decision(lane, route, reason="no-route")
+        return Decision(lane, route, handle=self._from_worker, extra=link) if client else Decision(lane, route, (link,))
+
+    def _links(self, paths: Paths) -> tuple[Peer, ...]:
+        by_way = self._router.links.by_way
+        return tuple(by_way[way] for way in paths.ways if way in by_way)
+
+    # The caller's router ----------------------------------------------------------------------------------------------
+
+    def _bad_target(self, peer: Peer, decision: Decision, _: bytes, meta: bytes, __: bytes) -> None:
+        self._router.counters["target"] += 1
+        if decision.route.type == Type.REQUEST:
+            call = wire.decode_meta(wire.RequestMeta, meta).call
+            self._router.error(peer, "target", str(decision.extra), call)
+
+    def _begin(self, peer: Peer, decision: Decision, _: bytes, meta: bytes, body: bytes) -> None:
+        """A client asks: open the account, send ACCEPT, pass the request on, answer for those that are away."""
+        router = self._router
+        wide = decision.extra
+        assert isinstance(wide, _Wide)  # noqa: S101 - _judge_client put it there
+        request = wire.decode_meta(wire.RequestMeta, meta)
+        deadline = int(router.now) + max(0, request.budget_ms) + GRACE_MS
+        call = self.outgoing.open(peer.handle, request.call, decision.route.topic, wide.nodes, deadline)
+        if call is None:
+            router.counters["full"] += 1
+            router.error(peer, "full", "this call is open already, or too many calls are", request.call)
+            return
+        router.tell(peer, Type.ACCEPT, wire.Accept(fold(wide.nodes)), wire.CallMeta(request.call))
+        for node in wide.nodes - wide.reachable:
+            self._settle(call, node, Outcome.UNREACHABLE, self._why_away(node))
+        if isinstance(wide.paths, Paths):
+            stamped = wire.encode(_stamp(request, request.budget_ms, int(router.now)))
+            for link in self._links(wide.paths):
+                router.put(link, Lane.STREAM, [wide.onward, stamped, body])
+            if wide.paths.here:
+                self._deliver(wide.route, wide.onward, request, stamped, body)
+
+    def _why_away(self, node: str) -> str:
+        """Name the lost link that cuts a node off."""
+        directory = self._router.directory
+        top = directory.top(node)
+        entry = directory.entries[top]
+        if entry.epoch == 0:
+            return f"{top} has not been seen since {directory.me} started"
+        age = max(0, self._router.clock.wall_ms() - entry.time_ms) / 1000
+        state = NodeState(entry.state).name.lower()
+        return f"{top} is {state} ({entry.cause}) for {age:.1f} s" + ("" if top == node else f", and {node} below it")
+
+    def _follow(self, peer: Peer, decision: Decision, _: bytes, meta: bytes, body: bytes) -> None:
+        """INPUT, CANCEL or GRANT of a client goes where its request went."""
+        wide = decision.extra
+        assert isinstance(wide, _Wide)  # noqa: S101 - _judge_client put it there
+        call = self.outgoing.get(peer.handle, wire.decode_meta(wire.CallMeta, meta).call)
+        if call is None:
+            self._router.counters["late"] += 1
+            return
+        if decision.route.type == Type.CANCEL:
+            waiting = call.account.waiting
+            self._cancel(call, waiting)
+            for node in waiting:
+                self._settle(call, node, Outcome.CANCELLED, "cancelled by the caller")
+            return
+        if isinstance(wide.paths, Paths):
+            self._onward(wide.route, wide.onward, wide.paths, decision.lane, meta, body)
+
+    def _cancel(self, call: Call, nodes: frozenset[str]) -> None:
+        """Tell `nodes` that nobody waits for their answer any more."""
+        router = self._router
+        paths = router.routing.split(nodes, HERE)
+        if isinstance(paths, Paths):
+            route = Route(Type.CANCEL, router.me, "router", Role.ADMIN, call.handle, fold(nodes), call.command)
+            meta = wire.encode(wire.CallMeta(call.number))
+            self._onward(route, wire.encode(route), paths, Lane.CONTROL, meta, b"")
+
+    def _home(self, peer: Peer, decision: Decision, route: bytes, meta: bytes, body: bytes) -> None:
+        """An answer reached the caller's node: enter it in the account and hand it to the client."""
+        router = self._router
+        handle = int(decision.route.topic)
+        client = router.workers.get(handle)
+        if client is None:
+            router.counters["late"] += 1
+            return
+        if decision.route.type == Type.GRANT:
+            router.put(client, Lane.CONTROL, [route, meta, body])
+            return
+        reply = wire.decode_meta(wire.ReplyMeta, meta)
+        call = self.outgoing.get(handle, reply.call)
+        node = decision.route.origin
+        if call is None or not call.account.owes(node):
+            router.counters["late"] += 1
+            return
+        router.put(client, Lane.STREAM, [route, meta, body])
+        if reply.flags & Flag.LAST:
+            outcome = Outcome(reply.status) if reply.status in Outcome._value2member_map_ else Outcome.FAILED
+            call.account.finish(node, outcome)
+            self._close_if_done(call)
+
+    def _settle(self, call: Call, node: str, outcome: Outcome, text: str) -> None:
+        """This router itself ends a call for one node, in that node's name."""
+        if not call.account.finish(node, outcome):
+            return
+        router = self._router
+        client = router.workers.get(call.handle)
+        if client is not None:
+            route = Route(Type.REPLY, node, "router", Role.ADMIN, 0, router.me, str(call.handle))
+            meta = wire.ReplyMeta(call.number, 0, outcome, Flag.LAST, Content.TEXT)
+            router.put(client, Lane.STREAM, [wire.encode(route), wire.encode(meta), text.encode()])
+        self._close_if_done(call)
+
+    def _close_if_done(self, call: Call) -> None:
+        if call.account.closed:
+            self.outgoing.close(call)
+            client = self._router.workers.get(call.handle)
+            if client is not None:
+                self._router.tell(client, Type.DONE, call.done(), wire.CallMeta(call.number))
+
+    def tick(self) -> None:
+        """End the calls whose time is over."""
+        for call in self.outgoing.overdue(int(self._router.now)):
+            waiting = call.account.waiting
+            self._cancel(call, waiting)
+            for node in waiting:
+                self._settle(call, node, Outcome.TIMEOUT, "no answer in time")
+
+    def broken(self, nodes: frozenset[str]) -> None:
+        """Links broke: nodes beyond owe no answer, and callers beyond get none (protocol 10.2, 10.5)."""
+        for call, owing in self.outgoing.waiting_for(nodes):
+            for node in owing:
+                self._settle(call, node, Outcome.UNREACHABLE, self._why_away(node))
+        for key in self.serving.from_nodes(nodes):
+            self._end_at_worker(key)
+
+    # On the way -------------------------------------------------------------------------------------------------------
+
+    def _pass_request(self, peer: Peer, decision: Decision, route: bytes, meta: bytes, body: bytes) -> None:
+        """A request from a link: too old ones end here, the others go on with a new stamp (protocol 8.4)."""
+        router = self._router
+        paths = decision.extra
+        assert isinstance(paths, Paths)  # noqa: S101 - judge put it there
+        request = wire.decode_meta(wire.RequestMeta, meta)
+        age = peer.live.age(request.sent_ms, int(router.now)) if peer.live else 0
+        budget = request.budget_ms - age
+        if budget <= 0:
+            router.counters["stale"] += 1
+            return
+        stamped = wire.encode(_stamp(request, budget, int(router.now)))
+        for link in self._links(paths):
+            router.put(link, Lane.STREAM, [route, stamped, body])
+        if paths.here:
+            self._deliver(decision.route, route, _stamp(request, budget, 0), stamped, body)
+
+    def _pass(self, _: Peer, decision: Decision, route: bytes, meta: bytes, body: bytes) -> None:
+        """INPUT, CANCEL or GRANT from a link, meant for this node too."""
+        paths = decision.extra
+        assert isinstance(paths, Paths)  # noqa: S101 - judge put it there
+        self._onward(decision.route, route, paths, decision.lane, meta, body)
+
+    def _onward(self, route: Route, data: bytes, paths: Paths, lane: Lane, meta: bytes, body: bytes) -> None:
+        for link in self._links(paths):
+            self._router.put(link, lane, [data, meta, body])
+        if paths.here:
+            key = (route.origin, route.handle, wire.decode_meta(wire.CallMeta, meta).call)
+            worker = self._router.workers.get(self.serving.worker(key) or 0)
+            if worker is None:
+                self._router.counters["late"] += 1
+                return
+            self._router.put(worker, lane, [data, meta, body])
+            if route.type == Type.CANCEL:
+                self.serving.end(key)
+
+    # The responder's router -------------------------------------------------------------------------------------------
+
+    def _deliver(self, route: Route, data: bytes, request: wire.RequestMeta, meta: bytes, body: bytes) -> None:
+        """Hand a request to a worker, or answer at once why not (protocol 10.1, 10.3, 10.4)."""
+        router = self._router
+        origin, handle, number = route.origin, route.handle, request.call
+        role = router.routing.role(route, self._granted(route))
+        if route.topic.startswith("router."):
+            self._answer_builtin(route, number, role, body)
+            return
+        workers = self._services.get(route.topic)
+        if not workers:
+            text = f"no worker on {router.me} serves {route.topic}"
+            self._answer(origin, handle, number, Outcome.NO_SUCH_SERVICE, text)
+            return
+        self._turn += 1
+        worker = workers[self._turn % len(workers)]
+        required = Role(worker.services[route.topic])
+        if role < required:
+            text = f"{route.who} of {origin} has the role {role.name.lower()} on {router.me}; {route.topic} needs "
+            self._answer(origin, handle, number, Outcome.REFUSED, text + required.name.lower())
+            return
+        if not self.serving.begin((origin, handle, number), worker.handle):
+            router.counters["refused"] += 1
+            return
+        router.put(worker, Lane.STREAM, [data, meta, body])
+
+    def _granted(self, route: Route) -> Role:
+        """The role that this node's policy gives to requests from elsewhere than above ([[policy.allow]])."""
+        router = self._router
+        granted = Role.NONE
+        for rule in router.tree.policy_for(router.me).allow:
+            if any(matches(pattern, route.topic) for pattern in rule.commands):
+                try:
+                    if route.origin in resolve(rule.origin, router.topology, router.me):
+                        granted = max(granted, rule.role)
+                except TargetError:
+                    continue
+        return granted
+
+    def _from_worker(self, peer: Peer, decision: Decision, route: bytes, meta: bytes, body: bytes) -> None:
+        """An answer of a local worker for a caller elsewhere."""
+        link = decision.extra
+        assert isinstance(link, Peer)  # noqa: S101 - _judge_backward put it there
+        if self._is_theirs(peer, decision.route, meta):
+            self._router.put(link, decision.lane, [route, meta, body])
+
+    def _from_worker_home(self, peer: Peer, decision: Decision, route: bytes, meta: bytes, body: bytes) -> None:
+        """An answer of a local worker for a caller on this node."""
+        if self._is_theirs(peer, decision.route, meta):
+            self._home(peer, decision, route, meta, body)
+
+    def _is_theirs(self, peer: Peer, route: Route, meta: bytes) -> bool:
+        """Whether the worker has this call, which ends with its last reply."""
+        if route.type == Type.GRANT:
+            number, flags = wire.decode_meta(wire.CallMeta, meta).call, 0
+        else:
+            reply = wire.decode_meta(wire.ReplyMeta, meta)
+            number, flags = reply.call, reply.flags
+        key = (route.target, int(route.topic), number)
+        if self.serving.worker(key) != peer.handle:
+            self._router.counters["late"] += 1
+            return False
+        if flags & Flag.LAST:
+            self.serving.end(key)
+        return True
+
+    def _end_at_worker(self, key: tuple[str, int, int]) -> None:
+        """The caller is lost: the worker is told as if it had cancelled."""
+        worker = self._router.workers.get(self.serving.worker(key) or 0)
+        self.serving.end(key)
+        if worker is not None:
+            origin, handle, number = key
+            route = Route(Type.CANCEL, origin, "router", Role.ADMIN, handle, self._router.me, "router.lost")
+            items = [wire.encode(route), wire.encode(wire.CallMeta(number)), b""]
+            self._router.put(worker, Lane.CONTROL, items)
+
+    def _answer(
+        self, origin: str, handle: int, number: int, outcome: Outcome, body: str | bytes, content: int = Content.TEXT
+    ) -> None:
+        """Send the only and last reply of this node from the router itself."""
+        router = self._router
+        route = Route(Type.REPLY, router.me, "router", Role.ADMIN, 0, origin, str(handle))
+        meta = wire.ReplyMeta(number, 0, outcome, Flag.LAST, content)
+        data = body.encode() if isinstance(body, str) else body
+        items = [wire.encode(route), wire.encode(meta), data]
+        way = router.directory.way(origin)
+        if way == HERE:
+            decision = Decision(Lane.STREAM, route)
+            client = router.workers.get(handle)
+            if client is not None:
+                self._home(client, decision, *items)
+        elif way in router.links.by_way:
+            router.put(router.links.by_way[way], Lane.STREAM, items)
+
+    # Built in (protocol 10.7) -----------------------------------------------------------------------------------------
+
+    def _answer_builtin(self, route: Route, number: int, role: Role, body: bytes) -> None:
+        if role < Role.OBSERVE:
+            self._answer(route.origin, route.handle, number, Outcome.REFUSED, f"{route.topic} needs the role observe")
+            return
+        outcome, answer = self._builtin(route.topic, body)
+        self._answer(route.origin, route.handle, number, outcome, json.dumps(answer), Content.JSON)
+
+    def _builtin(self, command: str, body: bytes) -> tuple[Outcome, object]:
+        router = self._router
+        if command == "router.ping":
+            return Outcome.OK, {"node": router.me, "time_ms": router.clock.wall_ms()}
+        if command == "router.status":
+            return Outcome.OK, self.status()
+        if command == "router.stats":
+            return Outcome.OK, router.stats()
+        if command == "router.resolve":
+            try:
+                target = json.loads(body)["target"]
+                nodes, reachable = router.routing.resolve(str(target), router.me)
+            except (ValueError, KeyError, TypeError) as error:
+                return Outcome.FAILED, f"router.resolve: {error}"
+            away = {node: self._why_away(node) for node in sorted(nodes - reachable)}
+            return Outcome.OK, {"nodes": sorted(nodes), "away": away}
+        return Outcome.NO_SUCH_SERVICE, f"the router serves ping, status, stats and resolve, not {command}"
+
+    def status(self) -> dict[str, object]:
+        """Return the whole tree as this router sees it, in configuration order."""
+        router = self._router
+        topology, directory = router.topology, router.directory
+        reachable = directory.reachable
+
+        def node(name: str) -> dict[str, object]:
+            entry = directory.entries[name]
+            state = NodeState(entry.state).name.lower()
+            return {
+                "name": name,
+                "state": state if name in reachable else "lost",
+                "link": state,
+                "cause": entry.cause,
+                "since_ms": entry.time_ms,
+                "parent": entry.parent,
+                "home": topology.parent(name) or "",
+                "incarnation": entry.incarnation,
+                "epoch": entry.epoch,
+                "depth": topology.depth(name),
+                "tags": list(router.tree.servers[name].tags),
+            }
+
+        return {
+            "node": router.me,
+            "release": router.release,
+            "config": router.tree.version,
+            "time_ms": router.clock.wall_ms(),
+            "services": sorted(self._services),
+            "nodes": [node(name) for name in topology.names],
+        }
+
+
+def _stamp(request: wire.RequestMeta, budget_ms: int, sent_ms: int) -> wire.RequestMeta:
+    return wire.RequestMeta(
+        request.call, budget_ms, sent_ms, request.credit, request.flags, request.content
+    )  # fmt: skip

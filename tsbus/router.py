@@ -1,0 +1,635 @@
+"""The router: takes frames from its peers, decides once for each route, passes copies on (protocol sections 2 to 10).
+
+This module is the hot path and the local peers; links.py joins routers to a tree, commands.py keeps the calls. They see
+the world only through `Transport` and `Clock` (peer.py), so the same router runs over sockets and over memory.
+"""
+
+import json
+import os
+import random
+from collections import Counter
+from collections.abc import Callable
+
+from tsbus.commands import Commands
+from tsbus.config import Tree
+from tsbus.core import message as wire
+from tsbus.core.directory import HERE, Directory
+from tsbus.core.interest import InterestTable, Local, check_scope
+from tsbus.core.lanes import Outbox, Queue
+from tsbus.core.message import Lane, ProtocolError, Route, Type
+from tsbus.core.roles import Role
+from tsbus.core.routing import Drop, Routing
+from tsbus.core.topic import TopicError, check_pattern
+from tsbus.links import Links
+from tsbus.log import Log
+from tsbus.peer import Clock, Conn, ConnKind, Decision, Handler, Peer, PeerKind, Transport
+
+TICK_MS = 50
+"""How often `tick` wants to be called."""
+_CACHE_ROUTES = 4096
+_MALFORMED_LIMIT = 100
+
+_log = Log("router")
+
+_NEW, _CHILD, _PARENT = PeerKind.NEW, PeerKind.CHILD, PeerKind.PARENT
+_WORKER, _OPERATOR = PeerKind.WORKER, PeerKind.OPERATOR
+_LINKS = (_CHILD, _PARENT)
+_CLIENTS = (_WORKER, _OPERATOR)
+
+
+def _access() -> dict[tuple[PeerKind, Type], Role]:
+    """Build the table of who may send what: what is not in it is refused, whoever asks."""
+    any_link = (
+        Type.BYE, Type.PING, Type.PONG, Type.CREDIT, Type.DIRECTORY, Type.INTEREST, Type.GAP,
+        Type.EVENT, Type.REQUEST, Type.REPLY, Type.INPUT, Type.CANCEL, Type.GRANT,
+    )  # fmt: skip
+    observers = (
+        Type.HELLO, Type.BYE, Type.PING, Type.PONG, Type.CREDIT, Type.SUBSCRIBE, Type.UNSUBSCRIBE, Type.WATCH,
+        Type.REQUEST, Type.INPUT, Type.CANCEL, Type.GRANT,
+    )  # fmt: skip
+    table = {(kind, type_): Role.NONE for kind in _LINKS for type_ in any_link}
+    table |= {(_NEW, type_): Role.NONE for type_ in (Type.HELLO, Type.WELCOME, Type.BYE, Type.PING, Type.PONG)}
+    table |= {(_PARENT, Type.HELLO): Role.NONE}
+    table |= {(kind, type_): Role.OBSERVE for kind in _CLIENTS for type_ in observers}
+    table |= {(kind, type_): Role.OPERATE for kind in _CLIENTS for type_ in (Type.EVENT, Type.REPLY)}
+    return table | {(_WORKER, Type.SERVE): Role.OPERATE}
+
+
+ACCESS = _access()
+"""(kind of peer, type) -> the role it takes to send it. Anything else is answered and counted as refused."""
+
+
+class Router:
+    """One node's router. Not thread-safe: one loop calls it, then `flush`, then waits (loop.py)."""
+
+    def __init__(
+        self,
+        tree: Tree,
+        transport: Transport,
+        clock: Clock,
+        *,
+        role_of: Callable[[Conn], Role],
+        release: str = "",
+        incarnation: int | None = None,
+    ) -> None:
+        """`tree.current_node` is this node; `role_of` maps a local process or operator to its role (identity.py)."""
+        self.tree = tree
+        self.me = tree.current_node
+        self.settings = tree.bus
+        self.transport = transport
+        self.clock = clock
+        self.role_of = role_of
+        self.release = release
+        self.incarnation = incarnation if incarnation is not None else random.getrandbits(63)
+        self.topology = tree.topology()
+        self.started_ms = clock.wall_ms()
+        self.now = clock.monotonic_ms()
+        self.directory = Directory(self.topology, self.me, self.incarnation, self.started_ms)
+        self.interest = InterestTable()
+        self.routing = Routing(self.topology, self.directory, self.interest)
+        self.counters: Counter[str] = Counter()
+        self.workers: dict[int, Peer] = {}
+        """Local peers and consoles by handle."""
+        self.peers: set[Peer] = set()
+        self.dirty: set[Peer] = set()
+        self.links = Links(self)
+        self.commands = Commands(self)
+        self._held: set[Peer] = set()
+        self._to_ack: set[Peer] = set()
+        self._ack_bytes = self.settings.window_bytes // 4
+        self._handles = 0
+        self._seq = 0
+        self._interest_changed = False
+        self._next_tick = self.now + TICK_MS
+        self._handlers: dict[Type, Handler] = {
+            Type.HELLO: self._on_hello,
+            Type.PING: self._on_ping,
+            Type.PONG: self._on_pong,
+            Type.CREDIT: self._on_credit,
+            Type.BYE: self._on_bye,
+            Type.GAP: self._on_gap,
+            Type.SUBSCRIBE: self._on_subscribe,
+            Type.UNSUBSCRIBE: self._on_unsubscribe,
+            Type.SERVE: self._on_serve,
+            Type.WATCH: self._on_watch,
+            Type.WELCOME: self.links.on_welcome,
+            Type.DIRECTORY: self.links.on_directory,
+            Type.INTEREST: self.links.on_interest,
+        }
+
+    # What the transport calls -----------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Begin to dial; call once, before the loop."""
+        self.links.start()
+
+    def connected(self, conn: Conn) -> None:
+        """A node below answered the dial and its key is right."""
+        self.links.dialled(conn)
+
+    def received(self, conn: Conn, frame: bytes) -> None:
+        """One frame came. The fast path: all its envelopes have one route, which was seen before."""
+        peer = conn.peer
+        if peer is None:
+            peer = conn.peer = self._new_peer(conn)
+        try:
+            items = wire.decode_frame(frame)
+        except ProtocolError as error:
+            self._malformed(peer, error)
+            return
+        peer.frames_in += 1
+        peer.envelopes_in += len(items) // 3
+        live = peer.live
+        if live is not None and (live.unanswered or live.torpid_since is not None) and live.heard(int(self.now)):
+            self.links.recovered(peer)
+        if len(frame) > wire.MAX_BODY and any(len(body) > wire.MAX_BODY for body in items[2::3]):
+            self.counters["oversize"] += 1
+            return
+        route = items[0]
+        decision = peer.cache.get(route) or self._decide(peer, route)
+        if decision.lane is Lane.EVENT:
+            peer.event_in += len(frame)
+        elif decision.lane is Lane.STREAM:
+            peer.stream_in += len(frame)
+        if items[0::3].count(route) * 3 == len(items):
+            self._run(peer, decision, route, items, frame)
+        else:
+            self._runs(peer, items)
+        unacked = max(peer.event_in - peer.event_acked, peer.stream_in - peer.stream_acked)
+        if unacked >= self._ack_bytes:
+            self._to_ack.add(peer)
+            if unacked > 2 * self.settings.window_bytes + wire.MAX_FRAME:
+                self.cut(peer, "window", "sent more than twice the window without credit")
+
+    def disconnected(self, conn: Conn, cause: str = "closed") -> None:
+        """A connection ended; `cause` is a word of protocol 8.1."""
+        if conn.peer is not None:
+            self.forget(conn.peer, cause)
+            conn.peer = None
+
+    # The hot path -----------------------------------------------------------------------------------------------------
+
+    def _runs(self, peer: Peer, items: list[bytes]) -> None:
+        """Handle a frame of several routes: one decision for each run of equal routes."""
+        start, count = 0, len(items)
+        while start < count and not peer.gone:
+            route = items[start]
+            end = start + 3
+            while end < count and items[end] == route:
+                end += 3
+            decision = peer.cache.get(route) or self._decide(peer, route)
+            self._run(peer, decision, route, items[start:end], None)
+            start = end
+
+    def _run(self, peer: Peer, decision: Decision, route: bytes, items: list[bytes], frame: bytes | None) -> None:
+        """Handle envelopes of one route; `frame` when they are a whole frame, which then need not be encoded again."""
+        handle = decision.handle
+        if handle is not None:
+            for index in range(0, len(items), 3):
+                if peer.gone:
+                    return
+                try:
+                    handle(peer, decision, route, items[index + 1], items[index + 2])
+                except ProtocolError as error:
+                    self._malformed(peer, error)
+            return
+        if not decision.outs:
+            self.counters[decision.reason] += len(items) // 3
+            return
+        lane = decision.lane
+        size = sum(map(len, items))
+        for out in decision.outs:
+            queue = out.outbox.lanes[lane]
+            if frame is not None:
+                queue.add_frame(frame, items)
+            else:
+                queue.add(items, size)
+            self.dirty.add(out)
+            if queue.waiting > queue.limit // 2:
+                self._crowded(peer, out, queue, lane)
+
+    def _crowded(self, source: Peer, out: Peer, queue: Queue, lane: Lane) -> None:
+        """A queue is over half its bound: hold the source back, drop the oldest, or end the connection (9.3, 9.5)."""
+        if lane is Lane.EVENT:
+            if out.over_since is None:
+                out.over_since = self.now
+            if not out.slow:
+                source.blockers.add(out)
+                self._held.add(source)
+            if queue.waiting > queue.limit:
+                self.counters["dropped-slow"] += queue.drop_oldest(f"{self.me}>{out.name}")
+        elif queue.waiting > queue.limit:
+            self.cut(out, "overflow", f"does not read; {queue.waiting} bytes wait for it")
+
+    def _decide(self, peer: Peer, data: bytes) -> Decision:
+        """Work out what happens to a route from this peer, and remember it."""
+        try:
+            route = wire.decode_route(data)
+        except ProtocolError as error:
+            self.counters["malformed-route"] += 1
+            if not peer.gone:
+                self._malformed(peer, error)
+            return Decision(Lane.CONTROL, Route(0), reason=error.reason)
+        decision = self._judge(peer, route)
+        if len(peer.cache) >= _CACHE_ROUTES:
+            peer.cache.clear()
+        peer.cache[data] = decision
+        return decision
+
+    def _judge(self, peer: Peer, route: Route) -> Decision:
+        kind = Type(route.type)
+        lane = wire.LANE_OF[kind]
+        required = ACCESS.get((peer.kind, kind))
+        if required is None or peer.role < required:
+            if peer.kind is _NEW and not peer.gone:
+                self.cut(peer, "hello-first", "say HELLO first (protocol 4.1)")
+                return Decision(lane, route, reason="not-welcome")
+            self.error(peer, "refused", f"{peer.who or peer.name} may not send {kind.name}")
+            return Decision(lane, route, reason="refused")
+        if kind < Type.EVENT:
+            return Decision(lane, route, handle=self._handlers[kind])
+        if peer.kind in _CLIENTS:
+            mine = (self.me, peer.who, peer.role, peer.handle)
+            if (route.origin, route.who, route.role, route.handle) != mine:
+                return Decision(lane, route, reason="forged")
+        elif not self.routing.origin_is_right(route, peer.way):
+            return Decision(lane, route, reason="misrouted")
+        if kind is not Type.EVENT:
+            return self.commands.judge(peer, route, lane)
+        return self._judge_event(peer, route)
+
+    def _judge_event(self, peer: Peer, route: Route) -> Decision:
+        paths = self.routing.event(route, peer.way)
+        if isinstance(paths, Drop):
+            if paths.reason == "target" and peer.kind in _CLIENTS:
+                self.error(peer, "target", paths.text)
+            return Decision(Lane.EVENT, route, reason=paths.reason)
+        outs = [self.links.by_way[way] for way in paths.ways if way in self.links.by_way]
+        outs += [self.workers[handle] for handle in paths.workers if handle in self.workers]
+        return Decision(Lane.EVENT, route, tuple(outs), reason="no-interest")
+
+    # Sending ----------------------------------------------------------------------------------------------------------
+
+    def put(self, peer: Peer, lane: Lane, items: list[bytes]) -> None:
+        """Queue whole envelopes for a peer."""
+        if peer.gone:
+            return
+        queue = peer.outbox.lanes[lane]
+        queue.add(items, sum(map(len, items)))
+        self.dirty.add(peer)
+        if queue.waiting > queue.limit:
+            if lane is Lane.EVENT:
+                self.counters["dropped-slow"] += queue.drop_oldest(f"{self.me}>{peer.name}")
+            else:
+                self.cut(peer, "overflow", f"does not read; {queue.waiting} bytes wait for it")
+
+    def tell(self, peer: Peer, kind: Type, body: object = None, meta: object = ()) -> None:
+        """Queue a hop-local or local envelope for a peer."""
+        self.put(peer, wire.LANE_OF[kind], wire.local(kind, body, meta))
+
+    def error(self, peer: Peer, code: str, text: str, call: int | None = None) -> None:
+        """Tell a client what it did wrong; links have counters only."""
+        if peer.kind in _CLIENTS:
+            self.tell(peer, Type.ERROR, wire.Error(code, text), () if call is None else wire.CallMeta(call))
+
+    def publish(self, topic: str, body: dict[str, object]) -> None:
+        """Publish an event of the bus itself (protocol 11)."""
+        route = Route(Type.EVENT, self.me, "router", Role.ADMIN, 0, "*", topic)
+        paths = self.routing.event(route, HERE)
+        if isinstance(paths, Drop):
+            return
+        meta = wire.EventMeta(self.incarnation, self._seq, self.clock.wall_ms(), wire.Content.JSON)
+        self._seq += 1
+        items = [wire.encode(route), wire.encode(meta), json.dumps(body).encode()]
+        for way in paths.ways:
+            if way in self.links.by_way:
+                self.put(self.links.by_way[way], Lane.EVENT, items)
+        for handle in paths.workers:
+            self.put(self.workers[handle], Lane.EVENT, items)
+
+    def flush(self) -> None:
+        """Send all that can be sent; call after each round of `received`, before waiting."""
+        self.links.settle()
+        self._settle_interest()
+        if self._held:
+            self._release()
+        if self._to_ack:
+            to_ack, self._to_ack = self._to_ack, set()
+            for peer in to_ack:
+                self._acknowledge(peer)
+        dirty, self.dirty = self.dirty, set()
+        for peer in dirty:
+            if not peer.gone:
+                self._pump(peer)
+
+    @property
+    def stuck(self) -> bool:
+        """Whether a connection took no more although its window is open: call `flush` again very soon."""
+        return bool(self.dirty)
+
+    def _pump(self, peer: Peer) -> None:
+        outbox, conn, send = peer.outbox, peer.conn, self.transport.send
+        while (queue := outbox.next()) is not None:
+            if not send(conn, queue.peek()):
+                self.dirty.add(peer)
+                return
+            queue.sent()
+            peer.frames_out += 1
+
+    def _acknowledge(self, peer: Peer) -> None:
+        """Send CREDIT for what was read, unless its events wait in a crowded queue."""
+        if peer.kind is _NEW or peer.gone:
+            return
+        event_total = peer.event_acked if peer.blockers else peer.event_in
+        if (peer.stream_in, event_total) != (peer.stream_acked, peer.event_acked):
+            peer.stream_acked, peer.event_acked = peer.stream_in, event_total
+            self.tell(peer, Type.CREDIT, meta=wire.CreditMeta(peer.stream_in, event_total))
+
+    def _release(self) -> None:
+        """Let those go on whose queues have room again, or whose blocker turned out to be slow."""
+        for source in list(self._held):
+            source.blockers = {
+                out
+                for out in source.blockers
+                if not out.gone and not out.slow and out.outbox.event.waiting > out.outbox.event.limit // 2
+            }
+            if not source.blockers:
+                self._held.discard(source)
+                self._to_ack.add(source)
+
+    # Time -------------------------------------------------------------------------------------------------------------
+
+    def tick(self) -> None:
+        """Do what time demands; call it about every TICK_MS."""
+        late = max(0, int(self.now - self._next_tick))
+        self._next_tick = self.now + TICK_MS
+        self.links.tick(late)
+        self.commands.tick()
+        for peer in list(self.peers):
+            self._watch_queue(peer)
+
+    def _watch_queue(self, peer: Peer) -> None:
+        """Find peers that are slow, and those that no longer are (protocol 9.3)."""
+        queue = peer.outbox.event
+        if peer.over_since is None:
+            return
+        if queue.waiting <= queue.limit // 4 or (not peer.slow and queue.waiting <= queue.limit // 2):
+            peer.over_since = None
+            if peer.slow:
+                peer.slow = False
+                _log.info("peer.recovered", peer=peer.name, dropped=queue.dropped)
+                self.publish("bus.recovered", self._slow_body(peer))
+        elif not peer.slow and self.now - peer.over_since >= self.settings.slow_after_ms:
+            peer.slow = True
+            _log.warning("peer.slow", peer=peer.name, waiting=queue.waiting)
+            self.publish("bus.slow", self._slow_body(peer))
+
+    def _slow_body(self, peer: Peer) -> dict[str, object]:
+        queue = peer.outbox.event
+        return {"peer": peer.name, "kind": peer.kind.name.lower(), "waiting": queue.waiting, "dropped": queue.dropped}
+
+    # Peers ------------------------------------------------------------------------------------------------------------
+
+    def _new_peer(self, conn: Conn) -> Peer:
+        return self.add_peer(conn, _NEW, conn.name)
+
+    def add_peer(self, conn: Conn, kind: PeerKind, name: str) -> Peer:
+        """Begin to know the other end of a connection."""
+        bus = self.settings
+        outbox = Outbox(
+            control_limit=bus.control_queue_bytes, stream_limit=bus.stream_queue_bytes, event_limit=bus.queue_bytes
+        )
+        peer = conn.peer = Peer(conn, kind, name, outbox, since_ms=self.clock.wall_ms())
+        self.peers.add(peer)
+        return peer
+
+    def forget(self, peer: Peer, cause: str) -> None:
+        """A peer is gone: end what depends on it."""
+        if peer.gone:
+            return
+        peer.gone = True
+        self.peers.discard(peer)
+        self.dirty.discard(peer)
+        self._held.discard(peer)
+        if peer.kind in _CLIENTS:
+            self._forget_worker(peer)
+        elif peer.kind is not _NEW or peer.conn.kind is ConnKind.DIAL:
+            self.links.lost(peer, cause)
+
+    def cut(self, peer: Peer, reason: str, text: str) -> None:
+        """End a connection from this side, with a word to the other (protocol 3, BYE)."""
+        if peer.gone:
+            return
+        self.counters[reason] += 1
+        _log.warning("peer.cut", peer=peer.name, who=peer.who, reason=reason, text=text)
+        self.transport.send(peer.conn, wire.encode_frame(wire.local(Type.BYE, wire.Bye(reason, text))))
+        self.forget(peer, reason)
+        peer.conn.peer = None
+        self.transport.close(peer.conn)
+
+    def _forget_worker(self, peer: Peer) -> None:
+        self.workers.pop(peer.handle, None)
+        for scope in ("all", "subtree", "node"):
+            self.interest.forget(Local(peer.handle, check_scope(scope)))
+        self.commands.worker_gone(peer)
+        self.interest_changed()
+        self.publish("worker.left", {"name": peer.name, "handle": peer.handle, "who": peer.who})
+
+    def _malformed(self, peer: Peer, error: ProtocolError) -> None:
+        self.counters[error.reason] += 1
+        peer.conn.malformed += 1
+        if peer.conn.malformed == 1:
+            _log.warning("peer.malformed", peer=peer.name or peer.conn.name, text=str(error))
+        if peer.conn.malformed >= _MALFORMED_LIMIT:
+            self.cut(peer, "malformed", f"{peer.conn.malformed} malformed messages; the last: {error}")
+
+    def invalidate(self) -> None:
+        """The tree, the directory or the interest changed: decide anew."""
+        for peer in self.peers:
+            peer.cache.clear()
+
+    def interest_changed(self) -> None:
+        """A subscription came or went."""
+        self._interest_changed = True
+        self.invalidate()
+
+    def _settle_interest(self) -> None:
+        """Tell links and watchers what changed in this round."""
+        if not self._interest_changed:
+            return
+        self._interest_changed = False
+        for way, change in self.interest.changes().items():
+            if way in self.links.by_way:
+                self.tell(self.links.by_way[way], Type.INTEREST, change)
+        for peer in list(self.workers.values()):
+            for number, (pattern, wanted) in list(peer.watches.items()):
+                if self.interest.anybody_wants(pattern, but=peer.handle) != wanted:
+                    peer.watches[number] = (pattern, not wanted)
+                    self.tell(peer, Type.NOTICE, wire.Notice(number, not wanted))
+
+    # Handshake and local types ----------------------------------------------------------------------------------------
+
+    def _on_hello(self, peer: Peer, _: Decision, __: bytes, ___: bytes, body: bytes) -> None:
+        conn = peer.conn
+        if conn.kind is ConnKind.DIAL:
+            self.counters["not-welcome"] += 1
+        elif conn.kind is ConnKind.TCP and conn.name.startswith("node:"):
+            self.links.on_hello(peer, body)
+        else:
+            self._welcome_worker(peer, wire.decode_body(wire.WorkerHello, body))
+
+    def _welcome_worker(self, peer: Peer, hello: wire.WorkerHello) -> None:
+        conn = peer.conn
+        if peer.kind is not _NEW:  # a client that starts its session over (protocol 4.1)
+            self.forget(peer, "bye")
+            peer = self.add_peer(conn, _NEW, conn.name)
+        if not hello.versions[0] <= wire.PROTOCOL <= hello.versions[1]:
+            self.cut(peer, "version", f"this router speaks protocol {wire.PROTOCOL}, not {hello.versions}")
+            return
+        if len(self.workers) >= self.settings.max_workers:
+            self.cut(peer, "full", f"{self.settings.max_workers} workers are connected, no more ([bus] max_workers)")
+            return
+        role = self.role_of(conn)
+        who = conn.name if conn.kind is ConnKind.TCP else f"uid:{conn.uid}"
+        if role is Role.NONE:
+            self.cut(peer, "refused", f"{who} has no role on {self.me} ([policy.users])")
+            return
+        self._handles += 1
+        peer.kind = _WORKER if conn.kind is ConnKind.LOCAL else _OPERATOR
+        peer.name, peer.who, peer.role, peer.handle = hello.name[:64], who, role, self._handles
+        peer.incarnation = hello.incarnation
+        peer.outbox.set_window(hello.window)
+        peer.cache.clear()
+        self.workers[peer.handle] = peer
+        bus = self.settings
+        self.tell(
+            peer,
+            Type.WELCOME,
+            wire.WorkerWelcome(
+                version=wire.PROTOCOL, node=self.me, who=who, role=role, handle=peer.handle, window=bus.window_bytes,
+                max_body=bus.max_body_bytes, incarnation=self.incarnation, release=self.release,
+            ),
+        )  # fmt: skip
+        self.publish("worker.joined", {"name": peer.name, "handle": peer.handle, "who": who})
+
+    def _on_ping(self, peer: Peer, _: Decision, __: bytes, meta: bytes, ___: bytes) -> None:
+        ping = wire.decode_meta(wire.PingMeta, meta)
+        if peer.live is not None:
+            peer.live.clock(ping.clock_ms, int(self.now))
+        self._acknowledge(peer)
+        self.tell(peer, Type.PONG, meta=wire.PingMeta(ping.id, int(self.now)))
+
+    def _on_pong(self, peer: Peer, _: Decision, __: bytes, meta: bytes, ___: bytes) -> None:
+        pong = wire.decode_meta(wire.PingMeta, meta)
+        if peer.live is not None:
+            peer.live.clock(pong.clock_ms, int(self.now))
+            peer.live.answered(pong.id, peer.ping_sent, self.clock.monotonic_ms())
+
+    def _on_credit(self, peer: Peer, _: Decision, __: bytes, meta: bytes, ___: bytes) -> None:
+        credit = wire.decode_meta(wire.CreditMeta, meta)
+        peer.outbox.credit(credit.stream_total, credit.event_total)
+        self.dirty.add(peer)
+
+    def _on_bye(self, peer: Peer, _: Decision, __: bytes, ___: bytes, body: bytes) -> None:
+        bye = wire.decode_body(wire.Bye, body)
+        if peer.conn.kind is ConnKind.DIAL:
+            self.links.refused(peer, bye)
+        self.forget(peer, "moved" if bye.reason == "moved" else "bye")
+        peer.conn.peer = None
+        self.transport.close(peer.conn)
+
+    def _on_gap(self, peer: Peer, _: Decision, __: bytes, ___: bytes, body: bytes) -> None:
+        """Events were dropped before this hop: everybody further on who may have missed one is told."""
+        gap = wire.decode_body(wire.Gap, body)
+        self.counters["gaps"] += 1
+        for other in self.peers:
+            wants = other.subscriptions if other.kind in _CLIENTS else self.interest.of(other.way)
+            if other is not peer and wants:
+                other.outbox.event.note_gap(gap.at, gap.count)
+                self.dirty.add(other)
+
+    def _on_subscribe(self, peer: Peer, _: Decision, __: bytes, ___: bytes, body: bytes) -> None:
+        wish = wire.decode_body(wire.Subscribe, body)
+        try:
+            check_pattern(wish.pattern)
+            scope = check_scope(wish.scope)
+        except (TopicError, ValueError) as error:
+            self.error(peer, "target", str(error))
+            return
+        if peer.subscriptions >= self.settings.max_subscriptions:
+            self.counters["full"] += 1
+            self.error(peer, "full", f"{peer.subscriptions} subscriptions, no more ([bus] max_subscriptions)")
+            return
+        if self.interest.add(Local(peer.handle, scope), wish.pattern):
+            peer.subscriptions += 1
+            self.interest_changed()
+
+    def _on_unsubscribe(self, peer: Peer, _: Decision, __: bytes, ___: bytes, body: bytes) -> None:
+        wish = wire.decode_body(wire.Subscribe, body)
+        if wish.scope in ("all", "subtree", "node") and self.interest.remove(
+            Local(peer.handle, check_scope(wish.scope)), wish.pattern
+        ):
+            peer.subscriptions -= 1
+            self.interest_changed()
+
+    def _on_serve(self, peer: Peer, _: Decision, __: bytes, ___: bytes, body: bytes) -> None:
+        serve = wire.decode_body(wire.Serve, body)
+        if serve.service == "router":
+            self.error(peer, "refused", "the service name router is the router's own")
+            return
+        self.commands.serve(peer, serve)
+
+    def _on_watch(self, peer: Peer, _: Decision, __: bytes, ___: bytes, body: bytes) -> None:
+        watch = wire.decode_body(wire.Watch, body)
+        if not watch.pattern:
+            peer.watches.pop(watch.id, None)
+            return
+        try:
+            check_pattern(watch.pattern)
+        except TopicError as error:
+            self.error(peer, "target", str(error))
+            return
+        if len(peer.watches) >= self.settings.max_subscriptions:
+            self.error(peer, "full", "too many watches")
+            return
+        wanted = self.interest.anybody_wants(watch.pattern, but=peer.handle)
+        peer.watches[watch.id] = (watch.pattern, wanted)
+        self.tell(peer, Type.NOTICE, wire.Notice(watch.id, wanted))
+
+    # Statistics -------------------------------------------------------------------------------------------------------
+
+    def stats(self) -> dict[str, object]:
+        """Return the counters that `router.stats` answers (protocol 10.7)."""
+        links = [self._peer_stats(peer) | self.links.link_stats(peer) for peer in self.links.by_way.values()]
+        workers = [
+            self._peer_stats(peer)
+            | {"handle": peer.handle, "who": peer.who, "role": peer.role.name.lower(),
+               "services": sorted(peer.services), "subscriptions": peer.subscriptions}
+            for peer in self.workers.values()
+        ]  # fmt: skip
+        return {
+            "node": self.me,
+            "release": self.release,
+            "config": self.tree.version,
+            "pid": os.getpid(),
+            "uptime_ms": self.clock.wall_ms() - self.started_ms,
+            "links": links,
+            "workers": workers,
+            "calls": {"outgoing": len(self.commands.outgoing), "serving": len(self.commands.serving)},
+            "subscriptions": self.interest.size,
+            "counters": dict(self.counters),
+        }
+
+    def _peer_stats(self, peer: Peer) -> dict[str, object]:
+        control, stream, event = peer.outbox.lanes
+        return {
+            "name": peer.name,
+            "kind": peer.kind.name.lower(),
+            "since_ms": peer.since_ms,
+            "queue": {"control": control.waiting, "stream": stream.waiting, "event": event.waiting},
+            "dropped": event.dropped,
+            "slow": peer.slow,
+            "frames_in": peer.frames_in,
+            "envelopes_in": peer.envelopes_in,
+            "frames_out": peer.frames_out,
+        }

@@ -1,0 +1,698 @@
+"""Sockets: the only file that imports zmq (protocol section 1).
+
+`SocketTransport` serves a router: the ROUTER sockets that it binds, a DEALER for each node it dials, their monitors and
+the ZAP handler, all in one thread and one epoll. `open_channel` serves a client. The comments P1 to P13 name libzmq
+traps that docs/decisions/libzmq-traps.md explains and tests/system/test_traps.py reproduces.
+"""
+
+import asyncio
+import contextlib
+import fcntl
+import os
+import random
+import select
+import stat
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import zmq
+from zmq.utils import z85
+from zmq.utils.monitor import parse_monitor_message
+
+from tsbus.core.message import MAX_FRAME
+from tsbus.log import Log
+from tsbus.peer import Clock, Conn, ConnKind
+
+_log = Log("transport")
+
+_HWM = 256
+"""Messages in each libzmq pipe: the window bounds bytes, this only bounds the number of tiny messages (P11)."""
+_ROUND_BYTES = 512 * 1024
+"""A socket is read for so many bytes in one round, then the others have their turn."""
+_ROUND_FRAMES = 64
+_SOCKET_BUFFER = 1024 * 1024
+_REDIAL_MS = (100, 400)
+_REDIAL_REFUSED_MS = (700, 1300)
+_HANDSHAKE_MS = 5000
+_MONITORED = (
+    zmq.EVENT_ACCEPTED
+    | zmq.EVENT_DISCONNECTED
+    | zmq.EVENT_HANDSHAKE_SUCCEEDED
+    | zmq.EVENT_HANDSHAKE_FAILED_AUTH
+    | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
+    | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
+)
+_FAILED = (
+    zmq.EVENT_HANDSHAKE_FAILED_AUTH,
+    zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL,
+    zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL,
+)
+
+
+class TransportError(Exception):
+    """The sockets cannot be opened; the text says which and what to do."""
+
+
+# Keys -----------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Curve:
+    """Keys of one side of a connection, Z85 text of 40 characters each. The secret never shows."""
+
+    public: str
+    secret: str
+    server: str = ""
+    """The public key that the other side must have (for those who connect)."""
+
+    def __repr__(self) -> str:
+        return f"Curve(public={self.public!r}, server={self.server!r})"
+
+
+def new_keypair() -> tuple[str, str]:
+    """Return a new (public, secret) pair as Z85 text."""
+    public, secret = zmq.curve_keypair()
+    return public.decode(), secret.decode()
+
+
+def public_of(secret: str) -> str:
+    """Return the public key that belongs to a secret one. Raises TransportError when it is no key."""
+    try:
+        return zmq.curve_public(secret.encode()).decode()
+    except (ValueError, zmq.ZMQError) as error:
+        raise TransportError(f"not a secret key of 40 Z85 characters: {error}") from None
+
+
+def read_secret(path: str | os.PathLike[str]) -> str:
+    """Read a secret key file: one line. Raises TransportError when it is missing, no key, or readable by others."""
+    file = Path(path)
+    try:
+        mode = file.stat().st_mode
+        secret = file.read_text().strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise TransportError(f"no secret key at {file}: {error}; make one with: treescale keys new {file}") from None
+    if mode & (stat.S_IRWXG | stat.S_IRWXO):
+        raise TransportError(f"{file} can be read by others (mode {mode & 0o777:04o}); do: chmod 600 {file}")
+    public_of(secret)
+    return secret
+
+
+# The router's side ----------------------------------------------------------------------------------------------------
+
+
+class _Sink(Protocol):
+    """What the transport calls: a router."""
+
+    def connected(self, conn: Conn) -> None: ...
+    def received(self, conn: Conn, frame: bytes) -> None: ...
+    def disconnected(self, conn: Conn, cause: str = "closed") -> None: ...
+
+
+@dataclass(slots=True, eq=False)
+class _Dial:
+    """A node to dial: the socket while there is one, and when to make the next."""
+
+    node: str
+    socket: "zmq.Socket[Any] | None" = None
+    monitor: "zmq.Socket[Any] | None" = None
+    conn: Conn | None = None
+    again_ms: float = 0.0
+    failures: int = 0
+
+
+class SocketTransport:
+    """All sockets of one router. Call `wait` and `read` in a loop; they report to the sink of `serve`."""
+
+    def __init__(
+        self,
+        clock: Clock,
+        *,
+        keys: Curve | None,
+        allowed: Mapping[str, str],
+        dial_addresses: Mapping[str, tuple[str, str]],
+        heartbeat_ms: int = 500,
+        heartbeat_timeout_ms: int = 1500,
+        context: "zmq.Context[Any] | None" = None,
+    ) -> None:
+        """Open nothing yet.
+
+        `allowed`: public key -> name ("node:NAME", "operator:NAME"); `dial_addresses`: node -> (address, its key).
+        """
+        self._clock = clock
+        self._keys = keys
+        self.allowed = dict(allowed)
+        self.dial_addresses = dict(dial_addresses)
+        self._heartbeat = (heartbeat_ms, heartbeat_timeout_ms)
+        self._context = context or zmq.Context(io_threads=1)
+        self._context.set(zmq.MAX_SOCKETS, 65_000)
+        self._epoll = select.epoll()
+        self._readers: dict[int, tuple[zmq.Socket[Any], Callable[[], bool]]] = {}
+        self._hot: set[int] = set()
+        """File descriptors whose socket may have more to read: an edge is told only once (P13)."""
+        self._listeners: list[_Listener] = []
+        self._dials: dict[str, _Dial] = {}
+        self._homes: dict[Conn, _Listener | _Dial] = {}
+        self._locks: list[int] = []
+        self._sink: _Sink
+        self.refused_keys = 0
+        self._zap = self._context.socket(zmq.REP)
+        self._zap.linger = 0
+        self._zap.bind("inproc://zeromq.zap.01")
+        self._watch(self._zap, self._answer_zap)
+
+    def serve(self, sink: _Sink) -> None:
+        """Report to `sink` from now on."""
+        self._sink = sink
+
+    # Binding ------------------------------------------------------------------------------------------------------
+
+    def bind_local(self, path: Path) -> None:
+        """Bind the workers' ipc socket. Raises TransportError if another router lives there."""
+        if len(os.fsencode(path)) > 107:
+            raise TransportError(
+                f"{path} is longer than the 107 bytes a socket address may have; use a shorter run_dir"
+            )
+        path.parent.mkdir(mode=0o750, parents=True, exist_ok=True)
+        self._lock(path.with_name(path.name + ".lock"))
+        old = os.umask(0o007)  # libzmq has no way to set the mode of the socket file
+        try:
+            self._bind(ConnKind.LOCAL, f"ipc://{path}")
+        finally:
+            os.umask(old)
+
+    def _lock(self, path: Path) -> None:
+        """Two routers on one ipc path would both seem to work: libzmq takes the path over without a word."""
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            owner = os.read(descriptor, 32).decode(errors="replace").strip() or "unknown"
+            os.close(descriptor)
+            raise TransportError(
+                f"another router (pid {owner}) runs on {path.with_suffix('')}; stop it or use another run_dir"
+            ) from None
+        os.ftruncate(descriptor, 0)
+        os.write(descriptor, str(os.getpid()).encode())
+        self._locks.append(descriptor)
+
+    def bind_tcp(self, address: str) -> None:
+        """Bind the service port, `tcp://ip:port`. Raises TransportError without a key, or when the port is taken."""
+        if self._keys is None:
+            raise TransportError("a router without a key does not open a port (P10); give it one: treescale keys new")
+        self._bind(ConnKind.TCP, address)
+
+    def _bind(self, kind: ConnKind, address: str) -> None:
+        socket = self._context.socket(zmq.ROUTER)
+        _options(socket)
+        socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
+        if kind is ConnKind.TCP and self._keys is not None:
+            _heartbeat(socket, *self._heartbeat)
+            socket.curve_server = True
+            socket.curve_publickey = self._keys.public.encode()
+            socket.curve_secretkey = self._keys.secret.encode()
+            socket.zap_domain = b"treescale"
+            socket.setsockopt(zmq.BACKLOG, 128)
+        listener = _Listener(self, kind, socket)
+        try:
+            socket.bind(address)
+        except zmq.ZMQError as error:
+            listener.close()
+            raise TransportError(f"cannot listen on {address}: {error}; is another router running there?") from None
+        self._listeners.append(listener)
+
+    # Dialling -----------------------------------------------------------------------------------------------------
+
+    def set_dials(self, nodes: frozenset[str]) -> None:
+        """Dial exactly these nodes from now on; connections to others end."""
+        for node in self._dials.keys() - nodes:
+            self._hang_up(self._dials.pop(node))
+        for node in nodes - self._dials.keys():
+            self._dials[node] = _Dial(node)
+        self._dial_due()
+
+    def _dial_due(self) -> float | None:
+        """Make the sockets that are due; returns when the next one is."""
+        now = self._clock.monotonic_ms()
+        waiting = [dial for dial in self._dials.values() if dial.socket is None]
+        for dial in waiting:
+            if dial.again_ms <= now:
+                self._dial(dial)
+        return min((dial.again_ms for dial in waiting if dial.socket is None), default=None)
+
+    def _dial(self, dial: _Dial) -> None:
+        if dial.node not in self.dial_addresses or self._keys is None:
+            dial.again_ms = self._clock.monotonic_ms() + _REDIAL_REFUSED_MS[1]
+            return
+        address, server_key = self.dial_addresses[dial.node]
+        socket = self._context.socket(zmq.DEALER)
+        _options(socket)
+        _heartbeat(socket, *self._heartbeat)
+        socket.setsockopt(zmq.IMMEDIATE, 1)  # P4: nothing is kept for the next incarnation
+        socket.setsockopt(zmq.CONNECT_TIMEOUT, 3000)
+        socket.setsockopt(zmq.TCP_MAXRT, 5000)
+        # P5: with RECONNECT_IVL_MAX set libzmq has no jitter at all, so the interval itself is random.
+        socket.setsockopt(zmq.RECONNECT_IVL, random.randint(*_REDIAL_MS))  # noqa: S311
+        _curve(socket, Curve(self._keys.public, self._keys.secret, server_key))
+        dial.socket = socket
+        dial.monitor = socket.get_monitor_socket(_MONITORED)
+        dial.conn = None
+        self._watch(dial.monitor, lambda: self._read_dial_monitor(dial))
+        self._watch(socket, lambda: self._read_dial(dial))
+        try:
+            socket.connect(address)
+        except zmq.ZMQError as error:
+            _log.warning("dial.bad-address", node=dial.node, address=address, error=str(error))
+            self._hang_up(dial, again_ms=_REDIAL_REFUSED_MS)
+
+    def _hang_up(self, dial: _Dial, again_ms: tuple[int, int] | None = None) -> None:
+        """Close a dial's sockets; P4 and P6: the next try is always a new socket."""
+        if dial.monitor is not None and dial.socket is not None:
+            self._unwatch(dial.monitor)
+            self._unwatch(dial.socket)
+            dial.socket.disable_monitor()
+            dial.monitor.close(0)
+            dial.socket.close(0)
+        if dial.conn is not None:
+            self._homes.pop(dial.conn, None)
+        dial.socket = dial.monitor = dial.conn = None
+        if again_ms is not None:
+            dial.again_ms = self._clock.monotonic_ms() + random.randint(*again_ms)  # noqa: S311
+
+    def _read_dial_monitor(self, dial: _Dial) -> bool:
+        monitor = dial.monitor
+        while monitor is not None and monitor is dial.monitor and _readable(monitor):
+            event = parse_monitor_message(monitor.recv_multipart(zmq.NOBLOCK))["event"]
+            if event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
+                dial.failures = 0
+                dial.conn = Conn(ConnKind.DIAL, dial.node)
+                self._homes[dial.conn] = dial
+                self._sink.connected(dial.conn)
+            elif event == zmq.EVENT_DISCONNECTED:
+                conn = dial.conn
+                if conn is not None and dial.socket is not None:
+                    self._read_dial(dial)  # what it said before the end still counts
+                self._hang_up(dial, again_ms=_REDIAL_MS)
+                if conn is not None:
+                    self._sink.disconnected(conn)
+            elif event in _FAILED:
+                dial.failures += 1
+                if dial.failures == 1:
+                    _log.warning("dial.refused", node=dial.node, hint="wrong key here or there; compare public_key")
+                self._hang_up(dial, again_ms=_REDIAL_REFUSED_MS)
+        return False
+
+    def _read_dial(self, dial: _Dial) -> bool:
+        """Read one round. Returns whether there may be more."""
+        socket, taken = dial.socket, 0
+        for _ in range(_ROUND_FRAMES):
+            if socket is None or socket is not dial.socket or not _readable(socket):
+                return False
+            frame = socket.recv(zmq.NOBLOCK)
+            if socket.getsockopt(zmq.RCVMORE):
+                _skip(socket)
+                frame = b""
+            if dial.conn is None:
+                self._read_dial_monitor(dial)
+            if dial.conn is not None:
+                self._sink.received(dial.conn, frame)
+            taken += len(frame)
+            if taken > _ROUND_BYTES:
+                break
+        return True
+
+    # Sending ------------------------------------------------------------------------------------------------------
+
+    def send(self, conn: Conn, frame: bytes) -> bool:
+        """Hand over one frame; False if the connection takes no more now, or is gone."""
+        home = self._homes.get(conn)
+        if isinstance(home, _Listener):
+            return home.send(conn, frame)
+        if home is None or home.socket is None:
+            return False
+        try:
+            home.socket.send(frame, zmq.NOBLOCK)
+        except zmq.ZMQError:
+            return False
+        finally:
+            self._hot.add(_fd(home.socket))
+        return True
+
+    def close(self, conn: Conn) -> None:
+        """End a connection; see peer.Transport."""
+        home = self._homes.get(conn)
+        if isinstance(home, _Listener):
+            home.deafen(conn)
+        elif home is not None:
+            self._hang_up(home, again_ms=_REDIAL_REFUSED_MS)
+
+    # The loop -----------------------------------------------------------------------------------------------------
+
+    def wait(self, timeout_ms: float) -> set[int]:
+        """Wait at most so long for anything to happen; hand what it returns to `read`."""
+        next_dial = self._dial_due()
+        if next_dial is not None:
+            timeout_ms = min(timeout_ms, max(0.0, next_dial - self._clock.monotonic_ms()))
+        hot, self._hot = self._hot, set()
+        for descriptor in list(hot):
+            reader = self._readers.get(descriptor)
+            # Sending on a socket may swallow the edge of what came in meanwhile: look again before waiting (P13).
+            if reader is None or not _readable(reader[0]):
+                hot.discard(descriptor)
+        hot.update(descriptor for descriptor, _ in self._epoll.poll(0 if hot else timeout_ms / 1000))
+        return hot
+
+    def read(self, ready: set[int]) -> None:
+        """Report what came in on these descriptors, one round for each."""
+        for descriptor in ready:
+            reader = self._readers.get(descriptor)
+            if reader is not None and reader[1]():
+                self._hot.add(descriptor)
+
+    def _watch(self, socket: "zmq.Socket[Any]", read: Callable[[], bool]) -> None:
+        descriptor = _fd(socket)
+        self._readers[descriptor] = (socket, read)
+        self._epoll.register(descriptor, select.EPOLLIN | select.EPOLLET)
+        self._hot.add(descriptor)
+
+    def _unwatch(self, socket: "zmq.Socket[Any]") -> None:
+        descriptor = _fd(socket)
+        self._readers.pop(descriptor, None)
+        with contextlib.suppress(OSError):
+            self._epoll.unregister(descriptor)
+
+    def _answer_zap(self) -> bool:
+        """Let in the keys of the configuration, and nobody else (P10)."""
+        while _readable(self._zap):
+            version, request, _, address, _, mechanism, *credentials = self._zap.recv_multipart()
+            key = z85.encode(credentials[0]).decode() if mechanism == b"CURVE" and credentials else ""
+            name = self.allowed.get(key)
+            if name is None:
+                self.refused_keys += 1
+                _log.warning("key.refused", address=address.decode(errors="replace"), key=key)
+                answer = [version, request, b"400", b"key not allowed", b"", b""]
+            else:
+                answer = [version, request, b"200", b"OK", name.encode(), b""]
+            self._zap.send_multipart(answer)
+        return False
+
+    def stop(self) -> None:
+        """Close everything; what was sent gets 200 ms to leave (BYE)."""
+        for dial in self._dials.values():
+            if dial.socket is not None:
+                dial.socket.linger = 200
+                if dial.monitor is not None:
+                    dial.socket.disable_monitor()
+                    dial.monitor.close(0)
+                dial.socket.close()
+        for listener in self._listeners:
+            listener.close(200)
+        self._zap.close(0)
+        self._context.term()
+        self._epoll.close()
+        for descriptor in self._locks:
+            os.close(descriptor)
+
+
+class _Listener:
+    """One bound ROUTER socket and its connections, which are known by their routing id and by their descriptor."""
+
+    def __init__(self, transport: SocketTransport, kind: ConnKind, socket: "zmq.Socket[Any]") -> None:
+        self._transport = transport
+        self._kind = kind
+        self._socket = socket
+        self._by_id: dict[bytes, Conn | None] = {}
+        """None: a connection that was closed from this side, which libzmq cannot do; it is only not heard (P9)."""
+        self._ids: dict[Conn, bytes] = {}
+        self._by_fd: dict[int, bytes] = {}
+        self._monitor = socket.get_monitor_socket(_MONITORED)
+        transport._watch(self._monitor, self._read_monitor)
+        transport._watch(socket, self._read)
+
+    def _read(self) -> bool:
+        socket, taken = self._socket, 0
+        received = self._transport._sink.received
+        for _ in range(_ROUND_FRAMES):
+            if not _readable(socket):
+                return False
+            identity = socket.recv(zmq.NOBLOCK)
+            if identity in self._by_id:
+                conn = self._by_id[identity]
+                frame = socket.recv(zmq.NOBLOCK)
+            else:
+                first = socket.recv(zmq.NOBLOCK, copy=False)
+                conn = self._accept(identity, first)
+                frame = first.bytes
+            if socket.getsockopt(zmq.RCVMORE):
+                _skip(socket)
+                frame = b""
+            if conn is not None:
+                received(conn, frame)
+            taken += len(frame)
+            if taken > _ROUND_BYTES:
+                break
+        return True
+
+    def _accept(self, identity: bytes, frame: zmq.Frame) -> Conn | None:
+        """Know a new connection by its first message: the descriptor, and who it is by key or by kernel."""
+        self._read_monitor()  # an older connection with the same descriptor has ended before: forget it first
+        try:
+            descriptor = int(frame.get(zmq.SRCFD))
+        except (zmq.ZMQError, ValueError):
+            return None
+        conn = Conn(self._kind)
+        if self._kind is ConnKind.TCP:
+            conn.name = str(frame.get("User-Id"))
+        else:
+            # "localhost:UID:GID:PID" (measured); the kernel says so, not the peer
+            with contextlib.suppress(ValueError, zmq.ZMQError):
+                _, uid, gid, pid = str(frame.get("Peer-Address")).rsplit(":", 3)
+                conn.uid, conn.gid, conn.pid = int(uid), int(gid), int(pid)
+            conn.name = f"uid:{conn.uid}"
+        self._by_id[identity] = conn
+        self._ids[conn] = identity
+        self._by_fd[descriptor] = identity
+        self._transport._homes[conn] = self
+        return conn
+
+    def _read_monitor(self) -> bool:
+        while _readable(self._monitor):
+            message = parse_monitor_message(self._monitor.recv_multipart(zmq.NOBLOCK))
+            if message["event"] == zmq.EVENT_DISCONNECTED:
+                self._gone(int(message["value"]))
+        return False
+
+    def _gone(self, descriptor: int) -> None:
+        identity = self._by_fd.pop(descriptor, None)
+        conn = self._by_id.pop(identity, None) if identity is not None else None
+        if conn is not None:
+            self._ids.pop(conn, None)
+            self._transport._homes.pop(conn, None)
+            self._transport._sink.disconnected(conn)
+
+    def send(self, conn: Conn, frame: bytes) -> bool:
+        identity = self._ids.get(conn)
+        if identity is None:
+            return False
+        try:
+            self._socket.send_multipart([identity, frame], zmq.NOBLOCK)
+        except zmq.ZMQError:
+            return False  # full (EAGAIN), or gone and not yet told so (EHOSTUNREACH)
+        finally:
+            self._transport._hot.add(_fd(self._socket))
+        return True
+
+    def deafen(self, conn: Conn) -> None:
+        """Stop listening to a connection until it says HELLO on a new one."""
+        identity = self._ids.pop(conn, None)
+        if identity is not None:
+            self._by_id[identity] = None
+        self._transport._homes.pop(conn, None)
+
+    def close(self, linger: int = 0) -> None:
+        self._transport._unwatch(self._monitor)
+        self._transport._unwatch(self._socket)
+        self._socket.disable_monitor()
+        self._monitor.close(0)
+        self._socket.close(linger)
+
+
+# The client's side ----------------------------------------------------------------------------------------------------
+
+_context: "zmq.Context[Any] | None" = None
+
+
+def _client_context() -> "zmq.Context[Any]":
+    """One context for all channels of this process; a forked child makes its own."""
+    global _context
+    if _context is None or _context._pid != os.getpid():
+        _context = zmq.Context(io_threads=1)
+    return _context
+
+
+class SocketChannel:
+    """A client's connection to a router, for asyncio (see connection.Channel). It reconnects until it is closed."""
+
+    def __init__(self, address: str, keys: Curve | None = None) -> None:
+        """`address`: "ipc://PATH", or "tcp://host:port" with `keys`, whose `server` is the router's public key."""
+        self._address = address
+        self._keys = keys
+        self._socket: zmq.Socket[Any] | None = None
+        self._monitor: zmq.Socket[Any] | None = None
+        self._blocked = False
+        self._due = False
+
+    def start(
+        self,
+        on_up: Callable[[], None],
+        on_down: Callable[[], None],
+        on_frame: Callable[[bytes], None],
+        on_writable: Callable[[], None],
+    ) -> None:
+        """Connect, and reconnect until `close`. `on_writable`: a `send` that returned False may work now."""
+        self._on_up, self._on_down, self._on_frame, self._on_writable = on_up, on_down, on_frame, on_writable
+        self._loop = asyncio.get_running_loop()
+        self._open()
+
+    def _open(self) -> None:
+        socket = self._socket = _client_context().socket(zmq.DEALER)
+        _options(socket)
+        socket.setsockopt(zmq.IMMEDIATE, 1)  # P4
+        socket.setsockopt(zmq.RECONNECT_IVL, random.randint(50, 150))  # noqa: S311
+        if self._keys is not None:
+            _curve(socket, self._keys)
+            _heartbeat(socket, 1000, 3000)
+        self._monitor = socket.get_monitor_socket(_MONITORED)
+        self._loop.add_reader(_fd(self._monitor), self._read_monitor)
+        self._loop.add_reader(_fd(socket), self._read)
+        try:
+            socket.connect(self._address)
+        except zmq.ZMQError as error:
+            self.close()
+            raise TransportError(f"cannot connect to {self._address}: {error}") from None
+        self._soon()
+
+    def send(self, frame: bytes) -> bool:
+        """Hand over one frame; False if that would block. Never blocks."""
+        if self._socket is None:
+            return False
+        try:
+            self._socket.send(frame, zmq.NOBLOCK)
+        except zmq.ZMQError:
+            self._blocked = True
+            self._soon()
+            return False
+        self._soon()
+        return True
+
+    def _soon(self) -> None:
+        """Sending may swallow the edge of what came in meanwhile (P13): look again in this turn of the loop."""
+        if not self._due:
+            self._due = True
+            self._loop.call_soon(self._look)
+
+    def _look(self) -> None:
+        self._due = False
+        self._read_monitor()
+        self._read()
+
+    def _read(self) -> None:
+        socket = self._socket
+        taken = 0
+        while socket is not None and socket is self._socket:
+            events = int(socket.get(zmq.EVENTS))
+            if self._blocked and events & zmq.POLLOUT:
+                self._blocked = False
+                self._on_writable()
+                continue
+            if not events & zmq.POLLIN:
+                return
+            frame = socket.recv(zmq.NOBLOCK)
+            self._on_frame(frame)
+            taken += len(frame)
+            if taken > _ROUND_BYTES:  # let the loop's other tasks run
+                self._soon()
+                return
+
+    def _read_monitor(self) -> None:
+        monitor = self._monitor
+        while monitor is not None and monitor is self._monitor and _readable(monitor):
+            event = parse_monitor_message(monitor.recv_multipart(zmq.NOBLOCK))["event"]
+            if event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
+                self._on_up()
+            elif event == zmq.EVENT_DISCONNECTED:
+                self._read()
+                self._on_down()
+            elif event in _FAILED:  # P6: libzmq gives up for good, we do not
+                self._shut()
+                self._loop.call_later(1.0, self._reopen)
+
+    def _reopen(self) -> None:
+        if self._socket is None and self._on_up is not _nothing:
+            self._open()
+
+    def close(self) -> None:
+        """End it; nothing is called any more. What was sent gets a moment to leave."""
+        self._on_up = self._on_down = self._on_writable = _nothing
+        self._shut(linger=200)
+
+    def _shut(self, linger: int = 0) -> None:
+        if self._socket is None or self._monitor is None:
+            return
+        self._loop.remove_reader(_fd(self._socket))
+        self._loop.remove_reader(_fd(self._monitor))
+        self._socket.disable_monitor()
+        self._monitor.close(0)
+        self._socket.close(linger)
+        self._socket = self._monitor = None
+
+
+def open_channel(address: str, keys: Curve | None = None) -> SocketChannel:
+    """Make a client's channel to a router; see SocketChannel."""
+    return SocketChannel(address, keys)
+
+
+# Options --------------------------------------------------------------------------------------------------------------
+
+
+def _options(socket: "zmq.Socket[Any]") -> None:
+    """Set what all sockets have (protocol 1.4)."""
+    socket.linger = 0
+    socket.sndhwm = socket.rcvhwm = _HWM
+    socket.setsockopt(zmq.MAXMSGSIZE, MAX_FRAME)
+    socket.setsockopt(zmq.HANDSHAKE_IVL, _HANDSHAKE_MS)
+    socket.setsockopt(zmq.SNDBUF, _SOCKET_BUFFER)
+    socket.setsockopt(zmq.RCVBUF, _SOCKET_BUFFER)
+    socket.setsockopt(zmq.IPV6, 1)
+
+
+def _heartbeat(socket: "zmq.Socket[Any]", every_ms: int, timeout_ms: int) -> None:
+    """The second detector: a frozen or cut-off host (protocol 8.1)."""
+    socket.setsockopt(zmq.HEARTBEAT_IVL, every_ms)
+    socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, timeout_ms)
+    socket.setsockopt(zmq.HEARTBEAT_TTL, timeout_ms)
+
+
+def _curve(socket: "zmq.Socket[Any]", keys: Curve) -> None:
+    socket.curve_publickey = keys.public.encode()
+    socket.curve_secretkey = keys.secret.encode()
+    socket.curve_serverkey = keys.server.encode()
+
+
+def _nothing() -> None:
+    """Callback of a closed channel."""
+
+
+def _fd(socket: "zmq.Socket[Any]") -> int:
+    return int(socket.FD)
+
+
+def _readable(socket: "zmq.Socket[Any]") -> bool:
+    return bool(int(socket.get(zmq.EVENTS)) & zmq.POLLIN)
+
+
+def _skip(socket: "zmq.Socket[Any]") -> None:
+    """Drop the further parts of a message: the protocol has one (2.1); the caller sees an empty, malformed frame."""
+    while socket.getsockopt(zmq.RCVMORE):
+        socket.recv(zmq.NOBLOCK)

@@ -46,6 +46,14 @@ TOML_CASES = {
         NODE + f"[bus]\nsteady_s = 0x{'f' * 9000}",
         "t.toml:6:1: error: bus.steady_s: must be a number",
     ),
+    "huge number for a role": (
+        NODE + f"[policy.users]\nroot = 0x{'f' * 9000}",
+        "t.toml:6:1: error: policy.users.root: must be the name of a role; known here: none, observe, operate, admin",
+    ),
+    "true is no number of seconds": (
+        NODE + "[bus]\nsteady_s = true",
+        "t.toml:6:1: error: bus.steady_s: must be a number",
+    ),
     "port range": (
         "[servers.node1]\nip = '10.0.0.1'\nservice_port = 65536",
         "t.toml:3:1: error: servers.node1.service_port: is out of range; give a value from 1 to 65535",
@@ -98,6 +106,11 @@ TOML_CASES = {
     "bad user": (
         NODE + "[policy.users]\n'a b' = 'admin'",
         't.toml:6:1: error: policy.users."a b": "a b" is no user or group; write a user name, a uid, or "@group"',
+    ),
+    "user that would ring the terminal's bell": (
+        NODE + '[policy.users]\n"a\\u0007" = "admin"',
+        't.toml:6:1: error: policy.users."a\\u0007": "a\\u0007" is no user or group; '
+        'write a user name, a uid, or "@group"',
     ),
     "current node": (
         "current_node = 'nod1'" + NODE,
@@ -172,6 +185,11 @@ TOML_CASES = {
     "containers without a balancer": (
         NODE + "[containers]\nnginx = 80",
         "t.toml:5:2: error: containers: stands outside of any server; "
+        "put it below a [servers.NAME] header and [balancers]",
+    ),
+    "containers below another server than the balancer": (
+        NODE + "[balancers]\naddress = '10.0.0.1:80'\n[servers.b]\n[containers]\nnginx = 80",
+        "t.toml:8:2: error: containers: stands outside of any server; "
         "put it below a [servers.NAME] header and [balancers]",
     ),
     "short header twice": (

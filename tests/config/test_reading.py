@@ -128,12 +128,14 @@ def test_short_headers_belong_to_the_last_server_above_them():
         on = "x"
         run = ["sh", "-c", """
         [servers.z]
-        """, '[balancers]']
+        " """", '[balancers]']
         [servers.b]
         ip = "b"
         service_port = 1
         [balancers]
         address = "10.0.0.2:80"
+        [balancers.servers]
+        a = 1
         [containers]
         mongo = 82
         [servers.c]
@@ -150,6 +152,7 @@ def test_short_headers_belong_to_the_last_server_above_them():
         "b": {"default": {"mongo": 82}, "e": {"mysql": 83}},
         "c": {},
     }
+    assert tree.servers["b"].balancers["default"].servers == {"a": 1}
     assert tree.bus.ping_ms == 100
     assert tree.handlers["h"].run[3] == "[balancers]"
 

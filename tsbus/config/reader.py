@@ -6,7 +6,7 @@ at the rest of the tree: all problems of a file come at once.
 
 import re
 import types
-from dataclasses import fields, is_dataclass
+from dataclasses import Field, fields, is_dataclass
 from functools import cache
 from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
@@ -71,23 +71,29 @@ class _Reader:
         for key in table:
             if key not in specs:
                 self._document.note_unknown("error", (*path, key), "no such key", key, specs)
-        base = self._inherited.get(kind)
         values: dict[str, Any] = {}
         # The sections of the whole tree come before the servers, whose own sections are changes to them.
         for key, spec in sorted(specs.items(), key=lambda item: item[0] == "servers"):
-            hint = _hints(kind)[spec.name]
-            value = self.value(hint, table[key], (*path, key)) if key in table else _BAD
+            values[spec.name] = self._field(kind, spec, table, path)
             if key == "name":
-                value = self._name(value, name, (*path, key))
-            if value is _BAD and key not in table and not has_default(spec):
-                self._document.note("error", (*path, key), "is missing", f"add {key} = ...")
-            if value is _BAD and has_default(spec):
-                value = getattr(base, spec.name) if base is not None else default_of(spec)
-            values[spec.name] = _zero(hint) if value is _BAD else value
+                values["name"] = self._name(values["name"], name, (*path, key))
         result = kind(**values)
         if kind in _INHERITED and len(path) == 1:
             self._inherited[kind] = result
         return result
+
+    def _field(self, kind: Any, spec: Field[Any], table: dict[str, Any], path: Path) -> Any:
+        """Return the value of one field: what the table says, or what holds where it is missing or wrong."""
+        key, hint = file_key(spec), _hints(kind)[spec.name]
+        value = self.value(hint, table[key], (*path, key)) if key in table else _BAD
+        if value is not _BAD:
+            return value
+        if has_default(spec):
+            base = self._inherited.get(kind)
+            return default_of(spec) if base is None else getattr(base, spec.name)
+        if key not in table and key != "name":
+            self._document.note("error", (*path, key), "is missing", f"add {key} = ...")
+        return _zero(hint)
 
     def value(self, hint: Any, raw: Any, path: Path) -> Any:
         """Return `raw` as the type `hint` says, or _BAD after noting why not."""
@@ -130,8 +136,9 @@ class _Reader:
         names = [role.name.lower() for role in Role]
         if isinstance(raw, str) and raw in names:
             return Role.parse(raw)
-        message = f"no role named {quote(raw)}" if isinstance(raw, str) else "must be the name of a role"
-        self._document.note_unknown("error", path, message, str(raw)[:20], names)
+        word = raw if isinstance(raw, str) else ""
+        message = f"no role named {quote(word)}" if word else "must be the name of a role"
+        self._document.note_unknown("error", path, message, word, names)
         return _BAD
 
     def _is_table(self, raw: Any, path: Path) -> bool:
@@ -173,11 +180,11 @@ class _Reader:
         balancer: Balancer = self.struct(Balancer, table, path, "default")
         return balancer
 
-    def _name(self, given: Any, key: str, path: Path) -> Any:
-        """Return the name of a table: its own key, which a `name` in it may only repeat."""
-        if given is not _BAD and given != key:
+    def _name(self, given: str, key: str, path: Path) -> str:
+        """Return the name of a table: its own key, which a `name` in it may only repeat. Empty: none was given."""
+        if given not in ("", key):
             hint = "make both the same, or leave name out"
             self._document.note("error", path, f"the name is {quote(given)} but the table is {quote(key)}", hint)
-        if given is _BAD or given != key:
-            given = self.value(Name, key, path[:-1])
-        return key if given is _BAD else given
+        if given != key:
+            self.value(Name, key, path[:-1])
+        return key

@@ -45,8 +45,8 @@ class ShortHeader(NamedTuple):
     path: tuple[str, ...]
 
 
-class _Unreadable(Exception):  # noqa: N818  (no error: it ends the scan)
-    pass
+class _Unreadable(Exception):
+    """Ends the scan; the parser will say what is wrong."""
 
 
 class Scanner:

@@ -1,0 +1,168 @@
+"""Edge: how every command line begins and ends. Exit codes, the `--bus` and `--json` options, errors as one line.
+
+Nothing heavy is imported here before it is needed: `treescale --help` and ts-pub must start at once.
+"""
+
+import asyncio
+import os
+import sys
+from collections.abc import Callable, Coroutine
+from enum import IntEnum
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+if TYPE_CHECKING:
+    from tsbus.client import Client, Opening
+    from tsbus.transport import Curve
+
+_F = TypeVar("_F", bound=Callable[..., Any])
+
+
+class Code(IntEnum):
+    """What a command line's exit code means."""
+
+    OK = 0
+    FAILED = 1
+    USAGE = 2
+    """The command line or a configuration file is wrong, or the target names no node."""
+    PARTIAL = 3
+    """Some nodes did it and some did not."""
+    UNREACHABLE = 4
+    """No node could be reached, or none answered in time."""
+    REFUSED = 5
+    """The policy does not allow it."""
+    INTERRUPTED = 130
+
+
+EXIT_CODES = """\b
+Exit codes:
+  0    done
+  1    failed
+  2    wrong usage, configuration or target
+  3    partly done: some nodes failed
+  4    unreachable, or no answer in time
+  5    refused by the policy
+  130  interrupted (Ctrl-C)"""
+
+
+HELP = {"help_option_names": ["-h", "--help"]}
+
+
+class Fault(click.ClickException):
+    """Ends the command with one line and an exit code."""
+
+    def __init__(self, text: str, code: Code = Code.FAILED) -> None:
+        super().__init__(text)
+        self.code = code
+
+
+class Tool(click.Command):
+    """A program of its own; whatever goes wrong in it ends as one clear line on stderr and an exit code."""
+
+    def main(self, *args: Any, **options: Any) -> Any:
+        """Run the program and exit, like click's `main`."""
+        options["standalone_mode"] = False
+        if os.environ.get("NO_COLOR"):
+            options["color"] = False
+        name = options["prog_name"] = options.get("prog_name") or self.name or "treescale"
+        try:
+            code = super().main(*args, **options)
+            sys.stdout.flush()
+        except BaseException as error:
+            code = explain(name, error)
+        sys.exit(code or 0)
+
+
+def explain(name: str, error: BaseException) -> int:
+    """Tell the user of program `name` about `error` on stderr. Returns the exit code; raises what is a defect."""
+    if isinstance(error, click.UsageError):
+        error.show()
+        return Code.USAGE
+    if isinstance(error, click.Abort | KeyboardInterrupt):
+        return Code.INTERRUPTED
+    if isinstance(error, BrokenPipeError):
+        forget_stdout()
+        return Code.FAILED
+    text, code = _words_of(error)
+    for line in text.splitlines():
+        click.echo(f"{name}: {line}", err=True)
+    return code
+
+
+def _words_of(error: BaseException) -> tuple[str, int]:
+    from tsbus import errors
+    from tsbus.config.problem import ConfigError
+    from tsbus.core.body import BodyError
+    from tsbus.core.topic import TopicError
+    from tsbus.transport import TransportError
+
+    if isinstance(error, click.ClickException):
+        return error.format_message(), error.code if isinstance(error, Fault) else error.exit_code
+    codes: dict[type[BaseException], Code] = {
+        errors.NoRouter: Code.UNREACHABLE,
+        errors.ConnectionLost: Code.UNREACHABLE,
+        errors.Refused: Code.REFUSED,
+        errors.UnknownTarget: Code.USAGE,
+        errors.PayloadTooLarge: Code.USAGE,
+        errors.BusError: Code.FAILED,
+        TransportError: Code.USAGE,
+        ConfigError: Code.USAGE,
+        TopicError: Code.USAGE,
+        BodyError: Code.FAILED,
+        TimeoutError: Code.UNREACHABLE,
+        OSError: Code.FAILED,
+    }
+    for kind, code in codes.items():
+        if isinstance(error, kind):
+            return str(error) or kind.__name__, code
+    raise error
+
+
+def forget_stdout() -> None:
+    """Nobody reads our output any more: let Python's last flush of it go nowhere, without a complaint."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def bus_option(command: _F) -> _F:
+    """Give a command `--bus`; `treescale --bus X COMMAND` says the same as `treescale COMMAND --bus X`."""
+    return click.option(
+        "--bus",
+        metavar="ADDRESS",
+        callback=lambda ctx, _, value: value or ctx.find_root().params.get("bus"),
+        help="The router's socket: a path, or tcp://HOST:PORT with an operator's key [default: $TREESCALE_BUS].",
+    )(command)
+
+
+def json_option(command: _F) -> _F:
+    """Give a command `--json`."""
+    return click.option("--json", "as_json", is_flag=True, help="Print JSON, one object per line.")(command)
+
+
+def connect(address: str | None, name: str, timeout_s: float = 3.0) -> "Opening[Client]":
+    """Return a client for `async with`; `name` is what others see of this program on the bus."""
+    from tsbus.client import connect
+
+    return connect(address, name=name, timeout_s=timeout_s, keys=_keys(address))
+
+
+def _keys(address: str | None) -> "Curve | None":
+    """Return an operator's keys for a router elsewhere; the local one knows us without."""
+    if not (address or os.environ.get("TREESCALE_BUS", "")).startswith("tcp://"):
+        return None
+    from tsbus.transport import Curve, public_of, read_secret
+
+    path, server = os.environ.get("TREESCALE_OPERATOR_KEY"), os.environ.get("TREESCALE_SERVER_KEY")
+    if not path or not server:
+        raise Fault(
+            "a router elsewhere takes an operator's key: set TREESCALE_OPERATOR_KEY to the file with your secret key "
+            "and TREESCALE_SERVER_KEY to that node's public_key",
+            Code.USAGE,
+        )
+    secret = read_secret(path)
+    return Curve(public=public_of(secret), secret=secret, server=server)
+
+
+def run(work: Coroutine[Any, Any, int]) -> int:
+    """Run an asynchronous command to its exit code. Ctrl-C cancels it and, if it does not handle that, raises."""
+    return asyncio.run(work)

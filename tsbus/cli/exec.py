@@ -1,0 +1,320 @@
+"""Exec: `treescale exec`, running a program on nodes. The executor's service does the work (docs/executor.md).
+
+output.py shapes what the programs write, report.py the account.
+"""
+
+import asyncio
+import contextlib
+import json
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+import click
+
+from tsbus.cli.completion import complete_target
+from tsbus.cli.edge import Code, bus_option, connect, json_option, run
+from tsbus.cli.output import Kept, Lines
+from tsbus.cli.report import Ending, account, ending_of, exit_code, summary
+from tsbus.cli.stdin import stdin_chunks
+from tsbus.cli.terminal import Progress, duration
+from tsbus.core.accounting import Outcome
+from tsbus.core.body import BodyError
+from tsbus.core.target import fold
+
+if TYPE_CHECKING:
+    from tsbus.calls import Call
+    from tsbus.core.exchanges import Reply
+
+GRACE_S = 2.0
+"""How long the nodes may take to confirm a cancel before the account is printed without them."""
+
+
+def _max_fail(ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[float, bool] | None:
+    """Return the number of `--max-fail`, and whether it is a percentage."""
+    if value is None:
+        return None
+    try:
+        number = float(value.removesuffix("%"))
+    except ValueError:
+        number = -1.0
+    if not 0 <= number < float("inf"):
+        raise click.BadParameter(f"{value!r} is neither a number of nodes nor a percentage like 10%", ctx, param)
+    return number, value.endswith("%")
+
+
+def _variable(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> dict[str, str]:
+    if bad := [value for value in values if not value.partition("=")[0] or "=" not in value]:
+        raise click.BadParameter(f"{bad[0]!r} is not NAME=VALUE", ctx, param)
+    return dict(value.split("=", 1) for value in values)
+
+
+@dataclass(frozen=True, slots=True)
+class _Look:
+    """How the output is to be shown."""
+
+    as_json: bool
+    fold: bool | None
+    live: bool
+    prefix: bool
+    quiet: bool
+
+
+@click.command(name="exec")
+@click.argument("target", shell_complete=complete_target)
+@click.argument("words", metavar="-- CMD...", nargs=-1, required=True, type=click.UNPROCESSED)
+@click.option("--shell", is_flag=True, help="CMD is a line for the shell, with pipes and variables.")
+@click.option("--timeout", "timeout_s", type=click.FloatRange(min=0.1), default=300.0, show_default=True,
+              metavar="S", help="Seconds for the program; then it is killed.")  # fmt: skip
+@click.option(
+    "--max-fail", callback=_max_fail, metavar="N|N%", help="Cancel the rest once more than N nodes have failed."
+)
+@click.option("--sudo-user", metavar="USER", help="Run as this user; the nodes' policy must allow it.")
+@click.option("--env", metavar="NAME=VALUE", multiple=True, callback=_variable, help="Add to the environment.")
+@click.option("--cwd", metavar="DIR", help="Working directory on the nodes.")
+@click.option("--stdin", is_flag=True, help="Send our standard input to the program on every node.")
+@click.option("--fold/--no-fold", default=None, help="Print equal output once, at the end [default: on several nodes].")
+@click.option("--live", is_flag=True, help="Print lines as they come, even when they are folded at the end.")
+@click.option("--no-prefix", is_flag=True, help="Print the bytes as they come, without the node's name.")
+@click.option("-q", "--quiet", is_flag=True, help="Print output only: no progress, no account.")
+@json_option
+@bus_option
+def exec_(
+    target: str,
+    words: tuple[str, ...],
+    shell: bool,
+    timeout_s: float,
+    max_fail: tuple[float, bool] | None,
+    sudo_user: str | None,
+    env: dict[str, str],
+    cwd: str | None,
+    stdin: bool,
+    fold: bool | None,
+    live: bool,
+    no_prefix: bool,
+    quiet: bool,
+    as_json: bool,
+    bus: str | None,
+) -> int:
+    """Run a program on nodes and show its output and the exact account of how it ended on every one of them.
+
+    On one node, lines are printed as they come. On several, equal output is printed once, when all is there, behind
+    the names of the nodes. Ctrl-C ends the program everywhere.
+
+    \b
+    Examples:
+      treescale exec '*' -- uname -r
+      treescale exec @web --max-fail 10% -- systemctl reload nginx
+      treescale exec 'node[1-3]' --shell -- 'df -h | grep /var'
+      treescale exec node1 --no-prefix -- tar c /etc > etc.tar
+    """
+    body: dict[str, Any] = {"shell": " ".join(words)} if shell else {"argv": list(words)}
+    options = {"user": sudo_user, "env": env, "cwd": cwd, "stdin": stdin}
+    body |= {key: value for key, value in options.items() if value}
+    look = _Look(as_json, False if no_prefix else fold, live, not no_prefix, quiet)
+    return run(_exec(bus, target, body, timeout_s, max_fail, look))
+
+
+async def _exec(
+    bus: str | None,
+    target: str,
+    body: dict[str, Any],
+    timeout_s: float,
+    max_fail: tuple[float, bool] | None,
+    look: _Look,
+) -> int:
+    wants_input = bool(body.get("stdin"))
+    async with (
+        connect(bus, "treescale-exec") as client,
+        client.request(target, "exec.run", body, timeout_s=timeout_s, input=wants_input) as call,
+    ):
+        nodes = await call.nodes()
+        job = _Job(call, nodes, _view(look, nodes), _limit(max_fail, len(nodes)))
+        helpers = [asyncio.create_task(job.show_progress())] if not look.quiet else []
+        if wants_input:
+            helpers.append(asyncio.create_task(_send_stdin(call)))
+        try:
+            code = await job.follow()
+        finally:
+            for helper in helpers:
+                helper.cancel()
+        job.finish(look)
+        return code
+
+
+def _limit(max_fail: tuple[float, bool] | None, nodes: int) -> float:
+    if max_fail is None:
+        return nodes
+    number, is_share = max_fail
+    return nodes * number / 100 if is_share else number
+
+
+async def _send_stdin(call: "Call") -> None:
+    async for chunk in stdin_chunks(32 << 10):
+        await call.send_input(chunk)
+    await call.end_input()
+
+
+class _Job:
+    """One run on many nodes, from the first reply to the account."""
+
+    def __init__(self, call: "Call", nodes: frozenset[str], view: "_View", max_fail: float) -> None:
+        self._call = call
+        self._nodes = nodes
+        self._view = view
+        self._max_fail = max_fail
+        self._endings: dict[str, Ending] = {}
+        self._progress = Progress()
+
+    async def follow(self) -> int:
+        """Show replies until every node has ended, or Ctrl-C. Returns the exit code."""
+        try:
+            await self._replies()
+        except asyncio.CancelledError:
+            self._call.cancel()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._replies(), GRACE_S)
+            for node in self._nodes - self._endings.keys():
+                self._endings[node] = Ending(Outcome.CANCELLED, "not confirmed")
+            return Code.INTERRUPTED
+        return exit_code([ending.outcome for ending in self._endings.values()])
+
+    async def _replies(self) -> None:
+        async for reply in self._call:
+            self._progress.clear()
+            if not reply.last:
+                self._view.chunk(reply.node, reply.second, reply.body)
+                continue
+            ending, facts = read_ending(reply)
+            self._endings[reply.node] = ending
+            self._view.ended(reply.node, ending, facts)
+            if sum(one.outcome is not Outcome.OK for one in self._endings.values()) > self._max_fail:
+                self._call.cancel()
+
+    async def show_progress(self) -> None:
+        """Tell whom we wait for, until cancelled."""
+        while True:
+            waiting = self._nodes - self._endings.keys()
+            if waiting and not self._view.live:
+                after = duration(self._progress.elapsed_s)
+                self._progress.show(f"{after}: waiting for {len(waiting)} of {len(self._nodes)}: {fold(waiting)}")
+            await asyncio.sleep(1)
+
+    def finish(self, look: _Look) -> None:
+        """Print what is printed at the end."""
+        self._progress.clear()
+        self._view.finish()
+        seconds = self._progress.elapsed_s
+        if look.as_json:
+            click.echo(json.dumps(summary(self._endings, seconds)))
+        elif not look.quiet and (len(self._nodes) > 1 or exit_code([one.outcome for one in self._endings.values()])):
+            for line in account(self._endings, seconds):
+                click.echo(line, err=True)
+
+
+def read_ending(reply: "Reply") -> tuple[Ending, dict[str, Any]]:
+    """Return how the program ended by the node's last reply, and what the executor tells about it."""
+    try:
+        facts = reply.json()
+    except BodyError:
+        facts = None
+    if not isinstance(facts, dict):
+        return ending_of(reply), {}
+    if reply.status is not Outcome.OK or facts.get("exit") != 0:
+        status = Outcome.FAILED if reply.status is Outcome.OK else reply.status
+        return Ending(status, ", ".join(_reasons(facts))), facts
+    return Ending(Outcome.OK), facts
+
+
+def _reasons(facts: dict[str, Any]) -> Iterator[str]:
+    if facts.get("exit") is not None:
+        yield f"exit {facts['exit']}"
+    if facts.get("signal"):
+        yield f"signal {facts['signal']}"
+    if facts.get("reason"):
+        yield str(facts["reason"])
+
+
+class _View(Protocol):
+    """What becomes of the output."""
+
+    live: bool
+
+    def chunk(self, node: str, second: bool, data: bytes) -> None:
+        """A node's program wrote `data`."""
+
+    def ended(self, node: str, ending: Ending, facts: dict[str, Any]) -> None:
+        """A node has ended."""
+
+    def finish(self) -> None:
+        """All nodes have ended."""
+
+
+def _view(look: _Look, nodes: frozenset[str]) -> _View:
+    if look.as_json:
+        return _Json(len(nodes))
+    folded = len(nodes) > 1 if look.fold is None else look.fold
+    kept = Kept(len(nodes)) if folded else None
+    return _Text(kept, Lines() if look.live or not folded else None, prefix=look.prefix)
+
+
+def _write(second: bool, data: bytes) -> None:
+    stream = sys.stderr if second else sys.stdout
+    stream.buffer.write(data)
+    stream.flush()
+
+
+class _Text:
+    """Lines as they come, or folded at the end, or both."""
+
+    def __init__(self, kept: Kept | None, lines: Lines | None, *, prefix: bool) -> None:
+        self.live = lines is not None
+        self._kept = kept
+        self._lines = lines
+        self._prefix = prefix
+
+    def chunk(self, node: str, second: bool, data: bytes) -> None:
+        if self._kept:
+            self._kept.feed(node, second, data)
+        if self._lines:
+            _write(second, self._lines.feed(node, second, data) if self._prefix else data)
+
+    def ended(self, node: str, ending: Ending, facts: dict[str, Any]) -> None:
+        if self._lines:
+            for second in (False, True):
+                _write(second, self._lines.end(node, second))
+
+    def finish(self) -> None:
+        if self._kept is None:
+            return
+        for second in (False, True):
+            for heading, output in self._kept.folded(second):
+                click.secho(heading, bold=True, nl=False, err=second)
+                _write(second, output)
+        for node, count in self._kept.cut.items():
+            click.echo(f"{node}: {count} more bytes are not shown; --no-fold shows all", err=True)
+
+
+class _Json:
+    """One object for each node, as it ends."""
+
+    live = True
+
+    def __init__(self, nodes: int) -> None:
+        self._kept = Kept(nodes)
+
+    def chunk(self, node: str, second: bool, data: bytes) -> None:
+        self._kept.feed(node, second, data)
+
+    def ended(self, node: str, ending: Ending, facts: dict[str, Any]) -> None:
+        output = {
+            name: self._kept.take(node, second).decode(errors="backslashreplace")
+            for name, second in (("stdout", False), ("stderr", True))
+        }
+        cut = self._kept.cut.get(node, 0)
+        about = {"outcome": ending.outcome.name.lower(), "reason": ending.reason}
+        click.echo(json.dumps({"node": node} | facts | about | output | ({"not_shown_bytes": cut} if cut else {})))
+
+    def finish(self) -> None:
+        pass

@@ -1,0 +1,73 @@
+"""Ping: `treescale ping`, the round trip to nodes through the bus, answered by their routers."""
+
+import asyncio
+import json
+import time
+
+import click
+
+from tsbus.cli.completion import complete_target
+from tsbus.cli.edge import bus_option, connect, json_option, run
+from tsbus.cli.report import Ending, account, ending_of, exit_code, label, summary
+from tsbus.cli.terminal import millis, safe
+from tsbus.core.accounting import Outcome
+
+INTERVAL_S = 1.0
+
+
+@click.command()
+@click.argument("target", default="*", shell_complete=complete_target)
+@click.option("-c", "--count", type=click.IntRange(min=1), default=1, show_default=True, help="Rounds, one a second.")
+@click.option("--timeout", "timeout_s", type=click.FloatRange(min=0.01), default=5.0, show_default=True, metavar="S")
+@json_option
+@bus_option
+def ping(target: str, count: int, timeout_s: float, as_json: bool, bus: str | None) -> int:
+    """Measure the round trip to nodes, and tell who does not answer and why.
+
+    \b
+    Examples:
+      treescale ping
+      treescale ping 'node[1-9]' -c 5
+    """
+    return run(_ping(bus, target, count, timeout_s, as_json))
+
+
+async def _ping(bus: str | None, target: str, count: int, timeout_s: float, as_json: bool) -> int:
+    endings: dict[str, Ending] = {}
+    times_ms: list[float] = []
+    started = time.monotonic()
+    async with connect(bus, "treescale-ping") as client:
+        for turn in range(count):
+            if turn:
+                await asyncio.sleep(INTERVAL_S)
+            sent = time.monotonic()
+            async with client.request(target, "router.ping", timeout_s=timeout_s) as call:
+                async for reply in call:
+                    rtt_ms = (time.monotonic() - sent) * 1000
+                    ending = ending_of(reply)
+                    _tell(reply.node, turn, ending, rtt_ms, as_json)
+                    if ending.outcome is Outcome.OK:
+                        times_ms.append(rtt_ms)
+                    # A node that failed once has failed, however the other rounds end.
+                    if endings.get(reply.node, ending).outcome is Outcome.OK:
+                        endings[reply.node] = ending
+    seconds = time.monotonic() - started
+    if as_json:
+        click.echo(json.dumps(summary(endings, seconds)))
+    else:
+        for line in account(endings, seconds):
+            click.echo(line, err=True)
+        if times_ms:
+            mean = sum(times_ms) / len(times_ms)
+            click.echo(f"round trip {millis(min(times_ms))} / {millis(mean)} / {millis(max(times_ms))} (min/mean/max)",
+                       err=True)  # fmt: skip
+    return exit_code([ending.outcome for ending in endings.values()])
+
+
+def _tell(node: str, turn: int, ending: Ending, rtt_ms: float, as_json: bool) -> None:
+    ok = ending.outcome is Outcome.OK
+    if as_json:
+        fact = {"rtt_ms": round(rtt_ms, 3)} if ok else {"reason": ending.reason}
+        click.echo(json.dumps({"node": node, "round": turn, "outcome": ending.outcome.name.lower()} | fact))
+    else:
+        click.echo(f"{node}: {millis(rtt_ms) if ok else f'{label(ending.outcome)}: {safe(ending.reason)}'}")

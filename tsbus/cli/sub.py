@@ -1,0 +1,307 @@
+"""Sub: the program `ts-sub`, which prints events or hands them to a command, and `treescale events`.
+
+A fast stream is written in as few pieces as the event loop has turns; when the reader is slow, writing waits, so the
+router sees a slow worker and drops the oldest events, which shows here as a gap.
+"""
+
+import asyncio
+import json
+import os
+import shlex
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from tsbus.cli.completion import complete_target
+from tsbus.cli.edge import HELP, Code, Tool, bus_option, connect, forget_stdout, json_option, run
+from tsbus.cli.terminal import body_json, body_line, safe
+from tsbus.core.topic import check_pattern, matches
+
+if TYPE_CHECKING:
+    from tsbus.client import Callback, Client
+    from tsbus.core.message import Gap
+    from tsbus.core.session import Event
+
+BUS_EVENTS = ("node.>", "bus.>", "worker.>")
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """Which events, and when it is enough."""
+
+    bus: str | None
+    patterns: Sequence[str]
+    scope: str = "all"
+    origins: str | None = None
+    """A target; None for all nodes."""
+    count: int | None = None
+    timeout_s: float | None = None
+
+
+def _patterns(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> tuple[str, ...]:
+    for value in values:
+        check_pattern(value)
+    return values
+
+
+def _argv(ctx: click.Context, param: click.Parameter, value: str | None) -> list[str]:
+    try:
+        return shlex.split(value) if value else []
+    except ValueError as error:
+        raise click.BadParameter(f"{error}: {value!r}", ctx, param) from None
+
+
+_count = click.option("--count", type=click.IntRange(min=1), metavar="N", help="Stop after N events.")
+_timeout = click.option("--timeout", "timeout_s", type=click.FloatRange(min=0), metavar="S",
+                        help="Stop after S seconds; exit code 4 if --count was not reached.")  # fmt: skip
+
+
+@click.command(name="ts-sub", cls=Tool, context_settings=HELP)
+@click.argument("patterns", metavar="PATTERN...", nargs=-1, required=True, callback=_patterns)
+@json_option
+@click.option("--raw", is_flag=True, help="Print the body alone.")
+@_count
+@_timeout
+@click.option("--from", "origins", metavar="TARGET", shell_complete=complete_target,
+              help="Only events that were published on these nodes.")  # fmt: skip
+@click.option("--scope", type=click.Choice(["all", "subtree", "node"]), default="all", show_default=True,
+              help="How far to listen: subtree is this node and those below it.")  # fmt: skip
+@click.option("--exec", "argv", metavar="CMD", callback=_argv,
+              help="Run CMD for each event, one at a time and without a shell: the body on its standard input, the "
+              "rest in TREESCALE_TOPIC, _ORIGIN, _WHO and _TIME_MS.")  # fmt: skip
+@bus_option
+def sub(
+    patterns: tuple[str, ...],
+    as_json: bool,
+    raw: bool,
+    count: int | None,
+    timeout_s: float | None,
+    origins: str | None,
+    scope: str,
+    argv: list[str],
+    bus: str | None,
+) -> int:
+    """Print the events whose topic matches: one a line, as node, topic and body.
+
+    In a PATTERN, * is one word and a last > all the rest. Events that were dropped because we did not keep up are
+    counted on stderr.
+
+    \b
+    Examples:
+      ts-sub 'deploy.>'
+      ts-sub 'alert.*' --json --from @web
+      ts-sub backup.done --count 1 --timeout 60 --raw
+      ts-sub 'container.died' --exec 'logger -t tree'
+    """
+    wanted = Wanted(bus, patterns, scope, origins, count, timeout_s)
+    if argv:
+        return run(_follow(wanted, "ts-sub", lambda gate: _runner(gate, argv)))
+    line = _json_line if as_json else _raw_line if raw else _line
+    return run(_follow(wanted, "ts-sub", lambda gate: _printer(gate, line)))
+
+
+@click.command()
+@click.argument("patterns", metavar="[PATTERN]...", nargs=-1, callback=_patterns)
+@json_option
+@_count
+@_timeout
+@bus_option
+def events(
+    patterns: tuple[str, ...], as_json: bool, count: int | None, timeout_s: float | None, bus: str | None
+) -> int:
+    """Watch what happens in the tree: nodes and workers that come and go, peers that do not keep up.
+
+    \b
+    Examples:
+      treescale events
+      treescale events node.lost --count 1
+      treescale events '>'                 everything that anybody publishes
+    """
+    wanted = Wanted(bus, patterns or BUS_EVENTS, count=count, timeout_s=timeout_s)
+    line = _json_line if as_json else _pretty_line
+    return run(_follow(wanted, "treescale-events", lambda gate: _printer(gate, line)))
+
+
+class _Gate:
+    """Lets each wanted event through once, until it is enough: then `enough` is done."""
+
+    def __init__(self, wanted: Wanted, origins: frozenset[str] | None) -> None:
+        self.enough: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._patterns = wanted.patterns
+        self._origins = origins
+        self._left = wanted.count or sys.maxsize
+        self._first = lru_cache(4096)(self._first_pattern)
+
+    def _first_pattern(self, topic: str) -> str:
+        return next(pattern for pattern in self._patterns if matches(pattern, topic))
+
+    def lets(self, event: "Event", pattern: str) -> bool:
+        """Tell whether to take the event that came for `pattern`. One that fits several patterns comes for each."""
+        if self._origins is not None and event.origin not in self._origins:
+            return False
+        if not self._left or (len(self._patterns) > 1 and self._first(event.topic) != pattern):
+            return False
+        self._left -= 1
+        return True
+
+    @property
+    def full(self) -> bool:
+        """Whether the last event was let through."""
+        return not self._left
+
+    def end(self, error: OSError | None = None) -> None:
+        """It is enough, or cannot go on."""
+        if self.enough.done():
+            return
+        if error is None:
+            self.enough.set_result(None)
+        else:
+            self.enough.set_exception(error)
+
+
+_Sink = Callable[[_Gate], Callable[[str], "Callback"]]
+"""Gate -> pattern -> what is called for the events of that pattern."""
+
+
+async def _follow(wanted: Wanted, name: str, sink: _Sink) -> int:
+    async with connect(wanted.bus, name) as client:
+        gate = _Gate(wanted, await _resolve(client, wanted.origins) if wanted.origins else None)
+        callback_for = sink(gate)
+        for place, pattern in enumerate(wanted.patterns):
+            # Every subscription is told of a gap; once is enough.
+            on_gap = None if place else _tell_gap
+            await client.subscribe(pattern, scope=wanted.scope, callback=callback_for(pattern), on_gap=on_gap)
+        try:
+            await asyncio.wait_for(gate.enough, wanted.timeout_s)
+        except BrokenPipeError:
+            forget_stdout()
+        except TimeoutError:
+            return Code.UNREACHABLE if wanted.count else Code.OK
+    return Code.OK
+
+
+async def _resolve(client: "Client", target: str) -> frozenset[str]:
+    """Return the nodes of a target: what the router would call. Raises UnknownTarget."""
+    async with client.request(target, "router.ping") as call:
+        return await call.nodes()
+
+
+def _tell_gap(gap: "Gap") -> None:
+    click.echo(f"{gap.count} events were dropped at {safe(gap.at)}: somebody did not keep up", err=True)
+
+
+def _printer(gate: _Gate, line: Callable[["Event"], bytes]) -> Callable[[str], "Callback"]:
+    """Print lines: in one piece for all events that came in one turn of the loop."""
+    lines: list[bytes] = []
+    loop = asyncio.get_running_loop()
+
+    def flush() -> None:
+        data = b"".join(lines)
+        lines.clear()
+        try:
+            sys.stdout.buffer.write(data)
+            sys.stdout.buffer.flush()
+        except OSError as error:
+            gate.end(error)
+
+    def callback_for(pattern: str) -> "Callback":
+        def take(event: "Event") -> None:
+            if gate.lets(event, pattern):
+                if not lines:
+                    loop.call_soon(flush)
+                lines.append(line(event))
+                if gate.full:
+                    loop.call_soon(gate.end)
+
+        return take
+
+    return callback_for
+
+
+def _runner(gate: _Gate, argv: list[str]) -> Callable[[str], "Callback"]:
+    """Run a command for each event, one after the other."""
+    turn = asyncio.Lock()
+
+    def callback_for(pattern: str) -> "Callback":
+        async def take(event: "Event") -> None:
+            async with turn:
+                if gate.lets(event, pattern):
+                    try:
+                        await _run_for(event, argv)
+                    except OSError as error:
+                        gate.end(error)
+                    if gate.full:
+                        gate.end()
+
+        return take
+
+    return callback_for
+
+
+async def _run_for(event: "Event", argv: list[str]) -> None:
+    facts = {"TOPIC": event.topic, "ORIGIN": event.origin, "WHO": event.who, "TIME_MS": str(event.time_ms)}
+    env = os.environ | {f"TREESCALE_{key}": value for key, value in facts.items()}
+    process = await asyncio.create_subprocess_exec(*argv, stdin=asyncio.subprocess.PIPE, env=env)
+    await process.communicate(event.body)
+    if process.returncode:
+        click.echo(f"{argv[0]}: exit {process.returncode} for {safe(event.topic)}", err=True)
+
+
+def _line(event: "Event") -> bytes:
+    return f"{event.origin} {event.topic} {body_line(event.body)}\n".encode()
+
+
+def _raw_line(event: "Event") -> bytes:
+    return event.body + b"\n"
+
+
+def _json_line(event: "Event") -> bytes:
+    about: dict[str, Any] = {
+        "topic": event.topic,
+        "origin": event.origin,
+        "who": event.who,
+        "time_ms": event.time_ms,
+        "incarnation": event.incarnation,
+        "seq": event.seq,
+    }
+    return json.dumps(about | body_json(event.body)).encode() + b"\n"
+
+
+_COLORS = {"up": "green", "recovered": "green", "torpid": "yellow", "slow": "yellow", "lost": "red"}
+
+
+def _pretty_line(event: "Event") -> bytes:
+    clock = datetime.fromtimestamp(event.time_ms / 1000).strftime("%H:%M:%S.%f")[:-3]
+    topic = f"{event.topic:<16}"
+    if sys.stdout.isatty() and not os.environ.get("NO_COLOR"):
+        topic = click.style(topic, fg=_COLORS.get(event.topic.rpartition(".")[2]))
+    return f"{clock}  {event.origin:<12}  {topic}  {_told(event)}\n".encode()
+
+
+def _told(event: "Event") -> str:
+    """Return what an event of the bus says in words; the body of any other."""
+    try:
+        facts = json.loads(event.body)
+        match event.topic.split("."):
+            case ["node", "up"]:
+                return safe(f"{facts['node']} below {facts['parent']} ({facts['cause']})")
+            case ["node", state]:
+                below = f"; with it {facts['nodes']}" if facts["nodes"] != facts["node"] else ""
+                return safe(f"{facts['node']} is {state} ({facts['cause']}){below}")
+            case ["bus", "slow" | "recovered"]:
+                return safe(f"{facts['kind']} {facts['peer']}, {facts['dropped']} events dropped")
+            case ["worker", _]:
+                return safe(f"{facts['name']} ({facts['who']})")
+    except (ValueError, KeyError, TypeError):
+        pass
+    return body_line(event.body)
+
+
+def main() -> None:
+    """Run `ts-sub` and exit."""
+    sub.main()

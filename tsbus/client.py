@@ -210,6 +210,10 @@ class Client:
                     await self.flush()
         self._connection.close()
 
+    def abort(self) -> None:
+        """Disconnect at once; what is queued is lost."""
+        self._connection.close()
+
     async def __aenter__(self) -> Self:
         return self
 

@@ -19,6 +19,8 @@ from tsbus.log import Log
 
 RECONNECT_S = (0.1, 0.5)
 """A router that said BYE is called again after a random time in this range, seconds."""
+FINAL = frozenset(("refused", "version", "full"))
+"""Reasons of a BYE that will be the same the next time."""
 
 _log = Log("client")
 
@@ -129,13 +131,16 @@ class Connection:
             raise self.lost()
 
     async def first_welcome(self, timeout_s: float) -> None:
-        """Wait as `wait_connected`, but a router that turns us away ends it with Refused."""
-        session = self.session
+        """Wait as `wait_connected`, but a router that turns us away for good ends it with Refused."""
+
+        def turned_away() -> bool:
+            return self.session.bye is not None and self.session.bye.reason in FINAL
+
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(timeout_s):
-                await self.changed.until(lambda: self.connected or session.bye is not None)
-        if session.bye is not None:
-            raise Refused(session.bye.reason, session.bye.text)
+                await self.changed.until(lambda: self.connected or turned_away())
+        if self.session.bye is not None and turned_away():
+            raise Refused(self.session.bye.reason, self.session.bye.text)
         await self.wait_connected(0)
 
     async def confirm(self) -> None:

@@ -83,6 +83,8 @@ class Asked:
     replies: deque[Reply] = field(default_factory=deque)
     done: bool = False
     error: Error | None = None
+    _cancelled: bool = False
+    _forgotten: bool = False
     _taken: dict[str, int] = field(default_factory=dict)
     _input_left: dict[str, int] = field(default_factory=dict)
     _input_seq: int = 0
@@ -187,12 +189,16 @@ class Exchanges:
 
     def cancel(self, call: Asked) -> None:
         """Ask for the end of a call; the account is still to come."""
-        if not call.done:
-            self._post(Type.CANCEL, call.nodes or call.target, call.command, CallMeta(call.number), b"")
+        call._cancelled = True
+        # Control overtakes requests (protocol 9.1), so before ACCEPT a CANCEL could arrive first and mean nothing.
+        if call.account is not None and not call.done:
+            self._post(Type.CANCEL, call.nodes, call.command, CallMeta(call.number), b"")
 
     def forget(self, call: Asked) -> None:
-        """Ignore whatever still comes for this call."""
-        self._asked.pop(call.number, None)
+        """Ignore whatever still comes for this call, once it can be cancelled."""
+        call._forgotten = True
+        if call.account is not None:
+            self._asked.pop(call.number, None)
 
     def give_up(self, call: Asked, outcome: Outcome, text: str) -> None:
         """End a call whose router does not."""
@@ -210,6 +216,10 @@ class Exchanges:
             call.resolved = spell(call.nodes)
             call.account = Account(call.resolved)
             call._input_left = dict.fromkeys(call.resolved, CREDIT)
+            if call._cancelled:
+                self.cancel(call)
+            if call._forgotten:
+                self.forget(call)
             call.wake()
 
     def replied(self, route: Route, meta: bytes, body: bytes) -> None:

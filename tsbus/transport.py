@@ -520,16 +520,6 @@ class _Listener:
 
 # The client's side ----------------------------------------------------------------------------------------------------
 
-_context: "zmq.Context[Any] | None" = None
-
-
-def _client_context() -> "zmq.Context[Any]":
-    """One context for all channels of this process; a forked child makes its own."""
-    global _context
-    if _context is None or _context._pid != os.getpid():
-        _context = zmq.Context(io_threads=1)
-    return _context
-
 
 class SocketChannel:
     """A client's connection to a router, for asyncio (see connection.Channel). It reconnects until it is closed."""
@@ -556,7 +546,7 @@ class SocketChannel:
         self._open()
 
     def _open(self) -> None:
-        socket = self._socket = _client_context().socket(zmq.DEALER)
+        socket = self._socket = zmq.Context.instance().socket(zmq.DEALER)
         _options(socket)
         socket.setsockopt(zmq.IMMEDIATE, 1)  # P4
         socket.setsockopt(zmq.RECONNECT_IVL, random.randint(50, 150))  # noqa: S311

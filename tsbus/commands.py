@@ -6,6 +6,7 @@ Part of the router (router.py). The books are pure (core/calls.py); this module 
 import json
 from typing import TYPE_CHECKING
 
+from tsbus import builtin
 from tsbus.core import message as wire
 from tsbus.core.accounting import Outcome
 from tsbus.core.calls import GRACE_MS, Call, Outgoing, Serving
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from tsbus.router import Router
 
 _MAX_COMMANDS = 1000
+_NOT_EVEN = (Outcome.REFUSED, "this needs the role observe")
 
 
 class _Wide:
@@ -147,7 +149,7 @@ class Commands:
             return
         router.tell(peer, Type.ACCEPT, wire.Accept(fold(wide.nodes)), wire.CallMeta(request.call))
         for node in wide.nodes - wide.reachable:
-            self._settle(call, node, Outcome.UNREACHABLE, self._why_away(node))
+            self._settle(call, node, Outcome.UNREACHABLE, self.why_away(node))
         if isinstance(wide.paths, Paths):
             stamped = wire.encode(_stamp(request, request.budget_ms, int(router.now)))
             for link in self._links(wide.paths):
@@ -155,8 +157,8 @@ class Commands:
             if wide.paths.here:
                 self._deliver(wide.route, wide.onward, request, stamped, body)
 
-    def _why_away(self, node: str) -> str:
-        """Name the lost link that cuts a node off."""
+    def why_away(self, node: str) -> str:
+        """Name the lost link that cuts a node off, in words for people."""
         directory = self._router.directory
         top = directory.top(node)
         entry = directory.entries[top]
@@ -246,7 +248,7 @@ class Commands:
         """Links broke: nodes beyond owe no answer, and callers beyond get none (protocol 10.2, 10.5)."""
         for call, owing in self.outgoing.waiting_for(nodes):
             for node in owing:
-                self._settle(call, node, Outcome.UNREACHABLE, self._why_away(node))
+                self._settle(call, node, Outcome.UNREACHABLE, self.why_away(node))
         for key in self.serving.from_nodes(nodes):
             self._end_at_worker(key)
 
@@ -296,7 +298,8 @@ class Commands:
         origin, handle, number = route.origin, route.handle, request.call
         role = router.routing.role(route, self._granted(route))
         if route.topic.startswith("router."):
-            self._answer_builtin(route, number, role, body)
+            outcome, answer = builtin.answer(router, route.topic, body) if role >= Role.OBSERVE else _NOT_EVEN
+            self._answer(origin, handle, number, outcome, json.dumps(answer), Content.JSON)
             return
         workers = self._services.get(route.topic)
         if not workers:
@@ -382,65 +385,6 @@ class Commands:
                 self._home(client, decision, *items)
         elif way in router.links.by_way:
             router.put(router.links.by_way[way], Lane.STREAM, items)
-
-    # Built in (protocol 10.7) -----------------------------------------------------------------------------------------
-
-    def _answer_builtin(self, route: Route, number: int, role: Role, body: bytes) -> None:
-        if role < Role.OBSERVE:
-            self._answer(route.origin, route.handle, number, Outcome.REFUSED, f"{route.topic} needs the role observe")
-            return
-        outcome, answer = self._builtin(route.topic, body)
-        self._answer(route.origin, route.handle, number, outcome, json.dumps(answer), Content.JSON)
-
-    def _builtin(self, command: str, body: bytes) -> tuple[Outcome, object]:
-        router = self._router
-        if command == "router.ping":
-            return Outcome.OK, {"node": router.me, "time_ms": router.clock.wall_ms()}
-        if command == "router.status":
-            return Outcome.OK, self.status()
-        if command == "router.stats":
-            return Outcome.OK, router.stats()
-        if command == "router.resolve":
-            try:
-                target = json.loads(body)["target"]
-                nodes, reachable = router.routing.resolve(str(target), router.me)
-            except (ValueError, KeyError, TypeError) as error:
-                return Outcome.FAILED, f"router.resolve: {error}"
-            away = {node: self._why_away(node) for node in sorted(nodes - reachable)}
-            return Outcome.OK, {"nodes": sorted(nodes), "away": away}
-        return Outcome.NO_SUCH_SERVICE, f"the router serves ping, status, stats and resolve, not {command}"
-
-    def status(self) -> dict[str, object]:
-        """Return the whole tree as this router sees it, in configuration order."""
-        router = self._router
-        topology, directory = router.topology, router.directory
-        reachable = directory.reachable
-
-        def node(name: str) -> dict[str, object]:
-            entry = directory.entries[name]
-            state = NodeState(entry.state).name.lower()
-            return {
-                "name": name,
-                "state": state if name in reachable else "lost",
-                "link": state,
-                "cause": entry.cause,
-                "since_ms": entry.time_ms,
-                "parent": entry.parent,
-                "home": topology.parent(name) or "",
-                "incarnation": entry.incarnation,
-                "epoch": entry.epoch,
-                "depth": topology.depth(name),
-                "tags": list(router.tree.servers[name].tags),
-            }
-
-        return {
-            "node": router.me,
-            "release": router.release,
-            "config": router.tree.version,
-            "time_ms": router.clock.wall_ms(),
-            "services": sorted(self._services),
-            "nodes": [node(name) for name in topology.names],
-        }
 
 
 def _stamp(request: wire.RequestMeta, budget_ms: int, sent_ms: int) -> wire.RequestMeta:

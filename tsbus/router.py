@@ -5,7 +5,6 @@ the world only through `Transport` and `Clock` (peer.py), so the same router run
 """
 
 import json
-import os
 import random
 from collections import Counter
 from collections.abc import Callable
@@ -595,41 +594,3 @@ class Router:
         wanted = self.interest.anybody_wants(watch.pattern, but=peer.handle)
         peer.watches[watch.id] = (watch.pattern, wanted)
         self.tell(peer, Type.NOTICE, wire.Notice(watch.id, wanted))
-
-    # Statistics -------------------------------------------------------------------------------------------------------
-
-    def stats(self) -> dict[str, object]:
-        """Return the counters that `router.stats` answers (protocol 10.7)."""
-        links = [self._peer_stats(peer) | self.links.link_stats(peer) for peer in self.links.by_way.values()]
-        workers = [
-            self._peer_stats(peer)
-            | {"handle": peer.handle, "who": peer.who, "role": peer.role.name.lower(),
-               "services": sorted(peer.services), "subscriptions": peer.subscriptions}
-            for peer in self.workers.values()
-        ]  # fmt: skip
-        return {
-            "node": self.me,
-            "release": self.release,
-            "config": self.tree.version,
-            "pid": os.getpid(),
-            "uptime_ms": self.clock.wall_ms() - self.started_ms,
-            "links": links,
-            "workers": workers,
-            "calls": {"outgoing": len(self.commands.outgoing), "serving": len(self.commands.serving)},
-            "subscriptions": self.interest.size,
-            "counters": dict(self.counters),
-        }
-
-    def _peer_stats(self, peer: Peer) -> dict[str, object]:
-        control, stream, event = peer.outbox.lanes
-        return {
-            "name": peer.name,
-            "kind": peer.kind.name.lower(),
-            "since_ms": peer.since_ms,
-            "queue": {"control": control.waiting, "stream": stream.waiting, "event": event.waiting},
-            "dropped": event.dropped,
-            "slow": peer.slow,
-            "frames_in": peer.frames_in,
-            "envelopes_in": peer.envelopes_in,
-            "frames_out": peer.frames_out,
-        }

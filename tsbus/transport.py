@@ -546,7 +546,8 @@ class SocketChannel:
         self._open()
 
     def _open(self) -> None:
-        socket = self._socket = zmq.Context.instance().socket(zmq.DEALER)
+        socket: zmq.Socket[Any] = zmq.Context.instance().socket(zmq.DEALER)
+        self._socket = socket
         _options(socket)
         socket.setsockopt(zmq.IMMEDIATE, 1)  # P4
         socket.setsockopt(zmq.RECONNECT_IVL, random.randint(50, 150))  # noqa: S311

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from tsbus import log
-from tsbus.config import ConfigError, load
+from tsbus.config import ConfigError, Tree, load
 from tsbus.loop import RouterProcess
 from tsbus.transport import TransportError, read_secret
 
@@ -22,12 +22,16 @@ def main() -> int:
     parser.add_argument("--log-level", default="info", choices=["debug", "info", "warning", "error"])
     options = parser.parse_args()
     log.setup(options.log_level)
+
+    def load_tree() -> Tree:
+        return load(options.config, current_node=options.node)
+
     try:
-        tree = load(options.config, current_node=options.node)
+        tree = load_tree()
         if not tree.current_node:
             parser.error("the configuration has no current_node; give --node NAME")
         secret = read_secret(options.key) if options.key else None
-        process = RouterProcess(tree, secret, options.run_dir)
+        process = RouterProcess(tree, secret, options.run_dir, load_tree)
     except (ConfigError, TransportError) as error:
         print(f"ts_router: {error}", file=sys.stderr)
         return 2

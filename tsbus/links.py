@@ -33,8 +33,7 @@ class Links:
         self.by_way: dict[str, Peer] = {}
         self._pending: dict[str, Peer] = {}
         """Nodes below that were dialled and have not answered HELLO yet."""
-        bus = router.settings
-        self._healing = Healing(router.topology, router.me, int(bus.adopt_after_s * 1000), int(router.now))
+        self._healing = self._new_healing()
         self._dials: frozenset[str] = frozenset()
         self._tree_changed = False
         self._broken: set[str] = set()
@@ -42,8 +41,23 @@ class Links:
         self._knock: tuple[str, float, float] = ("", 0.0, 0.0)
         """Which home parent waits for an adopted node, since when, and when it last knocked."""
 
+    def _new_healing(self) -> Healing:
+        router = self._router
+        return Healing(router.topology, router.me, int(router.settings.adopt_after_s * 1000), int(router.now))
+
     def start(self) -> None:
         """Begin to dial the nodes below."""
+        self._redial()
+
+    def reload(self) -> None:
+        """The configuration changed: links to nodes that it no longer has are cut, new children are dialled."""
+        router = self._router
+        self._healing = self._new_healing()
+        self._tree_changed = True
+        for peer in [*self.by_way.values(), *self._pending.values()]:
+            if peer.name not in router.topology:
+                router.cut(peer, "reset", f"{peer.name} is not in the configuration any more")
+        self.settle()
         self._redial()
 
     # The dialling side ------------------------------------------------------------------------------------------------
@@ -193,6 +207,8 @@ class Links:
         router.interest_changed()
         self._tree_changed = True
         node = router.me if peer.kind is PeerKind.PARENT else peer.name
+        if node not in router.topology:
+            return
         known = router.directory.entries[node]
         if peer.kind is PeerKind.CHILD and (known.parent != router.me or cause == "moved"):
             return  # it went elsewhere, and its own entry says where

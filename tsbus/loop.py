@@ -6,10 +6,11 @@ A plain loop and no asyncio: a round trip through asyncio costs a router 1.7 to 
 import os
 import signal
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import tsbus
-from tsbus.config import Tree
+from tsbus.config import ConfigError, Tree
 from tsbus.core import message as wire
 from tsbus.core.message import Type
 from tsbus.identity import role_of
@@ -58,10 +59,11 @@ def dial_addresses(tree: Tree) -> dict[str, tuple[str, str]]:
 class RouterProcess:
     """One router on real sockets."""
 
-    def __init__(self, tree: Tree, secret: str | None, run_dir: Path) -> None:
+    def __init__(self, tree: Tree, secret: str | None, run_dir: Path, reload: Callable[[], Tree]) -> None:
         """`secret`: this node's secret key, None only for a tree of one node, which then opens no port.
 
-        Raises TransportError when the sockets cannot be opened or the key is not the one of the configuration.
+        `reload` reads the configuration again, on SIGHUP; it raises ConfigError. The constructor raises TransportError
+        when the sockets cannot be opened or the key is not the one of the configuration.
         """
         server = tree.servers[tree.current_node]
         keys = None
@@ -83,19 +85,26 @@ class RouterProcess:
             heartbeat_timeout_ms=tree.bus.heartbeat_timeout_ms,
         )
         self.router = Router(
-            tree, self.transport, clock, role_of=lambda conn: role_of(tree, conn), release=tsbus.__version__
+            tree,
+            self.transport,
+            clock,
+            role_of=lambda conn: role_of(self.router.tree, conn),
+            release=tsbus.__version__,
         )
         self.transport.serve(self.router)
         self.transport.bind_local(run_dir / "bus")
         if keys is not None:
             self.transport.bind_tcp(endpoint(server.ip, server.service_port))
         self._clock = clock
+        self._read_tree = reload
+        self._reload_due = False
         self._running = True
 
     def run(self) -> None:
         """Serve until SIGTERM or SIGINT."""
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._on_signal)
+        signal.signal(signal.SIGHUP, self._on_hangup)
         router = self.router
         _log.info("router.start", node=router.me, config=router.tree.version, pid=os.getpid())
         router.start()
@@ -114,6 +123,8 @@ class RouterProcess:
             ready = transport.wait(wait)
             router.now = clock.monotonic_ms()
             transport.read(ready)
+            if self._reload_due:
+                self._reload()
             if router.now >= next_tick:
                 router.tick()
                 next_tick = router.now + TICK_MS
@@ -121,6 +132,32 @@ class RouterProcess:
 
     def _on_signal(self, *_: object) -> None:
         self._running = False
+
+    def _on_hangup(self, *_: object) -> None:
+        self._reload_due = True
+
+    def _reload(self) -> None:
+        """Follow the configuration file; one that is not in order changes nothing."""
+        self._reload_due = False
+        router, old = self.router, self.router.tree
+        try:
+            tree = self._read_tree()
+        except ConfigError as error:
+            router.counters["config-refused"] += 1
+            _log.error("config.refused", hint="the running configuration stays", text=str(error))
+            return
+        if tree.current_node != old.current_node:
+            router.counters["config-refused"] += 1
+            _log.error("config.refused", hint="restart this router to make it another node", node=tree.current_node)
+            return
+        if tree.version == old.version:
+            _log.info("config.unchanged", config=tree.version)
+            return
+        before, after = allowed_keys(old), allowed_keys(tree)
+        self.transport.allowed = after
+        self.transport.dial_addresses = dial_addresses(tree)
+        router.reload(tree, frozenset(name for key, name in before.items() if after.get(key) != name))
+        _log.info("config.loaded", config=tree.version, before=old.version)
 
     def _say_bye(self) -> None:
         frame = wire.encode_frame(wire.local(Type.BYE, wire.Bye("bye", f"{self.router.me} stops")))

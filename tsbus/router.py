@@ -442,6 +442,22 @@ class Router:
         if peer.conn.malformed >= _MALFORMED_LIMIT:
             self.cut(peer, "malformed", f"{peer.conn.malformed} malformed messages; the last: {error}")
 
+    def reload(self, tree: Tree, revoked: frozenset[str]) -> None:
+        """Follow a new configuration without touching any link that it keeps.
+
+        `revoked`: connection names ("node:NAME", "operator:NAME") whose key changed or is gone; these are cut (P9).
+        New bounds hold for connections from now on.
+        """
+        self.tree, self.settings, self.topology = tree, tree.bus, tree.topology()
+        self.directory.replace_topology(self.topology)
+        self.routing.topology = self.topology
+        self.links.reload()
+        for peer in list(self.peers):
+            name = f"node:{peer.conn.name}" if peer.conn.kind is ConnKind.DIAL else peer.conn.name
+            if name in revoked:
+                self.cut(peer, "revoked", f"the configuration no longer has this key of {name}")
+        self.invalidate()
+
     def invalidate(self) -> None:
         """The tree, the directory or the interest changed: decide anew."""
         for peer in self.peers:

@@ -1,5 +1,6 @@
 """Call: `treescale call`, any command of any worker."""
 
+import contextlib
 import json
 import sys
 import time
@@ -9,7 +10,7 @@ import click
 
 from tsbus.cli.completion import complete_command, complete_target
 from tsbus.cli.edge import bus_option, connect, json_option, run
-from tsbus.cli.report import Ending, account, ending_of, exit_code, label, summary
+from tsbus.cli.report import Ending, account, ending_of, exit_code, summary
 from tsbus.cli.terminal import body_json, body_text
 from tsbus.core.accounting import Outcome
 
@@ -70,25 +71,22 @@ async def _call(bus: str | None, target: str, command: str, body: Any, timeout_s
                 click.echo(_as_text(reply), err=reply.second)
             sys.stdout.flush()
     seconds = time.monotonic() - started
-    code = exit_code([ending.outcome for ending in endings.values()])
     if as_json:
         click.echo(json.dumps(summary(endings, seconds)))
-    elif len(endings) > 1 or code:
+    else:
         for line in account(endings, seconds):
             click.echo(line, err=True)
-    return code
+    return exit_code([ending.outcome for ending in endings.values()])
 
 
 def _as_object(reply: "Reply") -> dict[str, Any]:
-    outcome = {"outcome": label(reply.status)} if reply.last else {}
+    outcome = {"outcome": reply.status.name.lower()} if reply.last else {}
     return {"node": reply.node} | outcome | body_json(reply.body)
 
 
 def _as_text(reply: "Reply") -> str:
-    text = body_text(reply.body)
+    text = body_text(reply.body).removesuffix("\n")
     if len(text) > WIDE and text.startswith(("{", "[")):
-        try:
-            return f"{reply.node}:\n{json.dumps(json.loads(text), indent=2, ensure_ascii=False)}"
-        except ValueError:
-            pass
-    return f"{reply.node}: {text}"
+        with contextlib.suppress(ValueError):
+            text = json.dumps(json.loads(text), indent=2, ensure_ascii=False)
+    return f"{reply.node}:\n{text}" if "\n" in text else f"{reply.node}: {text}"

@@ -33,27 +33,28 @@ def completion(shell: str) -> None:
 
 def complete_target(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
     """Return the targets that go on like `incomplete`: nodes and tags for its last word."""
-    status = _ask(ctx)
-    names = [node["name"] for node in status.get("nodes", ())]
-    tags = sorted({f"@{tag}" for node in status.get("nodes", ()) for tag in node["tags"]})
+    nodes = _ask(ctx, "router.status").get("nodes", ())
+    names = [node["name"] for node in nodes]
+    tags = sorted({f"@{tag}" for node in nodes for tag in node["tags"]})
     start = max(incomplete.rfind(mark) for mark in ",&!") + 1
     return [incomplete[:start] + word for word in [*names, *tags] if word.startswith(incomplete[start:])]
 
 
 def complete_command(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
     """Return the commands of the local node's services that go on like `incomplete`."""
-    words = [*BUILT_IN, *_ask(ctx).get("services", ())]
+    workers = _ask(ctx, "router.stats").get("workers", ())
+    words = sorted({*BUILT_IN, *(command for worker in workers for command in worker["services"])})
     return [word for word in words if word.startswith(incomplete)]
 
 
-def _ask(ctx: click.Context) -> dict[str, Any]:
-    """Return `router.status` of the local router, nothing when it has no answer at once."""
+def _ask(ctx: click.Context, command: str) -> dict[str, Any]:
+    """Return what the local router answers, nothing when it does not answer at once."""
     from tsbus.cli.edge import connect
 
     async def ask() -> dict[str, Any]:
         async with asyncio.timeout(PATIENCE_S), connect(ctx.params.get("bus"), "completion") as client:
-            status: dict[str, Any] = await client.call_one(client.node, "router.status")
-            return status
+            answer: dict[str, Any] = await client.call_one(client.node, command)
+            return answer
 
     try:
         return asyncio.run(ask())

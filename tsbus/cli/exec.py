@@ -208,7 +208,7 @@ class _Job:
         seconds = self._progress.elapsed_s
         if look.as_json:
             click.echo(json.dumps(summary(self._endings, seconds)))
-        elif not look.quiet and (len(self._nodes) > 1 or exit_code([one.outcome for one in self._endings.values()])):
+        elif not look.quiet:
             for line in account(self._endings, seconds):
                 click.echo(line, err=True)
 

@@ -49,13 +49,13 @@ async def _ping(bus: str | None, target: str, count: int, timeout_s: float, as_j
                     if ending.outcome is Outcome.OK:
                         times_ms.append(rtt_ms)
                     # A node that failed once has failed, however the other rounds end.
-                    if endings.get(reply.node, ending).outcome is Outcome.OK:
+                    if reply.node not in endings or endings[reply.node].outcome is Outcome.OK:
                         endings[reply.node] = ending
     seconds = time.monotonic() - started
     if as_json:
         click.echo(json.dumps(summary(endings, seconds)))
     else:
-        for line in account(endings, seconds):
+        for line in account(endings, seconds) if len(endings) > 1 else ():
             click.echo(line, err=True)
         if times_ms:
             mean = sum(times_ms) / len(times_ms)

@@ -43,9 +43,10 @@ def exit_code(outcomes: Collection[Outcome]) -> Code:
 
 
 def account(endings: Mapping[str, Ending], seconds: float) -> Iterator[str]:
-    """Return the lines that tell how it ended on every node: one for each outcome, none of them for no node."""
-    ok = sum(ending.outcome is Outcome.OK for ending in endings.values())
-    yield f"ok {ok} of {len(endings)} in {seconds:.1f} s"
+    """Return the lines that tell how it ended on every node; nothing for one node that did it."""
+    if len(endings) > 1:
+        ok = sum(ending.outcome is Outcome.OK for ending in endings.values())
+        yield f"ok {ok} of {len(endings)} in {seconds:.1f} s"
     for outcome in list(Outcome)[1:]:
         reasons: dict[str, list[str]] = {}
         for node, ending in endings.items():

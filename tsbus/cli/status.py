@@ -5,6 +5,7 @@ treeview.py decides which lines there are; this module asks the routers and prin
 
 import asyncio
 import json
+import math
 import shutil
 import sys
 import time
@@ -29,6 +30,8 @@ PATIENCE_S = 1.0
 """How long the other routers may take to tell their figures; a tree that is half dead must be drawn too."""
 REDRAW_S = 1.0
 """On a terminal the ages grow; this asks nobody anything."""
+SETTLE_S = 2.0
+"""So long after a change the routers are asked once more: new links have no round trip yet."""
 MAX_NAME = 48
 
 _COLORS = {"up": "green", "torpid": "yellow", "lost": "red"}
@@ -91,6 +94,7 @@ async def _watch(client: "Client", drawing: "_Drawing") -> None:
 
     for pattern in ("node.>", "bus.>"):
         await client.subscribe(pattern, callback=note, on_gap=note)
+    settled = False
     with _Screen() as screen:
         while True:
             changed.clear()
@@ -100,12 +104,20 @@ async def _watch(client: "Client", drawing: "_Drawing") -> None:
                 screen.show([f"the router is away, waiting for it: {error}"])
                 await client.wait_connected(None)
                 continue
-            while not changed.is_set():
+            ask_again = math.inf if settled else time.monotonic() + SETTLE_S
+            settled = True
+            while settled and time.monotonic() < ask_again:
                 screen.show(list(drawing.lines(facts, time.time() * 1000)))
-                try:
-                    await asyncio.wait_for(changed.wait(), REDRAW_S if screen.is_terminal else None)
-                except TimeoutError:
-                    continue
+                patience = REDRAW_S if screen.is_terminal else None if ask_again == math.inf else SETTLE_S
+                settled = not await _within(changed, patience)
+
+
+async def _within(event: asyncio.Event, timeout_s: float | None) -> bool:
+    """Wait for the event; tell whether it came in time."""
+    try:
+        return await asyncio.wait_for(event.wait(), timeout_s)
+    except TimeoutError:
+        return False
 
 
 class _Screen:
@@ -149,7 +161,8 @@ def nodes_of(facts: Facts, now_ms: float) -> list[Node]:
         nodes.append(
             Node(
                 name=name,
-                state=told["state"],
+                # Whoever answers is alive, also when its own link is lost and with it all above.
+                state="up" if name == facts.status["node"] else told["state"],
                 parent=told["parent"] or "",
                 home=told["home"] or "",
                 link=told["link"],

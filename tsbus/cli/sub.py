@@ -291,7 +291,7 @@ def _told(event: "Event") -> str:
             case ["node", "up"]:
                 return safe(f"{facts['node']} below {facts['parent']} ({facts['cause']})")
             case ["node", state]:
-                below = f"; with it {facts['nodes']}" if facts["nodes"] != facts["node"] else ""
+                below = f"; its subtree: {facts['nodes']}" if facts["nodes"] != facts["node"] else ""
                 return safe(f"{facts['node']} is {state} ({facts['cause']}){below}")
             case ["bus", "slow" | "recovered"]:
                 return safe(f"{facts['kind']} {facts['peer']}, {facts['dropped']} events dropped")

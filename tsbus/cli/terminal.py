@@ -80,7 +80,7 @@ def body_text(body: bytes) -> str:
 def body_line(body: bytes) -> str:
     """Return a body as one line that is safe on a terminal; what is no text in hexadecimal."""
     try:
-        return safe(body.decode())
+        return safe(body.decode().removesuffix("\n"))
     except UnicodeDecodeError:
         return f"0x{body.hex()}"
 

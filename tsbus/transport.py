@@ -32,6 +32,8 @@ _HWM = 256
 _ROUND_BYTES = 512 * 1024
 """A socket is read for so many bytes in one round, then the others have their turn."""
 _ROUND_FRAMES = 64
+_LAST_ROUNDS = 8
+"""Rounds in which a connection that ended is still read from while others are busy."""
 _SOCKET_BUFFER = 1024 * 1024
 _REDIAL_MS = (100, 400)
 _REDIAL_REFUSED_MS = (700, 1300)
@@ -426,6 +428,9 @@ class _Listener:
         """None: a connection that was closed from this side, which libzmq cannot do; it is only not heard (P9)."""
         self._ids: dict[Conn, bytes] = {}
         self._by_fd: dict[int, bytes] = {}
+        self._open: set[int] = set()
+        self._dying: dict[int, int] = {}
+        """Descriptors that ended, and in how many rounds more: what was sent before the end is read first."""
         self._monitor = socket.get_monitor_socket(_MONITORED)
         transport._watch(self._monitor, self._read_monitor)
         transport._watch(socket, self._read)
@@ -435,6 +440,7 @@ class _Listener:
         received = self._transport._sink.received
         for _ in range(_ROUND_FRAMES):
             if not _readable(socket):
+                self._bury(everybody=True)
                 return False
             identity = socket.recv(zmq.NOBLOCK)
             if identity in self._by_id:
@@ -452,7 +458,16 @@ class _Listener:
             taken += len(frame)
             if taken > _ROUND_BYTES:
                 break
+        self._bury(everybody=False)
         return True
+
+    def _bury(self, *, everybody: bool) -> None:
+        """Report connections that ended, once nothing of theirs can be left to read."""
+        for descriptor, rounds in list(self._dying.items()):
+            if everybody or not rounds:
+                self._gone(descriptor)
+            else:
+                self._dying[descriptor] = rounds - 1
 
     def _accept(self, identity: bytes, frame: zmq.Frame) -> Conn | None:
         """Know a new connection by its first message: the descriptor, and who it is by key or by kernel."""
@@ -461,6 +476,10 @@ class _Listener:
             descriptor = int(frame.get(zmq.SRCFD))
         except (zmq.ZMQError, ValueError):
             return None
+        if descriptor in self._by_fd:  # the system gave the number of one that ended to this one
+            self._gone(descriptor)
+        if descriptor not in self._open:  # it spoke and ended at once
+            self._dying[descriptor] = _LAST_ROUNDS
         conn = Conn(self._kind)
         if self._kind is ConnKind.TCP:
             conn.name = str(frame.get("User-Id"))
@@ -479,11 +498,19 @@ class _Listener:
     def _read_monitor(self) -> bool:
         while _readable(self._monitor):
             message = parse_monitor_message(self._monitor.recv_multipart(zmq.NOBLOCK))
-            if message["event"] == zmq.EVENT_DISCONNECTED:
-                self._gone(int(message["value"]))
+            descriptor = int(message["value"])
+            if message["event"] == zmq.EVENT_ACCEPTED:
+                self._open.add(descriptor)
+            elif message["event"] == zmq.EVENT_DISCONNECTED:
+                self._open.discard(descriptor)
+                if descriptor in self._by_fd:
+                    self._dying[descriptor] = _LAST_ROUNDS
+        if self._dying and not _readable(self._socket):
+            self._bury(everybody=True)
         return False
 
     def _gone(self, descriptor: int) -> None:
+        self._dying.pop(descriptor, None)
         identity = self._by_fd.pop(descriptor, None)
         conn = self._by_id.pop(identity, None) if identity is not None else None
         if conn is not None:

@@ -179,6 +179,9 @@ class Fleet:
     def python(self, role: str, module: str, *args: str, ports: Sequence[int] = ()) -> Process:
         return self.start(role, [sys.executable, "-m", module, *args], ports)
 
+    def python_file(self, role: str, script: Path, *args: str) -> Process:
+        return self.start(role, [sys.executable, str(script), *args])
+
     def file(self, name: str, text: str) -> Path:
         path = self.folder / name
         path.write_text(text)

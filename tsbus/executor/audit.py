@@ -1,0 +1,66 @@
+"""The audit log: one JSON line for each thing that somebody ran or was not allowed to run. The edge to its file.
+
+service.py writes what jobs.py composes. A line that cannot be written is an error: without a trace nothing is run.
+"""
+
+import itertools
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+MAX_BYTES = 10 << 20
+"""Of one file; then it becomes FILE.1, which becomes FILE.2 and so on."""
+FILES = 10
+"""How many files are kept in all."""
+
+
+class AuditError(Exception):
+    """The audit log cannot be written; the text says which file and why."""
+
+
+class AuditLog:
+    """The file at `path`. It is opened for each line, so that it may be moved, rotated or deleted at any time."""
+
+    def __init__(self, path: Path, *, max_bytes: int = MAX_BYTES, files: int = FILES) -> None:
+        self.path = path
+        self._max_bytes = max_bytes
+        self._files = files
+        self._torn = False
+
+    def write(self, record: dict[str, Any]) -> None:
+        """Append `record` as one line. Raises AuditError."""
+        # ASCII: no character of a caller can look like the end of a line, and unpaired surrogates can be written.
+        line = json.dumps(record, separators=(",", ":")).encode() + b"\n"
+        try:
+            if self._is_full(len(line)):
+                self._rotate()
+            self._append(line)
+        except OSError as error:
+            raise AuditError(f"cannot write the audit log {self.path}: {error.strerror}") from error
+
+    def _append(self, line: bytes) -> None:
+        if self._torn:
+            line = b"\n" + line
+        file = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOCTTY, 0o640)
+        try:
+            # The disk may be full in the middle of a line: the rest fails, and the next line starts on its own.
+            written = os.write(file, line)
+            self._torn = written < len(line)
+            while written < len(line):
+                written += os.write(file, line[written:])
+            self._torn = False
+        finally:
+            os.close(file)
+
+    def _is_full(self, more: int) -> bool:
+        try:
+            return self.path.stat().st_size + more > self._max_bytes
+        except FileNotFoundError:
+            return False
+
+    def _rotate(self) -> None:
+        names = [self.path, *(Path(f"{self.path}.{number}") for number in range(1, self._files))]
+        for newer, older in reversed(list(itertools.pairwise(names))):
+            if newer.exists():
+                newer.replace(older)

@@ -79,6 +79,9 @@ class Subscription:
         return self
 
     async def __anext__(self) -> Event | Gap:
+        item = self.take()
+        if item is not None:
+            return item
         try:
             return await self.next()
         except ConnectionLost:
@@ -277,28 +280,22 @@ class Client:
         It waits only while the router takes no more, or is away. `content` says what bytes are (protocol 2.7). Raises
         TopicError, PayloadTooLarge, and ConnectionLost when this client is closed.
         """
+        while self._session.full:
+            await self._connection.wait_event_room()
+        self.publish_nowait(topic, body, to=to, content=content)
+
+    def publish_nowait(self, topic: str, body: object = b"", *, to: str = "*", content: int = _RAW) -> None:
+        """Publish as `publish` does, but raise BufferFull where that would wait."""
         session = self._session
+        if session.full:
+            raise BufferFull(f"the router at {self._connection.where} takes no more events now")
         if type(body) is not bytes:
             body, content = to_body(body)
         if len(body) > session.max_body:
             raise PayloadTooLarge(f"an event of {len(body)} bytes; the router takes {session.max_body}")
-        while session.full:
-            await self._connection.wait_event_room()
         if session.publish(topic, body, content, to):
             self._connection.pump()
         elif not self._connection.pump_due:
-            self._connection.soon()
-
-    def publish_nowait(self, topic: str, body: object = b"", *, to: str = "*") -> None:
-        """Publish as `publish` does, but raise BufferFull where that would wait."""
-        data, content = to_body(body)
-        if len(data) > self._session.max_body:
-            raise PayloadTooLarge(f"an event of {len(data)} bytes; the router takes {self._session.max_body}")
-        if self._session.full:
-            raise BufferFull(f"the router at {self._connection.where} takes no more events now")
-        if self._session.publish(topic, data, content, to):
-            self._connection.pump()
-        else:
             self._connection.soon()
 
     async def flush(self) -> None:

@@ -16,16 +16,20 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import click
+import msgspec
 
 from tsbus.cli.completion import complete_target
 from tsbus.cli.edge import HELP, Code, Tool, bus_option, connect, forget_stdout, json_option, run
 from tsbus.cli.terminal import body_json, body_line, safe
+from tsbus.core.message import EventMeta, decode_meta
 from tsbus.core.topic import check_pattern, matches
 
 if TYPE_CHECKING:
     from tsbus.client import Callback, Client
     from tsbus.core.message import Gap
     from tsbus.core.session import Event
+
+_encode = msgspec.json.Encoder().encode  # json.dumps takes five times as long, too long for a fast stream
 
 BUS_EVENTS = ("node.>", "bus.>", "worker.>")
 
@@ -261,15 +265,16 @@ def _raw_line(event: "Event") -> bytes:
 
 
 def _json_line(event: "Event") -> bytes:
+    meta = decode_meta(EventMeta, event.meta)  # once; the event's own properties would do it for each of them
     about: dict[str, Any] = {
         "topic": event.topic,
         "origin": event.origin,
         "who": event.who,
-        "time_ms": event.time_ms,
-        "incarnation": event.incarnation,
-        "seq": event.seq,
+        "time_ms": meta.time_ms,
+        "incarnation": meta.incarnation,
+        "seq": meta.seq,
     }
-    return json.dumps(about | body_json(event.body)).encode() + b"\n"
+    return _encode(about | body_json(event.body)) + b"\n"
 
 
 _COLORS = {"up": "green", "recovered": "green", "torpid": "yellow", "slow": "yellow", "lost": "red"}

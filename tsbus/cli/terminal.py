@@ -1,12 +1,12 @@
 """Terminal: how durations, sizes and foreign text look, and the one line of progress."""
 
 import base64
-import json
 import shutil
 import sys
 import time
 
 import click
+import msgspec
 
 
 def safe(text: str) -> str:
@@ -88,10 +88,10 @@ def body_line(body: bytes) -> str:
 def body_json(body: bytes) -> dict[str, object]:
     """Return a body for a JSON object: as `body` when it is JSON or text, as `base64` when it is neither."""
     try:
-        text = body.decode()
+        return {"body": msgspec.json.decode(body)}
+    except msgspec.DecodeError:
+        pass
+    try:
+        return {"body": body.decode()}
     except UnicodeDecodeError:
         return {"base64": base64.b64encode(body).decode()}
-    try:
-        return {"body": json.loads(text)}
-    except ValueError:
-        return {"body": text}

@@ -1,0 +1,229 @@
+"""The command lines without a bus: parsing, help, configuration, keys, and how errors end."""
+
+import json
+import stat
+import subprocess
+import sys
+
+import pytest
+from click.testing import CliRunner
+
+from tsbus import ConnectionLost, NoRouter, Refused, TopicError, UnknownTarget
+from tsbus.cli import edge
+from tsbus.cli.main import COMMANDS, cli
+from tsbus.cli.pub import pub
+from tsbus.cli.sub import sub
+from tsbus.config import ConfigError
+
+SOUND = '[servers.a]\nname = "a"\nip = "127.0.0.1"\nservice_port = 9000\n'
+
+
+def run(*args, program=cli, **options):
+    return CliRunner().invoke(program, args, **options)
+
+
+WRITTEN = [name for name in COMMANDS if name not in ("up", "demo")]
+
+
+def test_help_tells_the_exit_codes_and_lists_every_command():
+    """`treescale --help` is the one page to begin with."""
+    result = run("--help")
+    assert result.exit_code == 0
+    assert all(f"\n  {name} " in result.stdout for name in COMMANDS)
+    assert all(f"\n    {int(code)} " in result.stdout for code in edge.Code)
+
+
+@pytest.mark.parametrize("name", WRITTEN)
+def test_every_command_has_help_with_an_example(name):
+    """Nobody has to look elsewhere to use a command once."""
+    result = run(name, "--help")
+    assert result.exit_code == 0
+    assert "Example" in result.stdout or "Commands:" in result.stdout
+
+
+def test_help_imports_nothing_that_is_heavy():
+    """`treescale --help` must start at once, so it loads no command, no rich and no tomlkit."""
+    code = (
+        "import sys; from tsbus.cli.main import cli\ntry: cli.main(['--help'])\nexcept SystemExit: print(*sys.modules)"
+    )
+    modules = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    assert "click" in modules
+    assert not {"rich", "tomlkit", "tsbus.config", "tsbus.cli.status", "tsbus.router"} & set(modules)
+
+
+def test_pub_and_sub_import_only_what_they_need():
+    """ts-pub and ts-sub run in scripts, often many times."""
+    code = "import sys, tsbus.cli.pub, tsbus.cli.sub, tsbus.transport; print(*sys.modules)"
+    modules = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    assert not {"rich", "tomlkit", "tsbus.config", "tsbus.router", "ClusterShell.NodeSet"} & set(modules)
+
+
+def test_an_unknown_command_is_a_usage_error_with_the_nearest_name():
+    """Exit code 2, and a hint."""
+    result = run("statsu")
+    assert result.exit_code == 2
+    assert "status" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("program", "args", "text"),
+    [
+        (cli, ["exec", "a"], "CMD"),
+        (cli, ["exec", "a", "--max-fail", "many", "--", "true"], "'many' is neither"),
+        (cli, ["exec", "a", "--max-fail", "-1", "--", "true"], "'-1' is neither"),
+        (cli, ["exec", "a", "--env", "PATH", "--", "true"], "'PATH' is not NAME=VALUE"),
+        (cli, ["call", "a", "x.y", "{bad"], "--text sends it as it is"),
+        (pub, ["a.*", "x"], "wildcard"),
+        (pub, ["a", "x", "--file", __file__], "not both"),
+        (sub, ["a..b"], "empty"),
+        (sub, ["a", "--exec", "echo 'x"], "No closing quotation"),
+        (cli, ["status", "--bus", "tcp://127.0.0.1:1"], "TREESCALE_OPERATOR_KEY"),
+    ],
+)
+def test_wrong_usage_ends_with_2_and_says_what_is_wrong(program, args, text, monkeypatch):
+    """Before anything is sent."""
+    monkeypatch.delenv("TREESCALE_OPERATOR_KEY", raising=False)
+    result = run(*args, program=program)
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert text in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (NoRouter("no router"), 4),
+        (ConnectionLost("gone"), 4),
+        (TimeoutError("late"), 4),
+        (Refused("refused", "no role"), 5),
+        (UnknownTarget("no node"), 2),
+        (TopicError("bad topic"), 2),
+        (ConfigError([]), 2),
+        (FileNotFoundError(2, "missing", "x"), 1),
+        (KeyboardInterrupt(), 130),
+    ],
+)
+def test_errors_end_as_one_line_and_their_exit_code(error, code, monkeypatch):
+    """There is one place for it, whichever command it was."""
+
+    def fail(*_, **__):
+        raise error
+
+    monkeypatch.setattr("tsbus.cli.ping.connect", fail)
+    result = run("ping")
+    assert (result.exit_code, result.stdout) == (code, "")
+    assert len(result.stderr.strip().splitlines()) <= 1
+    assert "Traceback" not in result.stderr
+
+
+def test_a_defect_of_ours_is_not_hidden(monkeypatch):
+    """An error that nobody foresaw keeps its traceback."""
+
+    def fail(*_, **__):
+        raise ZeroDivisionError
+
+    monkeypatch.setattr("tsbus.cli.ping.connect", fail)
+    assert isinstance(run("ping").exception, ZeroDivisionError)
+
+
+def test_check_of_a_sound_file_ends_with_0(tmp_path):
+    """Nothing to complain about, and it says so."""
+    (tmp_path / "t.toml").write_text(SOUND)
+    result = run("config", "check", str(tmp_path / "t.toml"))
+    assert (result.exit_code, result.stdout) == (0, f"{tmp_path / 't.toml'}: no errors\n")
+
+
+def test_check_tells_all_problems_with_their_lines(tmp_path):
+    """Each problem is followed by its source line and a caret below the place; exit code 2."""
+    (tmp_path / "t.toml").write_text(SOUND.replace("9000", "70000") + 'colour = "red"\n')
+    result = run("config", "check", str(tmp_path / "t.toml"))
+    lines = result.stdout.splitlines()
+    assert result.exit_code == 2
+    place = next(number for number, line in enumerate(lines) if ":4:" in line and "out of range" in line)
+    assert lines[place + 1].endswith("| service_port = 70000")
+    assert lines[place + 2].index("^") >= lines[place + 1].index("service_port")
+    assert any(":5:" in line and "colour" in line for line in lines)
+
+
+def test_a_warning_is_no_error(tmp_path):
+    """A child that is not defined yet is told, with exit code 0; with --strict it is an error."""
+    path = tmp_path / "t.toml"
+    path.write_text(SOUND + 'childs = ["b"]\n')
+    assert run("config", "check", str(path)).exit_code == 0
+    assert "1 warning" in run("config", "check", str(path)).stdout
+    assert run("config", "check", "--strict", str(path)).exit_code == 2
+
+
+def test_check_for_machines(tmp_path):
+    """With --json each problem is an object with its place."""
+    (tmp_path / "t.toml").write_text(SOUND + "extra = 1\n")
+    result = run("config", "check", "--json", str(tmp_path / "t.toml"))
+    problems = [json.loads(line) for line in result.stdout.splitlines()]
+    assert [(problem["line"], problem["path"]) for problem in problems] == [(5, "servers.a.extra")]
+
+
+@pytest.mark.parametrize("form", ["toml", "json"])
+def test_show_prints_a_form_that_loads_again(tmp_path, form):
+    """What `config show` prints is itself a sound file, which it prints the same."""
+    path, shown = tmp_path / "t.toml", tmp_path / f"shown.{form}"
+    path.write_text(SOUND)
+    shown.write_text(run("config", "show", str(path), "--format", form).stdout)
+    assert run("config", "show", str(shown), "--format", form).stdout == shown.read_text()
+
+
+def test_show_of_a_wrong_file_tells_the_problems(tmp_path):
+    """Exit code 2, the problems on stderr, nothing on stdout."""
+    (tmp_path / "t.toml").write_text(SOUND + "extra = 1\n")
+    result = run("config", "show", str(tmp_path / "t.toml"))
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert "extra" in result.stderr
+
+
+def test_a_new_key_is_secret(tmp_path):
+    """Only its owner may read the file, and only the public key is printed."""
+    path = tmp_path / "key"
+    result = run("keys", "new", str(path))
+    secret = path.read_text().strip()
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert len(secret) == 40
+    assert secret not in result.output
+    assert run("keys", "public", str(path)).stdout == result.stdout
+
+
+def test_a_key_is_never_overwritten(tmp_path):
+    """It may be the only copy."""
+    path = tmp_path / "key"
+    path.write_text("precious")
+    assert run("keys", "new", str(path)).exit_code == 1
+    assert path.read_text() == "precious"
+
+
+def test_a_key_that_others_can_read_is_not_used(tmp_path):
+    """Exit code 2, with the command that mends it."""
+    path = tmp_path / "key"
+    run("keys", "new", str(path))
+    path.chmod(0o644)
+    result = run("keys", "public", str(path))
+    assert result.exit_code == 2
+    assert f"chmod 600 {path}" in result.stderr
+
+
+def test_the_fingerprint_belongs_to_the_public_key(tmp_path):
+    """Two keys have two fingerprints; the same key has one."""
+    told = []
+    for name in ("one", "two"):
+        run("keys", "new", str(tmp_path / name))
+        told += [json.loads(run("keys", "fingerprint", "--json", str(tmp_path / name)).stdout) for _ in range(2)]
+    assert told[0]["fingerprint"] == told[1]["fingerprint"] != told[2]["fingerprint"]
+
+
+def test_version_for_people_and_machines():
+    """The release and the protocol."""
+    assert run("version").stdout.startswith("treescale ")
+    assert json.loads(run("version", "--json").stdout)["protocol"] == 1
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion_scripts_serve_all_three_programs(shell):
+    """One file for each shell."""
+    script = run("completion", shell).stdout
+    assert all(variable in script for variable in ("_TREESCALE_COMPLETE", "_TS_PUB_COMPLETE", "_TS_SUB_COMPLETE"))

@@ -1,0 +1,9 @@
+"""Supervision: the supervisord of a node, its programs, and what it tells about them. The only home of supervisor.
+
+conf.py writes its configuration and states.py reads its events (both pure); control.py talks to it, local.py prepares
+and starts the nodes of a tree file on this machine (`treescale up`), listener.py puts process events on the bus.
+"""
+
+
+class SupervisionError(Exception):
+    """A node cannot be prepared, started or stopped; the text says what, where and how to mend it."""

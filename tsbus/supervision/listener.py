@@ -1,0 +1,122 @@
+"""Listener: what supervisord starts to hear of its programs (`services/ts_events.py`). Puts their changes on the bus.
+
+supervisord is never kept waiting: each of its events is acknowledged at once and published when there is a router.
+states.py decides; the connection to the bus is a worker's.
+"""
+
+import asyncio
+import os
+import sys
+from collections import deque
+from pathlib import Path
+from typing import Any, Final
+
+from tsbus import log
+from tsbus.client import Client, connect
+from tsbus.errors import BusError
+from tsbus.supervision.control import remote
+from tsbus.supervision.states import Retries, bus_event, tokens
+from tsbus.worker import CONNECT_S, Worker
+
+MAX_WAITING: Final = 1024
+"""Events that wait for the router; the oldest go when there are more."""
+
+_log = log.Log("events")
+
+
+class _Ended(Exception):
+    """supervisord has closed our standard input."""
+
+
+class Listener:
+    """Takes events from supervisord and gives them to the bus."""
+
+    def __init__(self, supervisor: Any) -> None:
+        """`supervisor`: the interface of control.remote."""
+        self._supervisor = supervisor
+        self._retries = Retries()
+        self._waiting: deque[tuple[str, dict[str, Any]]] = deque()
+        self._arrived = asyncio.Event()
+        self._restarts: set[asyncio.Task[None]] = set()
+        self.counters = {"published": 0, "dropped": 0, "restarts": 0}
+
+    async def read(self, reader: asyncio.StreamReader, output: int) -> None:
+        """Take supervisord's events from `reader` and acknowledge them to the file descriptor `output`."""
+        while True:
+            os.write(output, b"READY\n")
+            header = tokens((await reader.readline()).decode())
+            if not header:
+                raise _Ended
+            payload = (await reader.readexactly(int(header["len"]))).decode()
+            os.write(output, b"RESULT 2\nOK")
+            self.take(header["eventname"], payload)
+
+    def take(self, event_name: str, payload: str) -> None:
+        """Take one event: keep it for the bus, and see to programs that supervisord has given up."""
+        event = bus_event(event_name, payload)
+        if event is None:
+            return
+        told = tokens(payload)
+        program = f"{told['groupname']}:{told['processname']}"
+        if event_name == "PROCESS_STATE_RUNNING":
+            self._retries.runs(program)
+        elif event_name == "PROCESS_STATE_FATAL":
+            task = asyncio.create_task(self._start_later(program, self._retries.delay_s(program)))
+            self._restarts.add(task)
+            task.add_done_callback(self._restarts.discard)
+        if len(self._waiting) >= MAX_WAITING:
+            self._waiting.popleft()
+            self.counters["dropped"] += 1
+        self._waiting.append(event)
+        self._arrived.set()
+
+    async def _start_later(self, program: str, delay_s: float) -> None:
+        _log.warning("program.fatal", program=program, retry_s=delay_s)
+        await asyncio.sleep(delay_s)
+        self.counters["restarts"] += 1
+        try:
+            await asyncio.to_thread(self._supervisor.startProcess, program, False)
+        except Exception as error:  # it was started or removed meanwhile, or supervisord ends
+            _log.warning("program.not-started", program=program, error=str(error))
+
+    async def publish(self, client: Client) -> None:
+        """Publish what arrives, for ever."""
+        while True:
+            await self._arrived.wait()
+            self._arrived.clear()
+            # What is given to a router that has just been killed is lost: see first that it lives.
+            await client.flush()
+            while self._waiting:
+                topic, facts = self._waiting.popleft()
+                await client.publish(topic, {"node": client.node, **facts})
+                self.counters["published"] += 1
+
+
+async def _run() -> None:
+    listener = Listener(remote(Path(os.environ["TREESCALE_RUN_DIR"], "ctl"), os.environ["SUPERVISOR_PASSWORD"]))
+    worker = Worker("process")
+    worker.command("stats", role="observe")(lambda _: listener.counters)
+    reader = asyncio.StreamReader()
+    await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
+    async with asyncio.TaskGroup() as group:
+        group.create_task(listener.read(reader, sys.stdout.fileno()))
+        async with connect(name="process", timeout_s=CONNECT_S) as client:
+            group.create_task(listener.publish(client))
+            await worker.serve(client)
+
+
+def main() -> int:
+    """Listen until supervisord ends. Exit status 2: it was not supervisord that started this."""
+    log.setup()
+    if "SUPERVISOR_PASSWORD" not in os.environ:
+        print(
+            "ts_events is started by supervisord, as an event listener: see supervisord.conf.example", file=sys.stderr
+        )
+        return 2
+    try:
+        asyncio.run(_run())
+    except* _Ended:
+        _log.info("events.stop")
+    except* BusError as errors:
+        raise SystemExit(f"ts_events: {errors.exceptions[0]}") from None
+    return 0

@@ -49,9 +49,11 @@ def status(router: "Router") -> dict[str, object]:
 def _node(router: "Router", name: str) -> dict[str, object]:
     entry = router.directory.entries[name]
     link = NodeState(entry.state).name.lower()
+    # The top of a torn-off part has a lost link and can be reached all the same.
+    here = "torpid" if entry.state == NodeState.TORPID else "up"
     return {
         "name": name,
-        "state": link if name in router.directory.reachable else "lost",
+        "state": here if name in router.directory.reachable else "lost",
         "link": link,
         "cause": entry.cause,
         "since_ms": entry.time_ms,

@@ -9,7 +9,7 @@ import json
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -159,7 +159,7 @@ async def _send_stdin(call: "Call") -> None:
 class _Job:
     """One run on many nodes, from the first reply to the account."""
 
-    def __init__(self, call: "Call", nodes: frozenset[str], view: "_View", max_fail: float) -> None:
+    def __init__(self, call: "Call", nodes: frozenset[str], view: "_Text | _Json", max_fail: float) -> None:
         self._call = call
         self._nodes = nodes
         self._view = view
@@ -221,10 +221,7 @@ def read_ending(reply: "Reply") -> tuple[Ending, dict[str, Any]]:
         facts = None
     if not isinstance(facts, dict):
         return ending_of(reply), {}
-    if reply.status is not Outcome.OK or facts.get("exit") != 0:
-        status = Outcome.FAILED if reply.status is Outcome.OK else reply.status
-        return Ending(status, ", ".join(_reasons(facts))), facts
-    return Ending(Outcome.OK), facts
+    return Ending(reply.status, "" if reply.status is Outcome.OK else ", ".join(_reasons(facts))), facts
 
 
 def _reasons(facts: dict[str, Any]) -> Iterator[str]:
@@ -236,22 +233,7 @@ def _reasons(facts: dict[str, Any]) -> Iterator[str]:
         yield str(facts["reason"])
 
 
-class _View(Protocol):
-    """What becomes of the output."""
-
-    live: bool
-
-    def chunk(self, node: str, second: bool, data: bytes) -> None:
-        """A node's program wrote `data`."""
-
-    def ended(self, node: str, ending: Ending, facts: dict[str, Any]) -> None:
-        """A node has ended."""
-
-    def finish(self) -> None:
-        """All nodes have ended."""
-
-
-def _view(look: _Look, nodes: frozenset[str]) -> _View:
+def _view(look: _Look, nodes: frozenset[str]) -> "_Text | _Json":
     if look.as_json:
         return _Json(len(nodes))
     folded = len(nodes) > 1 if look.fold is None else look.fold
@@ -275,17 +257,20 @@ class _Text:
         self._prefix = prefix
 
     def chunk(self, node: str, second: bool, data: bytes) -> None:
+        """A node's program wrote `data`."""
         if self._kept:
             self._kept.feed(node, second, data)
         if self._lines:
             _write(second, self._lines.feed(node, second, data) if self._prefix else data)
 
     def ended(self, node: str, ending: Ending, facts: dict[str, Any]) -> None:
+        """A node has ended."""
         if self._lines:
             for second in (False, True):
                 _write(second, self._lines.end(node, second))
 
     def finish(self) -> None:
+        """All nodes have ended."""
         if self._kept is None:
             return
         for second in (False, True):
@@ -305,9 +290,11 @@ class _Json:
         self._kept = Kept(nodes)
 
     def chunk(self, node: str, second: bool, data: bytes) -> None:
+        """A node's program wrote `data`."""
         self._kept.feed(node, second, data)
 
     def ended(self, node: str, ending: Ending, facts: dict[str, Any]) -> None:
+        """A node has ended."""
         output = {
             name: self._kept.take(node, second).decode(errors="backslashreplace")
             for name, second in (("stdout", False), ("stderr", True))
@@ -317,4 +304,4 @@ class _Json:
         click.echo(json.dumps({"node": node} | facts | about | output | ({"not_shown_bytes": cut} if cut else {})))
 
     def finish(self) -> None:
-        pass
+        """All nodes have ended: nothing is left to print."""

@@ -5,31 +5,26 @@ router sees a slow worker and drops the oldest events, which shows here as a gap
 """
 
 import asyncio
-import json
 import os
 import shlex
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from datetime import datetime
-from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from functools import lru_cache, partial
+from typing import TYPE_CHECKING
 
 import click
-import msgspec
 
+from tsbus.cli import eventlines
 from tsbus.cli.completion import complete_target
 from tsbus.cli.edge import HELP, Code, Tool, bus_option, connect, forget_stdout, json_option, run
-from tsbus.cli.terminal import body_json, body_line, safe
-from tsbus.core.message import EventMeta, decode_meta
+from tsbus.cli.terminal import safe
 from tsbus.core.topic import check_pattern, matches
 
 if TYPE_CHECKING:
-    from tsbus.client import Callback, Client
+    from tsbus.client import Client
     from tsbus.core.message import Gap
     from tsbus.core.session import Event
-
-_encode = msgspec.json.Encoder().encode  # json.dumps takes five times as long, too long for a fast stream
 
 BUS_EVENTS = ("node.>", "bus.>", "worker.>")
 
@@ -104,9 +99,9 @@ def sub(
     """
     wanted = Wanted(bus, patterns, scope, origins, count, timeout_s)
     if argv:
-        return run(_follow(wanted, "ts-sub", lambda gate: _runner(gate, argv)))
-    line = _json_line if as_json else _raw_line if raw else _line
-    return run(_follow(wanted, "ts-sub", lambda gate: _printer(gate, line)))
+        return run(_follow(wanted, "ts-sub", lambda gate: _Runner(gate, argv)))
+    line = eventlines.as_json if as_json else eventlines.raw if raw else eventlines.plain
+    return run(_follow(wanted, "ts-sub", lambda gate: _Printer(gate, line)))
 
 
 @click.command()
@@ -127,8 +122,8 @@ def events(
       treescale events '>'                 everything that anybody publishes
     """
     wanted = Wanted(bus, patterns or BUS_EVENTS, count=count, timeout_s=timeout_s)
-    line = _json_line if as_json else _pretty_line
-    return run(_follow(wanted, "treescale-events", lambda gate: _printer(gate, line)))
+    line = eventlines.as_json if as_json else eventlines.told
+    return run(_follow(wanted, "treescale-events", lambda gate: _Printer(gate, line)))
 
 
 class _Gate:
@@ -168,18 +163,14 @@ class _Gate:
             self.enough.set_exception(error)
 
 
-_Sink = Callable[[_Gate], Callable[[str], "Callback"]]
-"""Gate -> pattern -> what is called for the events of that pattern."""
-
-
-async def _follow(wanted: Wanted, name: str, sink: _Sink) -> int:
+async def _follow(wanted: Wanted, name: str, sink: "Callable[[_Gate], _Printer | _Runner]") -> int:
     async with connect(wanted.bus, name) as client:
         gate = _Gate(wanted, await _resolve(client, wanted.origins) if wanted.origins else None)
-        callback_for = sink(gate)
+        take = sink(gate).take
         for place, pattern in enumerate(wanted.patterns):
             # Every subscription is told of a gap; once is enough.
             on_gap = None if place else _tell_gap
-            await client.subscribe(pattern, scope=wanted.scope, callback=callback_for(pattern), on_gap=on_gap)
+            await client.subscribe(pattern, scope=wanted.scope, callback=partial(take, pattern), on_gap=on_gap)
         try:
             await asyncio.wait_for(gate.enough, wanted.timeout_s)
         except BrokenPipeError:
@@ -199,112 +190,60 @@ def _tell_gap(gap: "Gap") -> None:
     click.echo(f"{gap.count} events were dropped at {safe(gap.at)}: somebody did not keep up", err=True)
 
 
-def _printer(gate: _Gate, line: Callable[["Event"], bytes]) -> Callable[[str], "Callback"]:
-    """Print lines: in one piece for all events that came in one turn of the loop."""
-    lines: list[bytes] = []
-    loop = asyncio.get_running_loop()
+class _Printer:
+    """Prints lines: in one piece for all events that came in one turn of the loop."""
 
-    def flush() -> None:
-        data = b"".join(lines)
-        lines.clear()
+    def __init__(self, gate: _Gate, line: "Callable[[Event], bytes]") -> None:
+        self._gate = gate
+        self._line = line
+        self._lines: list[bytes] = []
+        self._loop = asyncio.get_running_loop()
+
+    def take(self, pattern: str, event: "Event") -> None:
+        """Take an event that came for `pattern`."""
+        if self._gate.lets(event, pattern):
+            if not self._lines:
+                self._loop.call_soon(self._flush)
+            self._lines.append(self._line(event))
+            if self._gate.full:
+                self._loop.call_soon(self._gate.end)
+
+    def _flush(self) -> None:
+        data = b"".join(self._lines)
+        self._lines.clear()
         try:
             sys.stdout.buffer.write(data)
             sys.stdout.buffer.flush()
         except OSError as error:
-            gate.end(error)
-
-    def callback_for(pattern: str) -> "Callback":
-        def take(event: "Event") -> None:
-            if gate.lets(event, pattern):
-                if not lines:
-                    loop.call_soon(flush)
-                lines.append(line(event))
-                if gate.full:
-                    loop.call_soon(gate.end)
-
-        return take
-
-    return callback_for
+            self._gate.end(error)
 
 
-def _runner(gate: _Gate, argv: list[str]) -> Callable[[str], "Callback"]:
-    """Run a command for each event, one after the other."""
-    turn = asyncio.Lock()
+class _Runner:
+    """Runs a command for each event, one after the other."""
 
-    def callback_for(pattern: str) -> "Callback":
-        async def take(event: "Event") -> None:
-            async with turn:
-                if gate.lets(event, pattern):
-                    try:
-                        await _run_for(event, argv)
-                    except OSError as error:
-                        gate.end(error)
-                    if gate.full:
-                        gate.end()
+    def __init__(self, gate: _Gate, argv: list[str]) -> None:
+        self._gate = gate
+        self._argv = argv
+        self._turn = asyncio.Lock()
 
-        return take
+    async def take(self, pattern: str, event: "Event") -> None:
+        """Take an event that came for `pattern`; the next one waits in the subscription."""
+        async with self._turn:
+            if self._gate.lets(event, pattern):
+                try:
+                    await self._run_for(event)
+                except OSError as error:
+                    self._gate.end(error)
+                if self._gate.full:
+                    self._gate.end()
 
-    return callback_for
-
-
-async def _run_for(event: "Event", argv: list[str]) -> None:
-    facts = {"TOPIC": event.topic, "ORIGIN": event.origin, "WHO": event.who, "TIME_MS": str(event.time_ms)}
-    env = os.environ | {f"TREESCALE_{key}": value for key, value in facts.items()}
-    process = await asyncio.create_subprocess_exec(*argv, stdin=asyncio.subprocess.PIPE, env=env)
-    await process.communicate(event.body)
-    if process.returncode:
-        click.echo(f"{argv[0]}: exit {process.returncode} for {safe(event.topic)}", err=True)
-
-
-def _line(event: "Event") -> bytes:
-    return f"{event.origin} {event.topic} {body_line(event.body)}\n".encode()
-
-
-def _raw_line(event: "Event") -> bytes:
-    return event.body + b"\n"
-
-
-def _json_line(event: "Event") -> bytes:
-    meta = decode_meta(EventMeta, event.meta)  # once; the event's own properties would do it for each of them
-    about: dict[str, Any] = {
-        "topic": event.topic,
-        "origin": event.origin,
-        "who": event.who,
-        "time_ms": meta.time_ms,
-        "incarnation": meta.incarnation,
-        "seq": meta.seq,
-    }
-    return _encode(about | body_json(event.body)) + b"\n"
-
-
-_COLORS = {"up": "green", "recovered": "green", "torpid": "yellow", "slow": "yellow", "lost": "red"}
-
-
-def _pretty_line(event: "Event") -> bytes:
-    clock = datetime.fromtimestamp(event.time_ms / 1000).strftime("%H:%M:%S.%f")[:-3]
-    topic = f"{event.topic:<16}"
-    if sys.stdout.isatty() and not os.environ.get("NO_COLOR"):
-        topic = click.style(topic, fg=_COLORS.get(event.topic.rpartition(".")[2]))
-    return f"{clock}  {event.origin:<12}  {topic}  {_told(event)}\n".encode()
-
-
-def _told(event: "Event") -> str:
-    """Return what an event of the bus says in words; the body of any other."""
-    try:
-        facts = json.loads(event.body)
-        match event.topic.split("."):
-            case ["node", "up"]:
-                return safe(f"{facts['node']} below {facts['parent']} ({facts['cause']})")
-            case ["node", state]:
-                below = f"; its subtree: {facts['nodes']}" if facts["nodes"] != facts["node"] else ""
-                return safe(f"{facts['node']} is {state} ({facts['cause']}){below}")
-            case ["bus", "slow" | "recovered"]:
-                return safe(f"{facts['kind']} {facts['peer']}, {facts['dropped']} events dropped")
-            case ["worker", _]:
-                return safe(f"{facts['name']} ({facts['who']})")
-    except (ValueError, KeyError, TypeError):
-        pass
-    return body_line(event.body)
+    async def _run_for(self, event: "Event") -> None:
+        facts = {"TOPIC": event.topic, "ORIGIN": event.origin, "WHO": event.who, "TIME_MS": str(event.time_ms)}
+        env = os.environ | {f"TREESCALE_{key}": value for key, value in facts.items()}
+        process = await asyncio.create_subprocess_exec(*self._argv, stdin=asyncio.subprocess.PIPE, env=env)
+        await process.communicate(event.body)
+        if process.returncode:
+            click.echo(f"{self._argv[0]}: exit {process.returncode} for {safe(event.topic)}", err=True)
 
 
 def main() -> None:

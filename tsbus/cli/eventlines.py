@@ -1,0 +1,69 @@
+"""Event lines: how ts-sub and `treescale events` write one event."""
+
+import json
+import os
+import sys
+from datetime import datetime
+from typing import Any
+
+import click
+import msgspec
+
+from tsbus.cli.terminal import body_json, body_line, safe
+from tsbus.core.message import EventMeta, decode_meta
+from tsbus.core.session import Event
+
+_encode = msgspec.json.Encoder().encode  # json.dumps takes five times as long, too long for a fast stream
+_COLORS = {"up": "green", "recovered": "green", "torpid": "yellow", "slow": "yellow", "lost": "red"}
+
+
+def plain(event: Event) -> bytes:
+    """Return node, topic and body."""
+    return f"{event.origin} {safe(event.topic)} {body_line(event.body)}\n".encode()
+
+
+def raw(event: Event) -> bytes:
+    """Return the body alone."""
+    return event.body + b"\n"
+
+
+def as_json(event: Event) -> bytes:
+    """Return everything that is known of the event."""
+    meta = decode_meta(EventMeta, event.meta)  # once; the event's own properties would do it for each of them
+    about: dict[str, Any] = {
+        "topic": event.topic,
+        "origin": event.origin,
+        "who": event.who,
+        "time_ms": meta.time_ms,
+        "incarnation": meta.incarnation,
+        "seq": meta.seq,
+    }
+    return _encode(about | body_json(event.body)) + b"\n"
+
+
+def told(event: Event) -> bytes:
+    """Return time, node, topic, and what happened in words."""
+    clock = datetime.fromtimestamp(event.time_ms / 1000).strftime("%H:%M:%S.%f")[:-3]
+    topic = f"{safe(event.topic):<16}"
+    if sys.stdout.isatty() and not os.environ.get("NO_COLOR"):
+        topic = click.style(topic, fg=_COLORS.get(event.topic.rpartition(".")[2]))
+    return f"{clock}  {event.origin:<12}  {topic}  {_words(event)}\n".encode()
+
+
+def _words(event: Event) -> str:
+    """Return what an event of the bus says in words; the body of any other."""
+    try:
+        facts = json.loads(event.body)
+        match event.topic.split("."):
+            case ["node", "up"]:
+                return safe(f"{facts['node']} below {facts['parent']} ({facts['cause']})")
+            case ["node", state]:
+                below = f"; its subtree: {facts['nodes']}" if facts["nodes"] != facts["node"] else ""
+                return safe(f"{facts['node']} is {state} ({facts['cause']}){below}")
+            case ["bus", "slow" | "recovered"]:
+                return safe(f"{facts['kind']} {facts['peer']}, {facts['dropped']} events dropped")
+            case ["worker", _]:
+                return safe(f"{facts['name']} ({facts['who']})")
+    except (ValueError, KeyError, TypeError):
+        pass
+    return body_line(event.body)

@@ -168,7 +168,7 @@ class BlockingClient:
         return self.wait_for(self.client.call(target, command, body, timeout_s=timeout_s))
 
     def call_one(self, node: str, command: str, body: object = b"", *, timeout_s: float = 30.0) -> Any:
-        """Run a command on one node and return its answer, read as JSON; see `Client.call_one`."""
+        """Run a command on one node and return its answer; see `Client.call_one`."""
         return self.wait_for(self.client.call_one(node, command, body, timeout_s=timeout_s))
 
     def request(self, target: str, command: str, body: object = b"", *, timeout_s: float = 30.0) -> BlockingCall:

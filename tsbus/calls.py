@@ -87,8 +87,8 @@ class Result:
         return all(outcome is Outcome.OK for outcome in self.outcomes.values())
 
     def values(self) -> dict[str, Any]:
-        """Return what each node that did it said in JSON in its last reply with a body; None without one."""
-        return {node: self.last[node].json() if node in self.last else None for node in sorted(self.ok)}
+        """Return what each node that did it said in its last reply with a body (`Reply.value`); None without one."""
+        return {node: self.last[node].value() if node in self.last else None for node in sorted(self.ok)}
 
     def raise_for_status(self) -> None:
         """Raise CallFailed unless every node did it."""
@@ -313,6 +313,9 @@ class Request(Readable):
     @property
     def _limit(self) -> int:
         return self._connection.session.max_body
+
+    def _content(self) -> int:
+        return self._served.content
 
     def _source(self) -> str:
         return f"{self.command} from {self.who} at {self.origin}"

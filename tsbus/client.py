@@ -17,7 +17,7 @@ from tsbus.core.body import to_body
 from tsbus.core.exchanges import CREDIT
 from tsbus.core.message import Content, Gap
 from tsbus.core.roles import Role
-from tsbus.core.session import Event, Inbox, Sink, Wish
+from tsbus.core.session import WINDOW, Event, Inbox, Sink, Wish
 from tsbus.errors import BufferFull, BusError, ConnectionLost, PayloadTooLarge
 from tsbus.log import Log
 
@@ -189,9 +189,14 @@ class Client:
     and watches are announced again when it is back.
     """
 
-    def __init__(self, open_channel: Callable[[], Channel], *, name: str = "client", where: str = "?") -> None:
-        """Make a client that is not connected; programs use `connect`. `where` names the address in errors."""
-        self._connection = Connection(open_channel, name, where)
+    def __init__(
+        self, open_channel: Callable[[], Channel], *, name: str = "client", where: str = "?", window: int = WINDOW
+    ) -> None:
+        """Make a client that is not connected; programs use `connect`.
+
+        `where` names the address in errors, `window` is how many bytes the router may send ahead.
+        """
+        self._connection = Connection(open_channel, name, where, window)
         self._session = self._connection.session
         self._exchanges = self._session.exchanges
         self._loop = asyncio.get_running_loop()
@@ -398,7 +403,7 @@ class Client:
             return await call.result()
 
     async def call_one(self, node: str, command: str, body: object = b"", *, timeout_s: float = 30.0) -> Any:
-        """Run `command` on one node and return its answer, read as JSON. Raises CallFailed, and as `call` does."""
+        """Run `command` on one node and return its answer (`Reply.value`). Raises CallFailed, and as `call` does."""
         result = await self.call(node, command, body, timeout_s=timeout_s)
         result.raise_for_status()
         (value,) = result.values().values()

@@ -76,7 +76,7 @@ class Signal:
 class Connection:
     """See the module. `where` is the address as people should read it in errors."""
 
-    def __init__(self, open_channel: Callable[[], Channel], name: str, where: str) -> None:
+    def __init__(self, open_channel: Callable[[], Channel], name: str, where: str, window: int) -> None:
         self.session = Session(
             name,
             incarnation=secrets.randbits(63),
@@ -84,6 +84,7 @@ class Connection:
             wall_ms=lambda: time.time_ns() // 1_000_000,
             changed=self._session_changed,
             report=_report,
+            window=window,
         )
         self.where = where
         self.changed = Signal()

@@ -20,6 +20,7 @@ from typing import Self
 from tsbus.client import Client
 from tsbus.config import BusSettings, Server, Tree
 from tsbus.core.roles import Role
+from tsbus.core.session import WINDOW
 from tsbus.peer import Conn, ConnKind
 from tsbus.router import TICK_MS, Router
 from tsbus.worker import Worker
@@ -293,9 +294,11 @@ class MemoryTree:
 
     # What tests do.
 
-    async def connect(self, node: str, *, name: str = "test", uid: int = 0, role: Role = Role.ADMIN) -> Client:
+    async def connect(
+        self, node: str, *, name: str = "test", uid: int = 0, role: Role = Role.ADMIN, window: int = WINDOW
+    ) -> Client:
         """Return a client on `node` that its router takes for the user `uid` with `role`. Raises Refused."""
-        client = Client(lambda: _Channel(self, node, uid, role), name=name, where=f"memory:{node}")
+        client = Client(lambda: _Channel(self, node, uid, role), name=name, where=f"memory:{node}", window=window)
         self._clients.append(client)
         await client.open()
         return client
@@ -336,6 +339,7 @@ class MemoryTree:
 
     def start(self, node: str) -> None:
         """Start the router of `node` again, as a new process."""
+        self.clock.go_on(1)  # a process never starts in the millisecond of the one before (protocol 6.2)
         self._start(node)
         for channel in self.channels:
             if channel.node == node:

@@ -3,6 +3,7 @@
 Events, replies and requests are all read with `Readable`; clients and workers write with `to_body` (protocol 2.7).
 """
 
+from collections.abc import Callable
 from typing import Any, Final
 
 import msgspec
@@ -11,6 +12,7 @@ from tsbus.core.message import Content
 
 _to_json: Final = msgspec.json.Encoder().encode
 _from_json: Final = msgspec.json.Decoder().decode
+_from_msgpack: Final = msgspec.msgpack.Decoder().decode
 
 
 class BodyError(ValueError):
@@ -34,10 +36,21 @@ def to_body(value: object) -> tuple[bytes, Content]:
 
 
 class Readable:
-    """Reading the `body` of whatever has one. `_source` says in errors what it is and where it comes from."""
+    """Reading the `body` of whatever has one: `_content` is its code, `_source` says in errors what and whose it is."""
 
     __slots__ = ()
     body: bytes
+
+    def value(self) -> Any:
+        """Return what the author handed over: bytes, text or data; None for an empty body. Raises BodyError."""
+        content = self._content()
+        if not self.body:
+            return None
+        if content == Content.TEXT:
+            return self.text()
+        if content == Content.JSON:
+            return self.json()
+        return self._read("MessagePack", _from_msgpack) if content == Content.MSGPACK else self.body
 
     def text(self) -> str:
         """Return the body as text. Raises BodyError unless it is UTF-8."""
@@ -48,12 +61,16 @@ class Readable:
 
     def json(self) -> Any:
         """Return what the body says in JSON; None for an empty one. Raises BodyError."""
-        if not self.body:
-            return None
+        return self._read("JSON", _from_json) if self.body else None
+
+    def _read(self, form: str, read: Callable[[bytes], Any]) -> Any:
         try:
-            return _from_json(self.body)
+            return read(self.body)
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
-            raise BodyError(f"{self._source()}: the body is not JSON: {error}") from None
+            raise BodyError(f"{self._source()}: the body is not {form}: {error}") from None
+
+    def _content(self) -> int:
+        raise NotImplementedError
 
     def _source(self) -> str:
-        return type(self).__name__.lower()
+        raise NotImplementedError

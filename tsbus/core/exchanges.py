@@ -63,6 +63,9 @@ class Reply(Readable, msgspec.Struct, frozen=True, gc=False):
     second: bool = False
     content: int = Content.RAW
 
+    def _content(self) -> int:
+        return self.content
+
     def _source(self) -> str:
         return f"reply of {self.node}"
 

@@ -109,6 +109,9 @@ class Event(Readable, msgspec.Struct, frozen=True, gc=False):
     def _about(self) -> EventMeta:
         return decode_meta(EventMeta, self.meta)
 
+    def _content(self) -> int:
+        return self.content
+
     def _source(self) -> str:
         return f"event {self.topic} from {self.origin}"
 
@@ -220,7 +223,7 @@ class Session:
         wall_ms: Callable[[], int],
         changed: Callable[[], None],
         report: Callable[[str, Exception], None],
-        window: int = WINDOW,
+        window: int,
     ) -> None:
         """Prepare a session that is not connected.
 

@@ -1,0 +1,215 @@
+"""The two beds that every contract test lies in: a tree in memory, and the same tree of processes on real sockets."""
+
+import asyncio
+import contextlib
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Coroutine
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+from tsbus import Client, Worker
+from tsbus.config import BusSettings, Server, Tree, dump
+from tsbus.core.session import WINDOW
+from tsbus.testing import MemoryTree
+from tsbus.transport import new_keypair, open_channel
+
+CHILDREN: dict[str, list[str]] = {"root": ["a", "b"], "a": ["c"], "b": [], "c": []}
+TAGS = {"web": ["a", "c"]}
+SETTINGS = BusSettings(adopt_after_s=60.0)
+"""Nobody adopts while a test has a node stopped, so that what cannot be reached is the same in both beds."""
+LIMIT_S = 20.0
+
+T = TypeVar("T")
+
+
+class Bed(Protocol):
+    """What a contract test may do."""
+
+    async def connect(self, node: str, *, window: int = WINDOW) -> Client:
+        """Return a client on `node`."""
+
+    async def run(self, worker: Worker, node: str) -> Worker:
+        """Run a worker on `node` and wait until it serves."""
+
+    async def kill(self, worker: Worker) -> None:
+        """End a worker without a word."""
+
+    async def stop(self, node: str) -> None:
+        """Kill the router of `node`."""
+
+    async def start(self, node: str) -> None:
+        """Start it again."""
+
+    async def done(self, action: Coroutine[Any, Any, T]) -> T:
+        """Wait for `action`, while time goes on."""
+
+    async def until(self, is_so: Callable[[], bool]) -> None:
+        """Wait until `is_so()`, while time goes on; fails after LIMIT_S."""
+
+    async def heard(self, publisher: Client, pattern: str) -> None:
+        """Wait until the publisher's router knows that others want `pattern`."""
+
+
+class _Shared:
+    async def done(self, action: Coroutine[Any, Any, T]) -> T:
+        task = asyncio.ensure_future(action)
+        try:
+            await self.until(task.done)
+        finally:
+            task.cancel()
+        return task.result()
+
+    async def until(self, is_so: Callable[[], bool]) -> None:
+        raise NotImplementedError
+
+    async def heard(self, publisher: Client, pattern: str) -> None:
+        async with publisher.interest(pattern) as interest:
+            await self.until(lambda: interest.wanted)
+
+
+class MemoryBed(_Shared):
+    """The tree in memory."""
+
+    def __init__(self, tree: MemoryTree) -> None:
+        self.tree = tree
+        self.connect, self.run, self.kill = tree.connect, tree.run, tree.kill
+
+    async def stop(self, node: str) -> None:
+        self.tree.stop(node)
+
+    async def start(self, node: str) -> None:
+        self.tree.start(node)
+        await self.tree.advance(1)
+
+    async def until(self, is_so: Callable[[], bool]) -> None:
+        await self.tree.settle()
+        for _ in range(round(LIMIT_S / 0.05)):
+            if is_so():
+                return
+            await self.tree.advance(0.05)
+        raise AssertionError("it did not come to that")
+
+
+class Processes:
+    """The routers of the tree as processes; they outlive a test."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        pairs = {name: new_keypair() for name in CHILDREN}
+        self.secrets = {name: secret for name, (_, secret) in pairs.items()}
+        servers = {
+            name: Server(
+                name,
+                "127.0.0.1",
+                _free_port(),
+                tags=tuple(tag for tag, nodes in TAGS.items() if name in nodes),
+                childs=tuple(CHILDREN[name]),
+                public_key=pairs[name][0],
+            )
+            for name in CHILDREN
+        }
+        self.tree = Tree(servers=servers, bus=SETTINGS)
+        self.running: dict[str, subprocess.Popen[bytes]] = {}
+
+    def start(self, node: str) -> None:
+        file = self.folder / f"{node}.toml"
+        file.write_text(dump(self.tree.with_current(node)))
+        script = Path(__file__).with_name("router_process.py")
+        argv = [sys.executable, script, file, self.secrets[node], self.folder / node]
+        self.running[node] = subprocess.Popen(argv)
+
+    def stop(self, node: str) -> None:
+        process = self.running.pop(node)
+        process.kill()
+        process.wait()
+
+    def close(self) -> None:
+        for process in self.running.values():
+            process.terminate()
+        for process in self.running.values():
+            process.wait(5)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+class SocketBed(_Shared):
+    """The tree of processes, with the clients of one test."""
+
+    def __init__(self, processes: Processes) -> None:
+        self.processes = processes
+        self._clients: list[Client] = []
+        self._workers: dict[Worker, tuple[Client, asyncio.Task[None]]] = {}
+
+    async def whole(self) -> None:
+        """Wait until the root reaches every node."""
+        client = await self.connect("root")
+        deadline = time.monotonic() + LIMIT_S
+        while not (result := await client.call("*", "router.ping")).complete:
+            assert time.monotonic() < deadline, result.explain()
+            await asyncio.sleep(0.02)
+
+    async def connect(self, node: str, *, window: int = WINDOW) -> Client:
+        address = f"ipc://{self.processes.folder / node / 'bus'}"
+        client = Client(lambda: open_channel(address), name="test", where=address, window=window)
+        self._clients.append(client)
+        await client.open(LIMIT_S)
+        return client
+
+    async def run(self, worker: Worker, node: str) -> Worker:
+        client = await self.connect(node)
+        task = asyncio.create_task(worker.serve(client))
+        await self.done(worker.wait_ready())
+        self._workers[worker] = (client, task)
+        return worker
+
+    async def kill(self, worker: Worker) -> None:
+        client, task = self._workers.pop(worker)
+        client.abort()
+        await _end(task)
+
+    async def stop(self, node: str) -> None:
+        self.processes.stop(node)
+
+    async def start(self, node: str) -> None:
+        self.processes.start(node)
+        await self.whole()
+
+    async def until(self, is_so: Callable[[], bool]) -> None:
+        deadline = time.monotonic() + LIMIT_S
+        while not is_so():
+            assert time.monotonic() < deadline, "it did not come to that"
+            await asyncio.sleep(0.005)
+
+    async def close(self) -> None:
+        for _, task in self._workers.values():
+            await _end(task)
+        for client in self._clients:
+            client.abort()
+        for node in CHILDREN.keys() - self.processes.running.keys():
+            self.processes.start(node)
+
+
+async def _end(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await task
+
+
+def memory_tree() -> MemoryTree:
+    """Return the tree of the contract, in memory."""
+    return MemoryTree(CHILDREN, tags=TAGS, settings=replace(SETTINGS))
+
+
+def short_folder() -> "tempfile.TemporaryDirectory[str]":
+    """Return a folder whose path is short enough for socket addresses."""
+    return tempfile.TemporaryDirectory(prefix="ts-")

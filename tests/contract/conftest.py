@@ -1,0 +1,32 @@
+"""Fixtures of the contract tests: each test runs in both beds."""
+
+import faulthandler
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import pytest
+from beds import CHILDREN, Bed, MemoryBed, Processes, SocketBed, memory_tree, short_folder
+
+
+@pytest.fixture(scope="session")
+def processes() -> Iterator[Processes]:
+    with short_folder() as folder:
+        routers = Processes(Path(folder))
+        for node in CHILDREN:
+            routers.start(node)
+        yield routers
+        routers.close()
+
+
+@pytest.fixture(params=["memory", "sockets"])
+async def bed(request: pytest.FixtureRequest) -> AsyncIterator[Bed]:
+    faulthandler.dump_traceback_later(120, exit=True)  # in memory no limit of asyncio's ends a test that hangs
+    if request.param == "memory":
+        async with memory_tree() as tree:
+            yield MemoryBed(tree)
+    else:
+        sockets = SocketBed(request.getfixturevalue("processes"))
+        await sockets.whole()
+        yield sockets
+        await sockets.close()
+    faulthandler.cancel_dump_traceback_later()

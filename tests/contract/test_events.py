@@ -1,0 +1,220 @@
+"""Events, as every user of the bus may count on them, in memory and on real sockets (protocol 5 to 7 and 9)."""
+
+import asyncio
+
+import pytest
+from beds import Bed
+
+from tsbus import Event, PayloadTooLarge, Role, TopicError
+
+MIB = 1024 * 1024
+
+
+async def test_event_reaches_every_node(bed: Bed) -> None:
+    """A subscriber on each node gets an event published on any node, with its author and its body."""
+    publisher = await bed.connect("c")
+    subscriptions = [await (await bed.connect(node)).subscribe("door.*") for node in ("root", "a", "b", "c")]
+    await bed.heard(publisher, "door.opened")
+    await bed.until(lambda: True)
+    await publisher.publish("door.opened", {"door": 3})
+    for subscription in subscriptions:
+        event = await bed.done(subscription.next())
+        assert isinstance(event, Event)
+        assert (event.topic, event.origin, event.who, event.role) == ("door.opened", "c", publisher.who, Role.ADMIN)
+        assert event.json() == {"door": 3}
+        assert event.seq == 0
+
+
+async def test_patterns_select_topics(bed: Bed) -> None:
+    """`*` stands for one token and `>` for one or more; nothing else arrives."""
+    client = await bed.connect("a")
+    one = await client.subscribe("x.*.z")
+    rest = await client.subscribe("x.>")
+    for topic in ("x", "x.y", "x.y.z", "x.y.z.z", "y.y.z"):
+        await client.publish(topic, topic)
+    await client.publish("x.end.z", "end")
+    assert await _texts(bed, one) == ["x.y.z", "end"]
+    assert await _texts(bed, rest) == ["x.y", "x.y.z", "x.y.z.z", "end"]
+
+
+async def test_scope_limits_origins(bed: Bed) -> None:
+    """`node` hears this node, `subtree` also the nodes below, `all` everybody."""
+    client = await bed.connect("a")
+    node = await client.subscribe("news.node", scope="node")
+    subtree = await client.subscribe("news.subtree", scope="subtree")
+    everybody = await client.subscribe("news.all")
+    publishers = [await bed.connect(name) for name in ("root", "b", "c", "a")]
+    for publisher in publishers[:3]:
+        await bed.heard(publisher, "news.all")
+    await bed.heard(publishers[2], "news.subtree")
+    for publisher in publishers:
+        for scope in ("node", "subtree", "all"):
+            await publisher.publish(f"news.{scope}", publisher.node)
+        await bed.done(everybody.next())
+    await client.publish("news.node", "end")
+    await client.publish("news.subtree", "end")
+    assert await _texts(bed, node) == ["a", "end"]
+    assert await _texts(bed, subtree) == ["c", "a", "end"]
+
+
+async def test_scopes_of_one_client_are_kept_apart(bed: Bed) -> None:
+    """Overlapping subscriptions of one client each get what their own scope includes, once."""
+    client = await bed.connect("a")
+    node = await client.subscribe("news.>", scope="node")
+    everybody = await client.subscribe("news.*")
+    again = await client.subscribe("news.*")
+    publisher = await bed.connect("b")
+    await bed.heard(publisher, "news.x")
+    await publisher.publish("news.x", "far")
+    assert (await bed.done(again.next())).text() == "far"
+    await client.publish("news.x", "end")
+    assert await _texts(bed, node) == ["end"]
+    assert await _texts(bed, everybody) == ["far", "end"]
+
+
+async def test_target_limits_nodes(bed: Bed) -> None:
+    """An event published `to` a tag reaches subscribers on the nodes of that tag only."""
+    publisher = await bed.connect("root")
+    subscriptions = {}
+    for node in ("a", "b", "c"):
+        subscriptions[node] = await (await bed.connect(node)).subscribe(f"news.{node}")
+        await bed.heard(publisher, f"news.{node}")
+    for node in subscriptions:
+        await publisher.publish(f"news.{node}", "web", to="@web")
+        await publisher.publish(f"news.{node}", "end")
+    assert await _texts(bed, subscriptions["a"]) == ["web", "end"]
+    assert await _texts(bed, subscriptions["b"]) == ["end"]
+    assert await _texts(bed, subscriptions["c"]) == ["web", "end"]
+
+
+async def test_order_over_topics(bed: Bed) -> None:
+    """Events of one publisher arrive in the order published, whatever their topics, through three routers."""
+    publisher, subscriber = await bed.connect("c"), await bed.connect("b")
+    subscription = await subscriber.subscribe("n.>")
+    await bed.heard(publisher, "n.x")
+    for number in range(3000):
+        await publisher.publish(f"n.t{number % 7}", str(number))
+    await publisher.publish("n.end", "end")
+    assert await _texts(bed, subscription) == [*map(str, range(3000)), "end"]
+
+
+async def test_every_event_at_watermark_one(bed: Bed) -> None:
+    """A subscriber that lets the router send one frame ahead still gets every event, in order."""
+    publisher, subscriber = await bed.connect("root"), await bed.connect("b", window=1)
+    subscription = await subscriber.subscribe("n")
+    await bed.heard(publisher, "n")
+    for number in range(200):
+        await publisher.publish("n", str(number))
+        if number % 10 == 0:
+            await publisher.flush()
+    await publisher.publish("n", "end")
+    assert await _texts(bed, subscription) == [*map(str, range(200)), "end"]
+
+
+async def test_burst_beyond_every_window(bed: Bed) -> None:
+    """A publisher that never pauses is slowed down by the windows on the way, and nothing is lost."""
+    publisher, subscriber = await bed.connect("b"), await bed.connect("a")
+    lengths = []
+    await subscriber.subscribe("big", callback=lambda event: lengths.append(len(event.body)))
+    await bed.heard(publisher, "big")
+
+    async def burst() -> None:
+        for _ in range(1000):
+            await publisher.publish("big", bytes(6000))
+
+    await bed.done(burst())
+    await bed.until(lambda: len(lengths) == 1000)
+    assert set(lengths) == {6000}
+
+
+async def test_body_of_the_largest_size(bed: Bed) -> None:
+    """A body of 1 MiB arrives whole; one byte more is the caller's error."""
+    client = await bed.connect("c")
+    subscription = await (await bed.connect("b")).subscribe("big")
+    await bed.heard(client, "big")
+    body = bytes(range(256)) * (MIB // 256)
+    await client.publish("big", body)
+    assert (await bed.done(subscription.next())).body == body
+    with pytest.raises(PayloadTooLarge):
+        await client.publish("big", body + b"!")
+
+
+async def test_callbacks(bed: Bed) -> None:
+    """A function is called for each event in order; one that raises is called again; a coroutine is awaited."""
+    client = await bed.connect("a")
+    calls: list[str] = []
+    running = 0
+
+    def plain(event: Event) -> None:
+        calls.append(event.text())
+        if event.text() == "0":
+            raise ValueError("the first one fails")
+
+    async def slow(event: Event) -> None:
+        nonlocal running
+        running += 1
+        assert running == 1, "two at once"
+        await asyncio.sleep(0)
+        running -= 1
+        calls.append(f"slow {event.text()}")
+
+    await client.subscribe("n", callback=plain)
+    await client.subscribe("n", callback=slow)
+    for number in range(5):
+        await client.publish("n", str(number))
+    await bed.until(lambda: len(calls) == 10)
+    assert [call for call in calls if "slow" not in call] == ["0", "1", "2", "3", "4"]
+    assert [call for call in calls if "slow" in call] == [f"slow {number}" for number in range(5)]
+
+
+async def test_closed_subscription_is_silent(bed: Bed) -> None:
+    """After `close` nothing arrives, and who iterates comes to the end."""
+    client = await bed.connect("a")
+    heard: list[Event] = []
+    subscription = await client.subscribe("n", callback=heard.append)
+    iterated = await client.subscribe("n")
+    await client.publish("n")
+    await bed.until(lambda: len(heard) == 1)
+    await subscription.close()
+    await iterated.close()
+    await client.publish("n")
+    await client.flush()
+    assert len(heard) == 1
+    assert [event async for event in iterated] == []
+
+
+async def test_interest(bed: Bed) -> None:
+    """A publisher sees that others want its topics, and that they cease to; its own wishes do not count."""
+    publisher, subscriber = await bed.connect("root"), await bed.connect("c")
+    await publisher.subscribe("stats.>")
+    async with publisher.interest("stats.*") as interest:
+        assert not interest.wanted
+        subscription = await subscriber.subscribe("stats.cpu")
+        assert await bed.done(anext(interest)) is True
+        await subscription.close()
+        assert await bed.done(anext(interest)) is False
+
+
+async def test_malformed_topics_and_scopes(bed: Bed) -> None:
+    """Topics, patterns and scopes that cannot be are the caller's errors, before anything is sent."""
+    client = await bed.connect("a")
+    with pytest.raises(TopicError):
+        await client.publish("a..b")
+    with pytest.raises(TopicError):
+        await client.subscribe("a.>.b")
+    with pytest.raises(ValueError, match="scope"):
+        await client.subscribe("a", scope="universe")
+
+
+async def _texts(bed: Bed, subscription: object) -> list[str]:
+    """Return the texts of the events up to the one that says "end"."""
+
+    async def read() -> list[str]:
+        texts = []
+        async for event in subscription:  # type: ignore[attr-defined]
+            texts.append(event.text())
+            if texts[-1] == "end":
+                break
+        return texts
+
+    return await bed.done(read())

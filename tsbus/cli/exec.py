@@ -300,8 +300,9 @@ class _Json:
             for name, second in (("stdout", False), ("stderr", True))
         }
         cut = self._kept.cut.get(node, 0)
-        about = {"outcome": ending.outcome.name.lower(), "reason": ending.reason}
-        click.echo(json.dumps({"node": node} | facts | about | output | ({"not_shown_bytes": cut} if cut else {})))
+        about = {"node": node, "outcome": ending.outcome.name.lower()}
+        told = facts | {"reason": ending.reason} | ({"not_shown_bytes": cut} if cut else {})
+        click.echo(json.dumps(about | told | output))
 
     def finish(self) -> None:
         """All nodes have ended: nothing is left to print."""

@@ -127,24 +127,28 @@ class _Screen:
         self.is_terminal = sys.stdout.isatty()
 
     def __enter__(self) -> "_Screen":
-        if self.is_terminal:
-            click.echo("\x1b[?1049h\x1b[?25l", nl=False)
+        self._control("\x1b[?1049h\x1b[?25l")
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self.is_terminal:
-            click.echo("\x1b[?25h\x1b[?1049l", nl=False)
+        self._control("\x1b[?25h\x1b[?1049l")
 
     def show(self, lines: list[str]) -> None:
         """Draw `lines` over what is there."""
-        if not self.is_terminal:
-            click.echo("\n".join(lines))
-        else:
-            height = shutil.get_terminal_size().lines - 1
-            if len(lines) > height:
-                lines = [*lines[: height - 1], f"... and {len(lines) - height + 1} more lines"]
-            click.echo("\x1b[H" + "".join(f"{line}\x1b[K\n" for line in lines) + "\x1b[J", nl=False)
-        sys.stdout.flush()
+        height = shutil.get_terminal_size().lines - 1
+        if self.is_terminal and len(lines) > height:
+            lines = [*lines[: height - 1], f"... and {len(lines) - height + 1} more lines"]
+        self._control("\x1b[H")
+        for line in lines:
+            self._control("\x1b[K")
+            click.echo(line)
+        self._control("\x1b[J")
+
+    def _control(self, code: str) -> None:
+        # Not through click, which without colours takes out all codes.
+        if self.is_terminal:
+            sys.stdout.write(code)
+            sys.stdout.flush()
 
 
 def nodes_of(facts: Facts, now_ms: float) -> list[Node]:

@@ -5,7 +5,6 @@ import shutil
 import sys
 import time
 
-import click
 import msgspec
 
 
@@ -58,14 +57,19 @@ class Progress:
         """Draw `text`, cut to the terminal's width."""
         if sys.stderr.isatty() and self.elapsed_s >= self._after_s:
             width = shutil.get_terminal_size().columns
-            click.echo(f"\r\x1b[K{text[: width - 1]}", nl=False, err=True)
+            self._write(f"\r\x1b[K{text[: width - 1]}")
             self._drawn = True
 
     def clear(self) -> None:
         """Take the line away; call it before anything else is printed."""
         if self._drawn:
-            click.echo("\r\x1b[K", nl=False, err=True)
+            self._write("\r\x1b[K")
             self._drawn = False
+
+    def _write(self, text: str) -> None:
+        # Not through click, which without colours takes out all codes.
+        sys.stderr.write(text)
+        sys.stderr.flush()
 
 
 def body_text(body: bytes) -> str:

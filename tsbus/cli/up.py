@@ -93,6 +93,7 @@ def _up(tree: LocalTree, workers: dict[str, str], as_json: bool) -> int:
     began = time.monotonic()
     outcome = tree.start(workers)
     run(_wait_up(tree))
+    _wait_workers(tree, workers)
     seconds = time.monotonic() - began
     top = tree.folder(next(iter(tree.tops)))
     if as_json:
@@ -151,6 +152,20 @@ async def _watch(bus: str, missing: set[str], progress: Progress) -> None:
                 continue
 
 
+def _wait_workers(tree: LocalTree, workers: dict[str, str]) -> None:
+    """Wait until supervisord has seen each worker last for a second. Raises Fault when one ends."""
+    waiting = [(node, worker) for node in tree.nodes for worker in workers]
+    while waiting:
+        node, worker = waiting[0]
+        state = next(program.state for program in node.programs() or () if program.name == worker)
+        if state in ("BACKOFF", "FATAL", "EXITED"):
+            raise Fault(f"{node.name}: {worker} does not stay, and is tried again: {node.last_words(worker)}")
+        if state == "RUNNING":
+            waiting.pop(0)
+        else:
+            time.sleep(_LOOK_S / 5)
+
+
 def _trouble(node: NodeFolder) -> str:
     """Return why a node may not be up: its programs that do not run, or the last words of its router."""
     ill = [program for program in node.programs() or () if program.state != "RUNNING"]
@@ -176,6 +191,8 @@ def _show(run_dir: Path, only: tuple[str, ...], as_json: bool) -> int:
     nodes = {node.name: node.programs() for node in folders_in(run_dir, only)}
     if as_json:
         click.echo(json.dumps({name: _as_objects(programs) for name, programs in nodes.items()}))
+    elif not nodes:
+        click.echo(f"no node was started in {run_dir}", err=True)
     else:
         rows = [row for name, programs in nodes.items() for row in _rows(name, programs)]
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]

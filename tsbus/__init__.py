@@ -8,10 +8,10 @@ from tsbus.calls import Call, Request, Result
 from tsbus.client import Client, Interest, Subscription, connect
 from tsbus.core.accounting import Outcome
 from tsbus.core.body import BodyError
+from tsbus.core.events import Event
 from tsbus.core.exchanges import Reply
 from tsbus.core.message import Gap
 from tsbus.core.roles import Role
-from tsbus.core.session import Event
 from tsbus.core.topic import TopicError
 from tsbus.errors import (
     BufferFull,

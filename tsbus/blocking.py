@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any, Final, Self, TypeVar
 from tsbus.calls import Call, Result
 from tsbus.client import Client, Subscription, connect
 from tsbus.core.body import to_body
+from tsbus.core.events import Event
 from tsbus.core.exchanges import Reply
 from tsbus.core.message import Gap
-from tsbus.core.session import Event
 from tsbus.core.topic import check_topic
 from tsbus.errors import BusError, ConnectionLost, PayloadTooLarge
 

@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING, Any, Generic, Protocol, Self, TypeVar
 from tsbus.calls import Call, Request, Result
 from tsbus.connection import Channel, Connection, Signal
 from tsbus.core.body import to_body
+from tsbus.core.events import Event, Inbox, Sink
 from tsbus.core.exchanges import CREDIT
 from tsbus.core.message import Content, Gap
 from tsbus.core.roles import Role
-from tsbus.core.session import WINDOW, Event, Inbox, Sink, Wish
+from tsbus.core.session import WINDOW, Wish
 from tsbus.errors import BufferFull, BusError, ConnectionLost, PayloadTooLarge
 from tsbus.log import Log
 
@@ -196,7 +197,9 @@ class Client:
 
         `where` names the address in errors, `window` is how many bytes the router may send ahead.
         """
-        self._connection = Connection(open_channel, name, where, window)
+        self._connect = lambda: Connection(open_channel, name, where, window)
+        self._connection = self._connect()
+        self._homes: dict[str, Connection] = {}
         self._session = self._connection.session
         self._exchanges = self._session.exchanges
         self._loop = asyncio.get_running_loop()
@@ -216,11 +219,12 @@ class Client:
             with contextlib.suppress(TimeoutError, BusError):
                 async with asyncio.timeout(_CLOSE_S):
                     await self.flush()
-        self._connection.close()
+        self.abort()
 
     def abort(self) -> None:
         """Disconnect at once; what is queued is lost."""
-        self._connection.close()
+        for connection in (self._connection, *self._homes.values()):
+            connection.close()
 
     async def __aenter__(self) -> Self:
         return self
@@ -333,16 +337,29 @@ class Client:
             sink = Sink(pattern, scope, inbox.put, inbox.put, inbox)
         else:
             sink = Sink(pattern, scope, callback, on_gap or _ignore)
-        self._session.subscribe(sink)
-        subscription = Subscription(self._connection, sink, signal)
+        home = self._home(scope)
+        home.session.subscribe(sink)
+        subscription = Subscription(home, sink, signal)
         try:
-            await self._connection.confirm()
+            await home.confirm()
         except BaseException:
             await subscription.close()
             raise
         if callback is not None and sink.inbox is not None:
             subscription.feed(callback, on_gap)
         return subscription
+
+    def _home(self, scope: str) -> Connection:
+        """Return the connection for subscriptions of `scope`.
+
+        `all` and `subtree` have one each: of an event that arrived for the one nobody here could tell whether the other
+        includes its origin, for only routers know who is below. The second is opened when both are used.
+        """
+        if scope in ("all", "subtree") and scope not in self._homes:
+            self._homes[scope] = self._connect() if self._homes else self._connection
+            if self._homes[scope] is not self._connection:
+                self._homes[scope].open()
+        return self._homes.get(scope, self._connection)
 
     def interest(self, pattern: str) -> Opening[Interest]:
         """Watch whether others want topics that `pattern` selects. Await it, or use it with `async with`."""

@@ -1,6 +1,7 @@
 """Events, as every user of the bus may count on them, in memory and on real sockets (protocol 5 to 7 and 9)."""
 
 import asyncio
+from collections.abc import Callable
 
 import pytest
 from beds import Bed
@@ -70,6 +71,27 @@ async def test_scopes_of_one_client_are_kept_apart(bed: Bed) -> None:
     await client.publish("news.x", "end")
     assert await _texts(bed, node) == ["end"]
     assert await _texts(bed, everybody) == ["far", "end"]
+
+
+@pytest.mark.parametrize("scopes", [("all", "subtree"), ("subtree", "all")])
+async def test_all_and_subtree_of_one_client_are_kept_apart(bed: Bed, scopes: tuple[str, str]) -> None:
+    """A client that subscribes to one topic in both scopes hears far nodes in one of them only."""
+    client = await bed.connect("a")
+    heard: list[tuple[str, str]] = []
+
+    def note(scope: str) -> Callable[[Event], None]:
+        return lambda event: heard.append((scope, event.text()))
+
+    for scope in scopes:
+        await client.subscribe("news", scope=scope, callback=note(scope))
+    far, near = await bed.connect("b"), await bed.connect("c")
+    await bed.heard(far, "news")
+    await bed.heard(near, "news")
+    await far.publish("news", "far")
+    await bed.until(lambda: ("all", "far") in heard)
+    await near.publish("news", "near")
+    await bed.until(lambda: len(heard) == 3)
+    assert sorted(heard) == [("all", "far"), ("all", "near"), ("subtree", "near")]
 
 
 async def test_target_limits_nodes(bed: Bed) -> None:

@@ -9,9 +9,9 @@ from typing import Any
 import click
 import msgspec
 
+from tsbus import Event
 from tsbus.cli.terminal import body_json, body_line, safe
 from tsbus.core.message import EventMeta, decode_meta
-from tsbus.core.session import Event
 
 _encode = msgspec.json.Encoder().encode  # json.dumps takes five times as long, too long for a fast stream
 _COLORS = {"up": "green", "recovered": "green", "torpid": "yellow", "slow": "yellow", "lost": "red"}

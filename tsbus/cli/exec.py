@@ -22,6 +22,7 @@ from tsbus.cli.terminal import Progress, duration
 from tsbus.core.accounting import Outcome
 from tsbus.core.body import BodyError
 from tsbus.core.target import fold
+from tsbus.errors import BusError
 
 if TYPE_CHECKING:
     from tsbus.calls import Call
@@ -151,9 +152,10 @@ def _limit(max_fail: tuple[float, bool] | None, nodes: int) -> float:
 
 
 async def _send_stdin(call: "Call") -> None:
-    async for chunk in stdin_chunks(32 << 10):
-        await call.send_input(chunk)
-    await call.end_input()
+    with contextlib.suppress(BusError):  # the account tells what happened to the call
+        async for chunk in stdin_chunks(32 << 10):
+            await call.send_input(chunk)
+        await call.end_input()
 
 
 class _Job:

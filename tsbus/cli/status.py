@@ -127,11 +127,12 @@ class _Screen:
         self.is_terminal = sys.stdout.isatty()
 
     def __enter__(self) -> "_Screen":
-        self._control("\x1b[?1049h\x1b[?25l")
+        # The other screen, no cursor, and long lines are cut instead of wrapped.
+        self._control("\x1b[?1049h\x1b[?25l\x1b[?7l")
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._control("\x1b[?25h\x1b[?1049l")
+        self._control("\x1b[?7h\x1b[?25h\x1b[?1049l")
 
     def show(self, lines: list[str]) -> None:
         """Draw `lines` over what is there."""

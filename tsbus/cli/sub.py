@@ -22,9 +22,8 @@ from tsbus.cli.terminal import safe
 from tsbus.core.topic import check_pattern, matches
 
 if TYPE_CHECKING:
+    from tsbus import Event, Gap
     from tsbus.client import Client
-    from tsbus.core.message import Gap
-    from tsbus.core.session import Event
 
 BUS_EVENTS = ("node.>", "bus.>", "worker.>")
 

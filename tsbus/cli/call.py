@@ -15,7 +15,7 @@ from tsbus.cli.terminal import body_json, body_text
 from tsbus.core.accounting import Outcome
 
 if TYPE_CHECKING:
-    from tsbus.core.exchanges import Reply
+    from tsbus import Reply
 
 WIDE = 100
 """A longer JSON answer is printed over several lines."""

@@ -25,8 +25,7 @@ from tsbus.core.target import fold
 from tsbus.errors import BusError
 
 if TYPE_CHECKING:
-    from tsbus.calls import Call
-    from tsbus.core.exchanges import Reply
+    from tsbus import Call, Reply
 
 GRACE_S = 2.0
 """How long the nodes may take to confirm a cancel before the account is printed without them."""

@@ -10,7 +10,7 @@ from tsbus.core.accounting import Outcome
 from tsbus.core.target import fold
 
 if TYPE_CHECKING:
-    from tsbus.core.exchanges import Reply
+    from tsbus import Reply
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,8 +7,9 @@ import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, TypeVar
 
+from tsbus import Event
 from tsbus.config.model import Handler
 from tsbus.core.target import resolve
 from tsbus.core.tree import Topology
@@ -21,17 +22,17 @@ KEPT_OUTPUT_BYTES = 4096
 OWN_TOPICS = "handler."
 """Events about handlers start no handler: two that fail would wake each other for ever."""
 
-Event = TypeVar("Event")
+E = TypeVar("E")
 Publish = Callable[[str, dict[str, Any]], Awaitable[None]]
 
 
-class Turns(Generic[Event]):
+class Turns(Generic[E]):
     """Which of one handler's events run now, which wait, and which are dropped: the oldest of those that wait."""
 
     def __init__(self, max_parallel: int, max_queue: int) -> None:
         self._max_parallel = max_parallel
         self._max_queue = max_queue
-        self._waiting: deque[Event] = deque()
+        self._waiting: deque[E] = deque()
         self._untold = 0
         self.running = 0
         self.dropped = 0
@@ -41,7 +42,7 @@ class Turns(Generic[Event]):
         """How many events wait."""
         return len(self._waiting)
 
-    def arrived(self, event: Event) -> Event | None:
+    def arrived(self, event: E) -> E | None:
         """Return the event if it is to be started now; otherwise it waits."""
         if self.running < self._max_parallel:
             self.running += 1
@@ -53,7 +54,7 @@ class Turns(Generic[Event]):
             self._untold += 1
         return None
 
-    def ended(self) -> Event | None:
+    def ended(self) -> E | None:
         """One run has ended. Returns the event that is to be started in its place, if one waits."""
         if self._waiting:
             return self._waiting.popleft()
@@ -77,21 +78,6 @@ def source_of(handler: Handler, topology: Topology, node: str) -> tuple[frozense
     return nodes, "subtree" if nodes <= topology.subtree(node) else "all"
 
 
-class BusEvent(Protocol):
-    """What a handler needs of an event."""
-
-    @property
-    def topic(self) -> str: ...  # noqa: D102
-    @property
-    def origin(self) -> str: ...  # noqa: D102
-    @property
-    def who(self) -> str: ...  # noqa: D102
-    @property
-    def time_ms(self) -> int: ...  # noqa: D102
-    @property
-    def body(self) -> bytes: ...  # noqa: D102
-
-
 class EventHandler:
     """Runs one handler's program for each event, as its limits allow; failures are logged and published."""
 
@@ -109,12 +95,12 @@ class EventHandler:
         self._account = account
         self._publish = publish
         self._grace_s = grace_s
-        self._turns: Turns[BusEvent] = Turns(handler.max_parallel, handler.max_queue)
+        self._turns: Turns[Event] = Turns(handler.max_parallel, handler.max_queue)
         self._runs: set[asyncio.Task[None]] = set()
         self._failed = 0
         self._log = Log("exec")
 
-    def arrived(self, event: BusEvent) -> None:
+    def arrived(self, event: Event) -> None:
         """Take an event of the subscription; it is left out if it comes from other nodes or is about handlers."""
         if event.origin in self._nodes and not event.topic.startswith(OWN_TOPICS):
             self._start(self._turns.arrived(event))
@@ -136,20 +122,20 @@ class EventHandler:
             run.cancel()
         await asyncio.gather(*runs, return_exceptions=True)
 
-    def _start(self, event: BusEvent | None) -> None:
+    def _start(self, event: Event | None) -> None:
         if event is not None:
             run = asyncio.get_running_loop().create_task(self._run(event))
             self._runs.add(run)
             run.add_done_callback(self._runs.discard)
 
-    async def _run(self, event: BusEvent) -> None:
+    async def _run(self, event: Event) -> None:
         try:
             await self._run_and_tell(event)
         except Exception as error:
             self._log.error("handler.error", name=self.handler.name, error=repr(error))
         self._start(self._turns.ended())
 
-    async def _run_and_tell(self, event: BusEvent) -> None:
+    async def _run_and_tell(self, event: Event) -> None:
         handler = self.handler
         try:
             program = Program(handler.run, self._account(handler.user), env=_environment(event), stdin=True)
@@ -167,7 +153,7 @@ class EventHandler:
             await self._publish("handler.dropped", {"name": handler.name, "dropped": dropped})
 
 
-def _environment(event: BusEvent) -> dict[str, str]:
+def _environment(event: Event) -> dict[str, str]:
     return {
         "TREESCALE_TOPIC": event.topic,
         "TREESCALE_ORIGIN": event.origin,

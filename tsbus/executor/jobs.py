@@ -225,7 +225,8 @@ class Job:
     """Of this process of the executor."""
     caller: Caller
     request: ExecRequest
-    call: int
+    handle: int
+    """Of the caller's connection at its node."""
     started_ms: int
     """Unix milliseconds, for people."""
     ending: Ending | None = None
@@ -256,7 +257,7 @@ class Job:
             "who": caller.who,
             "origin": caller.origin,
             "role": caller.role.name.lower(),
-            "call": self.call,
+            "handle": self.handle,
             **({"shell": _cut(request.shell, MAX_SHOWN)} if request.shell else {"argv": _cut_words(request.argv)}),
             "user": request.user,
         }
@@ -302,10 +303,10 @@ class JobTable:
         """Whether no other job may be opened now."""
         return len(self._running) >= self._max_running
 
-    def new(self, caller: Caller, request: ExecRequest, call: int, now_ms: int) -> Job:
+    def new(self, caller: Caller, request: ExecRequest, handle: int, now_ms: int) -> Job:
         """Return a job with a number of its own, which does not run yet."""
         self._last_number += 1
-        return Job(self._last_number, caller, request, call, now_ms)
+        return Job(self._last_number, caller, request, handle, now_ms)
 
     def open(self, job: Job) -> None:
         """The job runs. The caller has asked `full`."""

@@ -6,7 +6,6 @@ no signal handler for children. `subprocess.Popen` starts them with vfork where 
 
 import asyncio
 import contextlib
-import grp
 import os
 import pwd
 import resource
@@ -45,17 +44,14 @@ class Account:
         """What a rule may call the user."""
         return frozenset({self.name, str(self.uid)})
 
-    def group_ids(self) -> list[int]:
-        """Return the user's groups, the main one included."""
-        return os.getgrouplist(self.name, self.gid)
 
-    def groups(self) -> frozenset[str]:
-        """Return the names of the user's groups; those without a name are left out."""
-        names = set()
-        for gid in self.group_ids():
-            with contextlib.suppress(KeyError):
-                names.add(grp.getgrgid(gid).gr_name)
-        return frozenset(names)
+def own_account() -> Account:
+    """Return the account that this process runs as, which need not be in the user database."""
+    uid = os.geteuid()
+    try:
+        return find_account(str(uid))
+    except StartError:
+        return Account(str(uid), uid, os.getegid(), "/")
 
 
 def find_account(user: str) -> Account:
@@ -277,10 +273,12 @@ def _popen(program: Program) -> subprocess.Popen[bytes]:
             cwd=program.cwd or "/",
             env=program.environment(),
             start_new_session=True,
+            # The executor's own is narrow because of its socket and its audit log.
+            umask=0o022,
             # Only where it changes something: with it, Popen copies this process (fork) instead of lending it (vfork).
             user=account.uid if other else None,
             group=account.gid if other else None,
-            extra_groups=account.group_ids() if other else None,
+            extra_groups=os.getgrouplist(account.name, account.gid) if other else None,
         )
     except OSError as error:
         raise StartError(_why_not(program, error, other)) from error

@@ -1,0 +1,262 @@
+"""The executor's worker: commands of the bus become jobs (jobs.py), programs (process.py) and audit lines (audit.py).
+
+An ordinary worker, made of the public API only. services/ts_executor.py starts it; docs/executor.md is for users.
+"""
+
+import asyncio
+import signal
+import time
+from collections import Counter
+from collections.abc import Coroutine
+from dataclasses import asdict, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from tsbus import CommandError, Outcome, RefusedError, Request, Role, Worker
+from tsbus.config import ExecutorPolicy, Tree
+from tsbus.core.body import to_body
+from tsbus.executor.audit import AuditError, AuditLog
+from tsbus.executor.handlers import EventHandler, source_of
+from tsbus.executor.jobs import (
+    Caller,
+    Denied,
+    Ending,
+    ExecRequest,
+    Job,
+    JobTable,
+    RequestError,
+    decide,
+    may_kill,
+    parse_request,
+)
+from tsbus.executor.process import Account, Process, Program, StartError, find_account, own_account
+from tsbus.identity import names_of
+from tsbus.log import Log
+
+AUDIT_NAME = "exec-audit.log"
+_log = Log("exec")
+
+
+def make_worker(tree: Tree, audit_dir: Path, address: str | None = None) -> Worker:
+    """Return the executor of `tree.current_node`.
+
+    `audit_dir` is where the audit log goes unless the configuration names a file. Raises TargetError where a
+    handler's `from` names what the tree does not have.
+    """
+    worker = Worker("exec", address)
+    policy = tree.executor_for(tree.current_node)
+    executor = Executor(policy, AuditLog(Path(policy.audit_file or audit_dir / AUDIT_NAME)))
+    worker.command("run", role="operate")(executor.run)
+    worker.command("jobs", role="observe")(executor.jobs)
+    worker.command("kill", role="operate")(executor.kill)
+    worker.stop(executor.stop)
+
+    handlers: list[EventHandler] = []
+    topology = tree.topology()
+    for handler in tree.handlers_for(tree.current_node).values():
+        nodes, scope = source_of(handler, topology, tree.current_node)
+        runner = EventHandler(handler, nodes, executor.account, worker.publish, policy.kill_grace_s)
+        handlers.append(runner)
+        worker.on(handler.on, scope=scope)(runner.arrived)
+        worker.stop(runner.stop)
+
+    @worker.command("stats", role="observe")
+    def stats(_: Request) -> dict[str, Any]:
+        told = {runner.handler.name: runner.stats() for runner in handlers}
+        return {**worker.stats(), **executor.stats(), "handlers": told}
+
+    return worker
+
+
+class Executor:
+    """Runs programs for callers, as far as `policy` allows, and writes all of it into `audit`."""
+
+    def __init__(self, policy: ExecutorPolicy, audit: AuditLog) -> None:
+        self._policy = policy
+        self._audit = audit
+        self._own = own_account()
+        self._table = JobTable(policy.max_jobs)
+        self._processes: dict[int, Process] = {}
+        self._endings: set[asyncio.Task[None]] = set()
+        self._counters: Counter[str] = Counter()
+
+    async def run(self, call: Request) -> Any:
+        """`exec.run`: run a program; its output is the stream of the answer, how it ended the last reply."""
+        try:
+            request = parse_request(call.json())
+        except RequestError as error:
+            raise CommandError(str(error)) from None
+        job = self._table.new(_caller(call), request, call.handle, time.time_ns() // 1_000_000)
+        account = self._admit(job, call.node)
+        process = self._start(job, account, call.node)
+        ending = await self._follow(job, process, call)
+        if ending.ok:
+            return asdict(ending)
+        call.end(Outcome.FAILED, *to_body(asdict(ending)))
+        return None
+
+    def jobs(self, _: Request) -> dict[str, Any]:
+        """`exec.jobs`: what runs, and the last that ended."""
+        return {
+            "running": [job.summary() for job in self._table.running],
+            "finished": [job.summary() for job in self._table.ended],
+        }
+
+    def kill(self, call: Request) -> dict[str, Any]:
+        """`exec.kill`: send a signal to a job's process group."""
+        body = call.json()
+        number, name = (body.get("job"), body.get("signal", "TERM")) if isinstance(body, dict) else (None, None)
+        signal_number = getattr(signal, f"SIG{str(name).removeprefix('SIG')}", None)
+        if type(number) is not int or not isinstance(signal_number, signal.Signals):
+            raise CommandError('the body must be like {"job": 7, "signal": "TERM"}')
+        job = self._table.find(number)
+        if job is None:
+            raise CommandError(f"no job {number} runs here; exec.jobs lists those that do")
+        if not may_kill(_caller(call), job):
+            raise RefusedError(
+                f"job {number} belongs to {job.caller.who} at {job.caller.origin}; this takes role admin"
+            )
+        self._processes[number].signal(signal_number)
+        return {"job": number}
+
+    def stats(self) -> dict[str, int]:
+        """Return the counters of jobs."""
+        return {"jobs": len(self._table.running), **self._counters}
+
+    def account(self, user: str) -> Account:
+        """Return the account with that name or uid, the executor's own for "". Raises StartError."""
+        return find_account(user) if user else self._own
+
+    async def stop(self) -> None:
+        """Wait until all that is being ended has ended. The worker has cancelled every call before."""
+        await asyncio.gather(*self._endings)
+
+    def _admit(self, job: Job, node: str) -> Account:
+        """Return as whom the job is to run. Raises RefusedError, or CommandError for an unknown user."""
+        request, unknown = job.request, ""
+        try:
+            account = self.account(request.user)
+            run_as = frozenset() if account.uid == self._own.uid else account.names
+        except StartError as error:
+            # The policy speaks first: who may not become others does not learn who exists.
+            account, run_as, unknown = self._own, frozenset({request.user}), str(error)
+        decision = decide(self._policy.allow, job.caller, request, run_as)
+        if isinstance(decision, Denied):
+            self._refuse(job, node, decision.reason)
+        if self._table.full:
+            self._refuse(job, node, f"{self._policy.max_jobs} programs run here already (max_jobs); try again later")
+        if unknown:
+            raise CommandError(unknown)
+        return account
+
+    def _refuse(self, job: Job, node: str, reason: str) -> None:
+        self._counters["refused"] += 1
+        self._try_to_record(job.record("refused", node, _now(), reason=reason))
+        raise RefusedError(reason)
+
+    def _start(self, job: Job, account: Account, node: str) -> Process:
+        """Write the job down, then start it: nothing is run without a trace."""
+        try:
+            self._audit.write(job.record("start", node, _now()))
+        except AuditError as error:
+            self._counters["audit_errors"] += 1
+            _log.error("audit.failed", error=str(error))
+            raise RefusedError(str(error)) from error
+        self._table.open(job)
+        try:
+            process = Process(_program(job, account, node))
+        except StartError as error:
+            self._close(job, node, Ending(reason=str(error)))
+            raise CommandError(str(error)) from error
+        self._processes[job.number] = process
+        return process
+
+    async def _follow(self, job: Job, process: Process, call: Request) -> Ending:
+        """Pass input and output on until the program has ended, and close the job however this goes."""
+        limit = self._policy.max_output_bytes
+        if job.request.max_output is not None:
+            limit = min(limit, job.request.max_output)
+        feeding = asyncio.create_task(_feed(process, call)) if job.request.stdin else None
+        written = 0
+        try:
+            while (chunk := await process.read()) is not None:
+                data, second = chunk
+                await call.send(data[: limit - written], second=second)
+                written += len(data)
+                if written > limit:
+                    ending = replace(await process.stop(self._policy.kill_grace_s), truncated=True,
+                                     reason=f"ended because it wrote more than {limit} bytes")  # fmt: skip
+                    break
+            else:
+                ending = await process.wait()
+        except BaseException:
+            reason = "cancelled" if call.over else "out of time" if call.budget_s <= 0 else "the executor stopped"
+            # In a task of its own: the answer does not wait for a program that takes its time to end.
+            self._later(self._put_down(job, process, call.node, written, reason))
+            raise
+        finally:
+            if feeding:
+                feeding.cancel()
+        ending = replace(ending, output_bytes=written)
+        self._close(job, call.node, ending)
+        return ending
+
+    def _later(self, ending: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(ending)
+        self._endings.add(task)
+        task.add_done_callback(self._endings.discard)
+
+    async def _put_down(self, job: Job, process: Process, node: str, written: int, reason: str) -> None:
+        ending = await process.stop(self._policy.kill_grace_s)
+        self._close(job, node, replace(ending, output_bytes=written, reason=reason))
+
+    def _close(self, job: Job, node: str, ending: Ending) -> None:
+        self._processes.pop(job.number, None)
+        self._table.close(job, ending)
+        self._counters["ended_ok" if ending.ok else "ended_badly"] += 1
+        self._try_to_record(job.record("end", node, _now(), **asdict(ending)))
+
+    def _try_to_record(self, record: dict[str, Any]) -> None:
+        """Write a line about what cannot be undone any more, so that a failure is only logged and counted."""
+        try:
+            self._audit.write(record)
+        except AuditError as error:
+            self._counters["audit_errors"] += 1
+            _log.error("audit.failed", error=str(error), record=record)
+
+
+async def _feed(process: Process, call: Request) -> None:
+    """Pass the caller's input on until it ends or the program reads no more."""
+    async for chunk in call.input:
+        if not await process.write(chunk):
+            # What is left stays with the caller: it costs nothing there, and ends with the call.
+            return
+    process.close_input()
+
+
+def _caller(call: Request) -> Caller:
+    """Return what this node knows about the caller: its own user database says which names and groups a uid has."""
+    kind, _, name = call.who.partition(":")
+    names, groups = frozenset({name}) - {""}, frozenset[str]()
+    if kind == "uid":
+        try:
+            account = find_account(name)
+            names, groups = account.names, names_of(account.uid, account.gid)[1]
+        except StartError:
+            pass
+    return Caller(call.who, call.origin, Role(call.role), names, groups)
+
+
+def _program(job: Job, account: Account, node: str) -> Program:
+    request: ExecRequest = job.request
+    told = {
+        "TREESCALE_NODE": node,
+        "TREESCALE_JOB": str(job.number),
+        "TREESCALE_CALLER": f"{job.caller.who}@{job.caller.origin}",
+    }
+    return Program(request.command, account, request.cwd, {**request.env, **told}, stdin=request.stdin)
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="milliseconds")

@@ -197,7 +197,7 @@ class Client:
 
         `where` names the address in errors, `window` is how many bytes the router may send ahead.
         """
-        self._connect = lambda: Connection(open_channel, name, where, window)
+        self._connect: Callable[[], Connection] = lambda: Connection(open_channel, name, where, window)
         self._connection = self._connect()
         self._homes: dict[str, Connection] = {}
         self._session = self._connection.session

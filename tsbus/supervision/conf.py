@@ -95,7 +95,8 @@ environment=\
 TREESCALE_CONFIG="{files.config}",\
 TREESCALE_KEY="{files.key}",\
 TREESCALE_RUN_DIR="{files.run_dir}",\
-TREESCALE_BUS="{files.bus}"
+TREESCALE_BUS="{files.bus}",\
+TREESCALE_LOG_DIR="{files.log_dir}"
 
 ; Only on this socket, never on TCP.
 [unix_http_server]

@@ -5,6 +5,7 @@ states.py decides; the connection to the bus is a worker's.
 """
 
 import asyncio
+import contextlib
 import os
 import sys
 from collections import deque
@@ -15,11 +16,15 @@ from tsbus import log
 from tsbus.client import Client, connect
 from tsbus.errors import BusError
 from tsbus.supervision.control import remote
-from tsbus.supervision.states import Retries, bus_event, tokens
+from tsbus.supervision.states import Retries, bus_event, is_joined, tokens
 from tsbus.worker import CONNECT_S, Worker
 
 MAX_WAITING: Final = 1024
 """Events that wait for the router; the oldest go when there are more."""
+
+JOIN_S: Final = 3.0
+"""Of a node that is cut off, the events go to whoever is on its own side."""
+LOOK_S: Final = 0.05
 
 _log = log.Log("events")
 
@@ -84,12 +89,24 @@ class Listener:
         while True:
             await self._arrived.wait()
             self._arrived.clear()
-            # What is given to a router that has just been killed is lost: see first that it lives.
-            await client.flush()
+            await _wait_joined(client)
             while self._waiting:
                 topic, facts = self._waiting.popleft()
                 await client.publish(topic, {"node": client.node, **facts})
                 self.counters["published"] += 1
+
+
+async def _wait_joined(client: Client) -> None:
+    """Wait until the router lives and its parent has told it who wants what, but not for ever.
+
+    Events given to a router that was just killed, or that has just started, would reach nobody.
+    """
+    with contextlib.suppress(TimeoutError, BusError):
+        async with asyncio.timeout(JOIN_S):
+            await client.flush()
+            while not is_joined(await client.call_one(client.node, "router.status")):
+                await asyncio.sleep(LOOK_S)
+    await client.flush()
 
 
 async def _run() -> None:

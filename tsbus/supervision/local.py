@@ -305,6 +305,11 @@ def is_local(host: str) -> bool:
     return any(_bind_error(family, kind, address) is None for family, kind, address in _addresses(host, 0))
 
 
+def port_is_free(host: str, port: int) -> bool:
+    """Return whether one can listen at this address."""
+    return all(_bind_error(*each) is None for each in _addresses(host, port))
+
+
 def _addresses(host: str, port: int) -> Iterable[tuple[int, int, Any]]:
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)

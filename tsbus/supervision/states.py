@@ -36,6 +36,14 @@ def bus_event(event_name: str, payload: str) -> tuple[str, dict[str, Any]] | Non
     }
 
 
+def is_joined(status: dict[str, Any]) -> bool:
+    """Return whether a router is connected to its parent, or needs none, by its own `router.status`."""
+    nodes = {node["name"]: node for node in status["nodes"]}
+    here = nodes[status["node"]]
+    above = nodes.get(here["parent"] or here["home"])
+    return above is None or above["state"] == "up"
+
+
 class Retries:
     """How long to wait before a FATAL program is started again: twice as long each time, until it runs."""
 

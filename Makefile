@@ -1,0 +1,56 @@
+# What a developer types; `make` alone lists it. All is installed into .venv (and node_modules), from setup.cfg.
+# Debian packages that are missing are installed when root asks; anybody else is told their names.
+
+PYTHON ?= python3
+BIN := .venv/bin
+CLIENTS := $(dir $(wildcard examples/*/package.json))
+APT = sh -c 'if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "$$@" >/dev/null; \
+	else echo "missing on this machine: install $$*, then try again" >&2; exit 1; fi' apt
+
+.PHONY: help setup demo test lint bench clean
+
+help:
+	@echo "make setup         the environment in .venv, with all that development needs"
+	@echo "make demo          a tree of seven nodes, shown; it stays up until Ctrl-C (ONCE=1: it ends by itself)"
+	@echo "make test          lint, types and every test"
+	@echo "make lint          ruff and mypy"
+	@echo "make bench         the benchmarks, next to other systems: installs those and takes long"
+	@echo "make clean         remove what was made"
+
+setup: .venv/ready
+
+.venv/ready: setup.cfg pyproject.toml Makefile
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "Python 3.11 or newer is needed: make PYTHON=/path/to/python3" >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip' 2>/dev/null || $(APT) python3-venv
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install -q --disable-pip-version-check -e '.[dev]'
+	@touch $@
+
+demo: setup
+	@bin/treescale demo $(if $(ONCE),--once)
+
+test: lint $(CLIENTS:%=%node_modules/ready)
+	$(BIN)/pytest
+
+lint: setup
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+%/node_modules/ready: %/package.json
+	@command -v npm >/dev/null || $(APT) nodejs npm
+	npm install --prefix $* --silent --no-audit --no-fund
+	@touch $@
+
+bench: setup
+	bench/setup
+	bench/run all
+
+supervisord.conf.example: tsbus/supervision/conf.py
+	$(BIN)/python -c 'from tsbus.supervision.conf import example; print(example(), end="")' > $@
+
+clean:
+	rm -rf .venv build *.egg-info $(CLIENTS:%=%node_modules) .pytest_cache .mypy_cache .ruff_cache .hypothesis bench/.cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

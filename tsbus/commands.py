@@ -28,9 +28,10 @@ _NOT_EVEN = (Outcome.REFUSED, "this needs the role observe")
 class _Wide:
     """What a client's route for a REQUEST, INPUT, CANCEL or GRANT comes to: worked out once for each route."""
 
-    __slots__ = ("nodes", "onward", "paths", "reachable", "route")
+    __slots__ = ("accept", "nodes", "onward", "paths", "reachable", "route")
 
     def __init__(self, nodes: frozenset[str], reachable: frozenset[str], route: Route, paths: Paths | Drop) -> None:
+        self.accept = wire.Accept(fold(nodes))
         self.nodes = nodes
         self.reachable = reachable
         self.route = route
@@ -147,7 +148,7 @@ class Commands:
             router.counters["full"] += 1
             router.error(peer, "full", "this call is open already, or too many calls are", request.call)
             return
-        router.tell(peer, Type.ACCEPT, wire.Accept(fold(wide.nodes)), wire.CallMeta(request.call))
+        router.tell(peer, Type.ACCEPT, wide.accept, wire.CallMeta(request.call))
         for node in wide.nodes - wide.reachable:
             self._settle(call, node, Outcome.UNREACHABLE, self.why_away(node))
         if isinstance(wide.paths, Paths):
@@ -166,7 +167,7 @@ class Commands:
             return f"{top} has not been seen since {directory.me} started"
         age = max(0, self._router.clock.wall_ms() - entry.time_ms) / 1000
         state = NodeState(entry.state).name.lower()
-        return f"{top} is {state} ({entry.cause}) for {age:.1f} s" + ("" if top == node else f", and {node} below it")
+        return ("" if top == node else "below ") + f"{top}, {state} ({entry.cause}) for {age:.1f} s"
 
     def _follow(self, peer: Peer, decision: Decision, _: bytes, meta: bytes, body: bytes) -> None:
         """INPUT, CANCEL or GRANT of a client goes where its request went."""
@@ -192,7 +193,7 @@ class Commands:
         if isinstance(paths, Paths):
             route = Route(Type.CANCEL, router.me, "router", Role.ADMIN, call.handle, fold(nodes), call.command)
             meta = wire.encode(wire.CallMeta(call.number))
-            self._onward(route, wire.encode(route), paths, Lane.CONTROL, meta, b"")
+            self._onward(route, wire.encode(route), paths, Lane.STREAM, meta, b"")
 
     def _home(self, peer: Peer, decision: Decision, route: bytes, meta: bytes, body: bytes) -> None:
         """An answer reached the caller's node: enter it in the account and hand it to the client."""
@@ -366,7 +367,7 @@ class Commands:
             origin, handle, number = key
             route = Route(Type.CANCEL, origin, "router", Role.ADMIN, handle, self._router.me, "router.lost")
             items = [wire.encode(route), wire.encode(wire.CallMeta(number)), b""]
-            self._router.put(worker, Lane.CONTROL, items)
+            self._router.put(worker, Lane.STREAM, items)
 
     def _answer(
         self, origin: str, handle: int, number: int, outcome: Outcome, body: str | bytes, content: int = Content.TEXT

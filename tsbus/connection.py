@@ -45,32 +45,35 @@ class Channel(Protocol):
 
 
 class Signal:
-    """Lets tasks wait until a state is as they want it. Calling the signal makes them look again."""
+    """Lets tasks wait until a state is as they want it. Whoever changes the state calls the signal."""
 
     __slots__ = ("_waiting",)
 
     def __init__(self) -> None:
-        self._waiting: set[asyncio.Future[None]] = set()
+        self._waiting: dict[asyncio.Future[None], Callable[[], bool]] = {}
 
     def __call__(self) -> None:
-        """Wake all who wait."""
-        for future in self._waiting:
-            if not future.done():
+        """Wake those for whom it is so now: waking a task costs far more than asking for it."""
+        for future, is_so in self._waiting.items():
+            if not future.done() and is_so():
                 future.set_result(None)
 
     async def until(self, is_so: Callable[[], bool]) -> None:
         """Wait until `is_so()`; return at once if it is."""
         while not is_so():
-            await self.wait()
+            await self._wait(is_so)
 
     async def wait(self) -> None:
         """Wait for the next call."""
+        await self._wait(_always)
+
+    async def _wait(self, is_so: Callable[[], bool]) -> None:
         future = asyncio.get_running_loop().create_future()
-        self._waiting.add(future)
+        self._waiting[future] = is_so
         try:
             await future
         finally:
-            self._waiting.discard(future)
+            del self._waiting[future]
 
 
 class Connection:
@@ -126,7 +129,7 @@ class Connection:
                 await self.changed.until(lambda: self.connected or self.closed)
         except TimeoutError:
             raise NoRouter(
-                f"no router answers at {self.where}; is it running here (treescale status), and may you use it?"
+                f"no router answers at {self.where}; is its router running (supervisorctl status), and may you use the socket?"
             ) from None
         if self.closed:
             raise self.lost()
@@ -218,6 +221,10 @@ class Connection:
         channel, self._channel = self._channel, None
         if channel is not None:
             channel.close()
+
+
+def _always() -> bool:
+    return True
 
 
 def error_of(error: Error) -> BusError:

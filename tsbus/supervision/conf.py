@@ -91,12 +91,12 @@ childlogdir={files.log_dir}
 umask=027
 minfds={max_files}
 {"user=root" if as_root else "; user=root  ; only where it must switch users"}
-environment=\
-TREESCALE_CONFIG="{files.config}",\
-TREESCALE_KEY="{files.key}",\
-TREESCALE_RUN_DIR="{files.run_dir}",\
-TREESCALE_BUS="{files.bus}",\
-TREESCALE_LOG_DIR="{files.log_dir}"
+environment=
+    TREESCALE_CONFIG="{files.config}",
+    TREESCALE_KEY="{files.key}",
+    TREESCALE_RUN_DIR="{files.run_dir}",
+    TREESCALE_BUS="{files.bus}",
+    TREESCALE_LOG_DIR="{files.log_dir}"
 
 ; Only on this socket, never on TCP.
 [unix_http_server]

@@ -210,7 +210,7 @@ class Links:
         if node not in router.topology:
             return
         known = router.directory.entries[node]
-        if peer.kind is PeerKind.CHILD and (known.parent != router.me or cause == "moved"):
+        if peer.kind is PeerKind.CHILD and known.parent != router.me:
             return  # it went elsewhere, and its own entry says where
         entry = router.directory.change(node, NodeState.LOST, cause, router.clock.wall_ms())
         _log.warning("link.lost", peer=peer.name, cause=cause)
@@ -233,9 +233,17 @@ class Links:
         self._note([entry for entry in news if _breaks(before[entry.node], entry)])
         own = [entry for entry in news if entry.node == self._router.me]
         self._flood([entry for entry in news if entry.node != self._router.me], but=source)
-        if own:
-            self._flood(own, but=None)
+        missing = [entry for entry in map(self._disown, news) if entry is not None]
+        self._note(missing)
+        self._flood(own + missing, but=None)
         self._tree_changed = True
+
+    def _disown(self, entry: Entry) -> Entry | None:
+        """Note a node lost that is said to hang here and does not: it went while this process was not there to see."""
+        router = self._router
+        if entry.parent != router.me or entry.node in self.by_way:
+            return None
+        return router.directory.change(entry.node, NodeState.LOST, "closed", router.clock.wall_ms())
 
     def _note(self, entries: Iterable[Entry]) -> None:
         """Remember which nodes lie beyond links that broke, for `settle`."""
@@ -249,9 +257,13 @@ class Links:
 
     def _flood(self, entries: list[Entry], but: Peer | None) -> None:
         if entries:
-            for peer in [*self.by_way.values(), *self._pending.values()]:
+            for peer in self.told().values():
                 if peer is not but:
                     self._router.tell(peer, Type.DIRECTORY, wire.Directory(entries))
+
+    def told(self) -> dict[str, Peer]:
+        """Return by way who must hear of changes: also those whose HELLO is on its way and did not tell them."""
+        return self._pending | self.by_way
 
     def on_interest(self, peer: Peer, _: Decision, __: bytes, ___: bytes, body: bytes) -> None:
         """Take what a neighbour begins and ceases to want."""

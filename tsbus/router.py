@@ -474,8 +474,9 @@ class Router:
             return
         self._interest_changed = False
         for way, change in self.interest.changes().items():
-            if way in self.links.by_way:
-                self.tell(self.links.by_way[way], Type.INTEREST, change)
+            peer = self.links.told().get(way)
+            if peer is not None:
+                self.tell(peer, Type.INTEREST, change)
         for peer in list(self.workers.values()):
             for number, (pattern, wanted) in list(peer.watches.items()):
                 if self.interest.anybody_wants(pattern, but=peer.handle) != wanted:

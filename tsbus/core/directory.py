@@ -49,17 +49,15 @@ class Directory:
     def merge(self, entries: Iterable[Entry]) -> list[Entry]:
         """Take entries of another router; return those that told something new, to be passed on.
 
-        A node always describes its own attachment: what others say of `me` is never taken over. If their epoch is
-        ahead (this process restarted and the wall clock went back), `me` outbids it.
+        A node chooses its own epochs: if others know a later one of `me`, or the same of another process (this one
+        restarted and the wall clock went back), `me` outbids it. What the parent end says within an epoch is taken over.
         """
         news = []
         for entry in entries:
             known = self.entries.get(entry.node)
             if known is None or _version(entry) <= _version(known):
                 continue
-            if entry.node == self.me:
-                if entry.epoch == known.epoch:
-                    continue
+            if entry.node == self.me and (entry.epoch, entry.incarnation) != (known.epoch, known.incarnation):
                 entry = msgspec.structs.replace(known, epoch=entry.epoch + 1, rev=0)
             news.append(self._put(entry))
         return news

@@ -193,7 +193,7 @@ class Exchanges:
     def cancel(self, call: Asked) -> None:
         """Ask for the end of a call; the account is still to come."""
         call._cancelled = True
-        # Control overtakes requests (protocol 9.1), so before ACCEPT a CANCEL could arrive first and mean nothing.
+        # Without ACCEPT it is not known yet whom to tell; `accepted` comes back here.
         if call.account is not None and not call.done:
             self._post(Type.CANCEL, call.nodes, call.command, CallMeta(call.number), b"")
 

@@ -78,7 +78,7 @@ class Content(IntEnum):
 
 
 _EVENTS = {Type.EVENT, Type.GAP}
-_STREAMS = {Type.ACCEPT, Type.DONE, Type.REQUEST, Type.REPLY, Type.INPUT}
+_STREAMS = {Type.ACCEPT, Type.DONE, Type.REQUEST, Type.REPLY, Type.INPUT, Type.CANCEL}
 LANE_OF: Final[dict[Type, Lane]] = {
     kind: Lane.EVENT if kind in _EVENTS else Lane.STREAM if kind in _STREAMS else Lane.CONTROL for kind in Type
 }

@@ -167,7 +167,7 @@ async def test_executor_stops(tmp_path: Path) -> None:
         serving = asyncio.create_task(worker.serve(await tree.connect("a")))
         await worker.wait_ready()
         client = await tree.connect("root")
-        call = client.request("a", "exec.run", {"shell": "echo $$; sleep 60"})
+        call = client.request("a", "exec.run", {"shell": "echo $$; exec sleep 60"})
         leader = int(await first_line(call))
         serving.cancel()
         await asyncio.wait([serving])
@@ -284,7 +284,7 @@ async def test_disk_fills_up_while_it_runs(tmp_path: Path) -> None:
 async def test_max_jobs(tmp_path: Path) -> None:
     """More programs than max_jobs are refused while that many run, and welcome when one has ended."""
     async with open_site(tmp_path, max_jobs=1) as (_, client):
-        async with client.request("a", "exec.run", {"shell": "echo; sleep 60"}) as call:
+        async with client.request("a", "exec.run", {"shell": "echo; exec sleep 60"}) as call:
             await first_line(call)
             result = await execute(client, "true")
             assert result.refused == {"a"}
@@ -302,10 +302,10 @@ async def test_max_jobs(tmp_path: Path) -> None:
 async def test_jobs_and_kill(tmp_path: Path) -> None:
     """exec.jobs lists what runs and what ended; exec.kill signals a job, but not somebody else's."""
     async with open_site(tmp_path) as (site, client):
-        call = client.request("a", "exec.run", {"shell": "echo; sleep 60"})
+        call = client.request("a", "exec.run", {"shell": "echo; exec sleep 60"})
         await first_line(call)
         (job,) = (await client.call_one("a", "exec.jobs"))["running"]
-        assert (job["who"], job["shell"]) == ("uid:0", "echo; sleep 60")
+        assert (job["who"], job["shell"]) == ("uid:0", "echo; exec sleep 60")
         body = {"job": job["job"], "signal": "INT"}
         other = await site.tree.connect("root", uid=4242, role=Role.OPERATE)
         assert "belongs to uid:0 at root" in (await other.call("a", "exec.kill", body)).errors["a"]

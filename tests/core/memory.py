@@ -114,7 +114,7 @@ class Station:
     def turn(self) -> None:
         """One turn of the loop: some arrivals, then `flush`."""
         self.router.now = self.clock.monotonic_ms()
-        for _ in range(self.net.rng.randint(1, 4) if self.net.shuffled else 1):
+        for _ in range(self.net.rng.randint(1, 4)):
             ends = self.ready()
             if ends:
                 self._take(self.net.pick(ends))

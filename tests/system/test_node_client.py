@@ -1,0 +1,74 @@
+"""Another language on the bus: the example in JavaScript, written from the protocol alone, against a real router."""
+
+import os
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import tsbus
+from tsbus.core.message import Content
+
+ROOT = Path(__file__).parents[2]
+NODE = ROOT / "examples/node"
+LIMIT_S = 20.0
+
+
+@pytest.fixture(scope="module")
+def node_modules() -> None:
+    """Install the two packages of the example, once for a checkout; their binaries are inside them."""
+    if not (NODE / "node_modules/zeromq").exists():
+        argv = ["npm", "install", "--ignore-scripts", "--no-audit", "--no-fund"]
+        subprocess.run(argv, cwd=NODE, check=True, capture_output=True)
+
+
+@pytest.fixture
+def example(node_modules: None, lone_bus: str) -> Iterator["subprocess.Popen[bytes]"]:
+    process = subprocess.Popen(["node", NODE / "client.mjs", lone_bus])
+    yield process
+    process.kill()
+    process.wait()
+
+
+async def test_javascript_client(lone_bus: str, example: "subprocess.Popen[bytes]") -> None:
+    """The example publishes, hears events, answers a command, and reports an error of its handler as failed."""
+    async with tsbus.connect(lone_bus, timeout_s=LIMIT_S) as client, client.subscribe("shout.*") as shouts:
+        await _listens(client)
+        await client.publish("news.today", {"weather": "grün"})
+        event = await shouts.next(LIMIT_S)
+        while event.topic == "shout.ready":
+            event = await shouts.next(LIMIT_S)
+        assert event.topic == "shout.heard"
+        assert event.json() == {"topic": "news.today", "value": {"weather": "grün"}, "origin": "solo"}
+        assert (event.who, event.content, event.time_ms > 0) == (f"uid:{os.getuid()}", Content.JSON, True)
+        assert await client.call_one("solo", "shout.upper", b'"abc"') == "ABC"
+        failed = await client.call("solo", "shout.upper", 7)
+        assert failed.failed == {"solo"}
+        assert "TypeError" in failed.errors["solo"]
+
+
+async def test_javascript_client_survives_the_window(lone_bus: str, example: "subprocess.Popen[bytes]") -> None:
+    """More events than a window hold pass through the example and back: it acknowledges and waits as it should."""
+    async with tsbus.connect(lone_bus, timeout_s=LIMIT_S) as client, client.subscribe("shout.heard") as heard:
+        await _listens(client)
+        count = 600
+        for number in range(count):
+            await client.publish("news.today", {"number": number, "filler": "x" * 6000})
+        numbers = [(await heard.next(LIMIT_S)).json()["value"]["number"] for _ in range(count)]
+        assert numbers == list(range(count))
+
+
+async def _listens(client: tsbus.Client) -> None:
+    """Wait until the example is there and has subscribed."""
+    async with client.interest("news.today") as interest:
+        if not interest.wanted:
+            await anext(interest)
+
+
+def test_javascript_agrees_with_the_vectors(node_modules: None) -> None:
+    """The example's MessagePack reads every vector to its meaning and writes the same bytes."""
+    argv = ["node", NODE / "vectors.mjs", ROOT / "tests/vectors"]
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=LIMIT_S)
+    assert done.returncode == 0, done.stderr
+    assert "frames agree" in done.stdout

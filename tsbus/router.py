@@ -196,7 +196,7 @@ class Router:
             self.counters[decision.reason] += len(items) // 3
             return
         lane = decision.lane
-        size = sum(map(len, items))
+        size = sum(map(len, items)) if frame is None else 0
         for out in decision.outs:
             queue = out.outbox.lanes[lane]
             if frame is not None:

@@ -14,6 +14,7 @@ import select
 import stat
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -26,6 +27,12 @@ from tsbus.log import Log
 from tsbus.peer import Clock, Conn, ConnKind
 
 _log = Log("transport")
+
+# Plain numbers, because combining the library's own flags makes an object each time, on every message.
+_NOBLOCK = int(zmq.NOBLOCK)
+_SNDMORE = int(zmq.SNDMORE)
+_POLLIN = int(zmq.POLLIN)
+_POLLOUT = int(zmq.POLLOUT)
 
 _HWM = 256
 """Messages in each libzmq pipe: the window bounds bytes, this only bounds the number of tiny messages (P11)."""
@@ -118,6 +125,7 @@ class _Dial:
 
     node: str
     socket: "zmq.Socket[Any] | None" = None
+    descriptor: int = -1
     monitor: "zmq.Socket[Any] | None" = None
     conn: Conn | None = None
     again_ms: float = 0.0
@@ -155,6 +163,8 @@ class SocketTransport:
         """File descriptors whose socket may have more to read: an edge is told only once (P13)."""
         self._listeners: list[_Listener] = []
         self._dials: dict[str, _Dial] = {}
+        self._undialled = False
+        """Whether a dial waits for its time."""
         self._homes: dict[Conn, _Listener | _Dial] = {}
         self._locks: list[int] = []
         self._sink: _Sink
@@ -232,16 +242,20 @@ class SocketTransport:
             self._hang_up(self._dials.pop(node))
         for node in nodes - self._dials.keys():
             self._dials[node] = _Dial(node)
+        self._undialled = True
         self._dial_due()
 
     def _dial_due(self) -> float | None:
         """Make the sockets that are due; returns when the next one is."""
+        if not self._undialled:
+            return None
         now = self._clock.monotonic_ms()
-        waiting = [dial for dial in self._dials.values() if dial.socket is None]
-        for dial in waiting:
-            if dial.again_ms <= now:
+        for dial in self._dials.values():
+            if dial.socket is None and dial.again_ms <= now:
                 self._dial(dial)
-        return min((dial.again_ms for dial in waiting if dial.socket is None), default=None)
+        waiting = [dial.again_ms for dial in self._dials.values() if dial.socket is None]
+        self._undialled = bool(waiting)
+        return min(waiting, default=None)
 
     def _dial(self, dial: _Dial) -> None:
         if dial.node not in self.dial_addresses or self._keys is None:
@@ -258,10 +272,11 @@ class SocketTransport:
         socket.setsockopt(zmq.RECONNECT_IVL, random.randint(*_REDIAL_MS))  # noqa: S311
         _curve(socket, Curve(self._keys.public, self._keys.secret, server_key))
         dial.socket = socket
+        dial.descriptor = _fd(socket)
         dial.monitor = socket.get_monitor_socket(_MONITORED)
         dial.conn = None
-        self._watch(dial.monitor, lambda: self._read_dial_monitor(dial))
-        self._watch(socket, lambda: self._read_dial(dial))
+        self._watch(dial.monitor, partial(self._read_dial_monitor, dial))
+        self._watch(socket, partial(self._read_dial, dial))
         try:
             socket.connect(address)
         except zmq.ZMQError as error:
@@ -279,13 +294,14 @@ class SocketTransport:
         if dial.conn is not None:
             self._homes.pop(dial.conn, None)
         dial.socket = dial.monitor = dial.conn = None
+        self._undialled = True
         if again_ms is not None:
             dial.again_ms = self._clock.monotonic_ms() + random.randint(*again_ms)  # noqa: S311
 
     def _read_dial_monitor(self, dial: _Dial) -> bool:
         monitor = dial.monitor
         while monitor is not None and monitor is dial.monitor and _readable(monitor):
-            event = parse_monitor_message(monitor.recv_multipart(zmq.NOBLOCK))["event"]
+            event = parse_monitor_message(monitor.recv_multipart(_NOBLOCK))["event"]
             if event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
                 dial.failures = 0
                 dial.conn = Conn(ConnKind.DIAL, dial.node)
@@ -311,7 +327,7 @@ class SocketTransport:
         for _ in range(_ROUND_FRAMES):
             if socket is None or socket is not dial.socket or not _readable(socket):
                 return False
-            frame = socket.recv(zmq.NOBLOCK)
+            frame = socket.recv(_NOBLOCK)
             if socket.getsockopt(zmq.RCVMORE):
                 _skip(socket)
                 frame = b""
@@ -334,11 +350,11 @@ class SocketTransport:
         if home is None or home.socket is None:
             return False
         try:
-            home.socket.send(frame, zmq.NOBLOCK)
+            home.socket.send(frame, _NOBLOCK)
         except zmq.ZMQError:
             return False
         finally:
-            self._hot.add(_fd(home.socket))
+            self._hot.add(home.descriptor)
         return True
 
     def close(self, conn: Conn) -> None:
@@ -356,14 +372,16 @@ class SocketTransport:
         next_dial = self._dial_due()
         if next_dial is not None:
             timeout_ms = min(timeout_ms, max(0.0, next_dial - self._clock.monotonic_ms()))
-        hot, self._hot = self._hot, set()
-        for descriptor in list(hot):
+        ready: set[int] = set()
+        for descriptor in self._hot:
             reader = self._readers.get(descriptor)
             # Sending on a socket may swallow the edge of what came in meanwhile: look again before waiting (P13).
-            if reader is None or not _readable(reader[0]):
-                hot.discard(descriptor)
-        hot.update(descriptor for descriptor, _ in self._epoll.poll(0 if hot else timeout_ms / 1000))
-        return hot
+            if reader is not None and _readable(reader[0]):
+                ready.add(descriptor)
+        self._hot.clear()
+        for descriptor, _ in self._epoll.poll(0 if ready else timeout_ms / 1000):
+            ready.add(descriptor)
+        return ready
 
     def read(self, ready: set[int]) -> None:
         """Report what came in on these descriptors, one round for each."""
@@ -424,6 +442,7 @@ class _Listener:
         self._transport = transport
         self._kind = kind
         self._socket = socket
+        self._descriptor = _fd(socket)
         self._by_id: dict[bytes, Conn | None] = {}
         """None: a connection that was closed from this side, which libzmq cannot do; it is only not heard (P9)."""
         self._ids: dict[Conn, bytes] = {}
@@ -442,12 +461,12 @@ class _Listener:
             if not _readable(socket):
                 self._bury(everybody=True)
                 return False
-            identity = socket.recv(zmq.NOBLOCK)
+            identity = socket.recv(_NOBLOCK)
             if identity in self._by_id:
                 conn = self._by_id[identity]
-                frame = socket.recv(zmq.NOBLOCK)
+                frame = socket.recv(_NOBLOCK)
             else:
-                first = socket.recv(zmq.NOBLOCK, copy=False)
+                first = socket.recv(_NOBLOCK, copy=False)
                 conn = self._accept(identity, first)
                 frame = first.bytes
             if socket.getsockopt(zmq.RCVMORE):
@@ -497,7 +516,7 @@ class _Listener:
 
     def _read_monitor(self) -> bool:
         while _readable(self._monitor):
-            message = parse_monitor_message(self._monitor.recv_multipart(zmq.NOBLOCK))
+            message = parse_monitor_message(self._monitor.recv_multipart(_NOBLOCK))
             descriptor = int(message["value"])
             if message["event"] == zmq.EVENT_ACCEPTED:
                 self._open.add(descriptor)
@@ -523,11 +542,12 @@ class _Listener:
         if identity is None:
             return False
         try:
-            self._socket.send_multipart([identity, frame], zmq.NOBLOCK)
+            self._socket.send(identity, _NOBLOCK | _SNDMORE)
+            self._socket.send(frame, _NOBLOCK)
         except zmq.ZMQError:
             return False  # full (EAGAIN), or gone and not yet told so (EHOSTUNREACH)
         finally:
-            self._transport._hot.add(_fd(self._socket))
+            self._transport._hot.add(self._descriptor)
         return True
 
     def deafen(self, conn: Conn) -> None:
@@ -589,6 +609,7 @@ class SocketChannel:
         except zmq.ZMQError as error:
             self.close()
             raise TransportError(f"cannot connect to {self._address}: {error}") from None
+        self._loop.call_soon(self._read_monitor)  # P13: the first edge may have passed while the monitor was made
         self._soon()
 
     def send(self, frame: bytes) -> bool:
@@ -596,7 +617,7 @@ class SocketChannel:
         if self._socket is None:
             return False
         try:
-            self._socket.send(frame, zmq.NOBLOCK)
+            self._socket.send(frame, _NOBLOCK)
         except zmq.ZMQError:
             self._blocked = True
             self._soon()
@@ -612,21 +633,20 @@ class SocketChannel:
 
     def _look(self) -> None:
         self._due = False
-        self._read_monitor()
         self._read()
 
     def _read(self) -> None:
         socket = self._socket
         taken = 0
         while socket is not None and socket is self._socket:
-            events = int(socket.get(zmq.EVENTS))
-            if self._blocked and events & zmq.POLLOUT:
+            events = int(socket.getsockopt(zmq.EVENTS))
+            if self._blocked and events & _POLLOUT:
                 self._blocked = False
                 self._on_writable()
                 continue
-            if not events & zmq.POLLIN:
+            if not events & _POLLIN:
                 return
-            frame = socket.recv(zmq.NOBLOCK)
+            frame = socket.recv(_NOBLOCK)
             self._on_frame(frame)
             taken += len(frame)
             if taken > _ROUND_BYTES:  # let the loop's other tasks run
@@ -636,7 +656,7 @@ class SocketChannel:
     def _read_monitor(self) -> None:
         monitor = self._monitor
         while monitor is not None and monitor is self._monitor and _readable(monitor):
-            event = parse_monitor_message(monitor.recv_multipart(zmq.NOBLOCK))["event"]
+            event = parse_monitor_message(monitor.recv_multipart(_NOBLOCK))["event"]
             if event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
                 self._on_up()
             elif event == zmq.EVENT_DISCONNECTED:
@@ -707,10 +727,10 @@ def _fd(socket: "zmq.Socket[Any]") -> int:
 
 
 def _readable(socket: "zmq.Socket[Any]") -> bool:
-    return bool(int(socket.get(zmq.EVENTS)) & zmq.POLLIN)
+    return bool(int(socket.getsockopt(zmq.EVENTS)) & _POLLIN)
 
 
 def _skip(socket: "zmq.Socket[Any]") -> None:
     """Drop the further parts of a message: the protocol has one (2.1); the caller sees an empty, malformed frame."""
     while socket.getsockopt(zmq.RCVMORE):
-        socket.recv(zmq.NOBLOCK)
+        socket.recv(_NOBLOCK)

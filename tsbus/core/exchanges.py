@@ -229,7 +229,7 @@ class Exchanges:
         """REPLY of the node `route.origin`."""
         about = decode_meta(ReplyMeta, meta)
         call = self._asked.get(about.call)
-        if call is None or call.account is None or route.origin not in call.account.waiting:
+        if call is None or call.account is None or not call.account.owes(route.origin):
             return
         last, status = bool(about.flags & Flag.LAST), Outcome.OK
         if last:
@@ -244,9 +244,10 @@ class Exchanges:
         call = self._asked.get(decode_meta(CallMeta, meta).call)
         if call is None or call.account is None:
             return
-        sets = decode_body(Done, body)
-        for outcome in Outcome:
-            self._finish(call, spell(getattr(sets, outcome.name.lower())), outcome, "")
+        if not call.account.closed:  # a reply did not come through
+            sets = decode_body(Done, body)
+            for outcome in Outcome:
+                self._finish(call, spell(getattr(sets, outcome.name.lower())), outcome, "")
         self._close(call)
 
     def failed(self, number: int, error: Error) -> None:
@@ -297,7 +298,7 @@ class Exchanges:
         """Send a piece of the answer; the worker has waited until `call.credit` is above 0."""
         if not call.over:
             call.credit -= len(body)
-            self._answer(call, body, Outcome.OK, Flag.SECOND if second else Flag(0), content)
+            self._answer(call, body, Outcome.OK, Flag.SECOND if second else 0, content)
 
     def finish(self, call: Served, status: Outcome, body: bytes = b"", content: int = Content.RAW) -> None:
         """Send the last reply; it needs no credit."""
@@ -372,7 +373,7 @@ class Exchanges:
             break  # one out for one in keeps both bounds
         return False
 
-    def _answer(self, call: Served, body: bytes, status: Outcome, flags: Flag, content: int) -> None:
+    def _answer(self, call: Served, body: bytes, status: Outcome, flags: int, content: int) -> None:
         origin, handle, number = call.key
         self._post(Type.REPLY, origin, str(handle), ReplyMeta(number, call._seq, status, flags, content), body)
         call._seq += 1
@@ -391,6 +392,8 @@ _RANGE = re.compile(r"\[([^\]]*)\]")
 
 def spell(folded: str) -> frozenset[str]:
     """Return the names in a set that a router folded. Unlike `target.unfold` it needs no knowledge of the tree."""
+    if "[" not in folded:
+        return frozenset(folded.split(",")) if folded else frozenset()
     names: set[str] = set()
     for part in _PART.findall(folded):
         pieces = _RANGE.split(part)  # text, range, text, range ... text

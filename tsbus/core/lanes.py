@@ -12,7 +12,7 @@ from tsbus.core.message import BATCH_BYTES, Gap, Lane, Type, encode_frame, local
 
 @dataclass(slots=True)
 class _Batch:
-    """Envelopes that leave together: either elements still to be encoded, or a frame that is passed on as it came."""
+    """Envelopes that leave together: elements, or a frame that is passed on as it came, or both of the same."""
 
     items: list[bytes]
     frame: bytes | None
@@ -39,7 +39,8 @@ class Queue:
         batches = self.batches
         if batches:
             last = batches[-1]
-            if last.frame is None and last.size + size <= BATCH_BYTES:
+            if last.items and last.size + size <= BATCH_BYTES:
+                last.frame = None
                 last.items += items
                 last.size += size
                 last.count += len(items) // 3
@@ -47,13 +48,14 @@ class Queue:
         batches.append(_Batch(items[:], None, size, len(items) // 3))
 
     def add_frame(self, frame: bytes, items: list[bytes]) -> None:
-        """Append a frame whose elements are `items`; a large one is passed on without encoding it again."""
+        """Append a frame whose elements are `items`; it is encoded again only if it is small and joins others."""
         size = len(frame)
-        if size < BATCH_BYTES // 4:
+        is_small = size < BATCH_BYTES // 4
+        if is_small and self.batches:
             self.add(items, size)
             return
         self.waiting += size
-        self.batches.append(_Batch([], frame, size, len(items) // 3))
+        self.batches.append(_Batch(items[:] if is_small else [], frame, size, len(items) // 3))
 
     def drop_oldest(self, at: str) -> int:
         """Drop whole batches until the queue is within three quarters of its limit; leave a gap marker.
@@ -96,7 +98,7 @@ class Queue:
         batch = self.batches[0]
         if batch.frame is None:
             batch.frame = encode_frame(batch.items)
-            batch.items = []
+        batch.items = []
         return batch.frame
 
     def sent(self) -> None:

@@ -4,8 +4,8 @@ Everything that crosses a connection is made and read here. The hot path of a ro
 and compares route bytes; it looks inside them only when it meets a route for the first time.
 """
 
-from enum import IntEnum, IntFlag
-from typing import Any, Final, TypeVar
+from enum import IntEnum
+from typing import Annotated, Any, Final, TypeVar
 
 import msgspec
 
@@ -60,8 +60,8 @@ class Lane(IntEnum):
     EVENT = 2
 
 
-class Flag(IntFlag):
-    """Bits of the flags element in meta (protocol 3.3)."""
+class Flag(IntEnum):
+    """Bits of the flags element in meta (protocol 3.3). Not an IntFlag, which makes an object at each test."""
 
     LAST = 1
     SECOND = 2
@@ -79,7 +79,7 @@ class Content(IntEnum):
 
 _EVENTS = {Type.EVENT, Type.GAP}
 _STREAMS = {Type.ACCEPT, Type.DONE, Type.REQUEST, Type.REPLY, Type.INPUT, Type.CANCEL}
-LANE_OF: Final[dict[Type, Lane]] = {
+LANE_OF: Final[dict[int, Lane]] = {
     kind: Lane.EVENT if kind in _EVENTS else Lane.STREAM if kind in _STREAMS else Lane.CONTROL for kind in Type
 }
 

@@ -186,7 +186,7 @@ class Session:
     def received(self, frame: bytes, now: float) -> None:
         """Take a frame; `now` is monotonic seconds. Raises ProtocolError for one that the protocol does not allow."""
         items = decode_frame(frame)
-        lane = LANE_OF[Type(self._way(items[0]).route.type)]
+        lane = LANE_OF[self._way(items[0]).route.type]
         if self.welcome is None and lane is not Lane.CONTROL:
             return
         if lane is Lane.EVENT:

@@ -1,9 +1,8 @@
-# What a developer types; `make` alone lists it. All is installed into .venv (and node_modules), from setup.cfg.
+# What a developer types; `make` alone lists it. Python packages go into .venv, from setup.cfg.
 # Debian packages that are missing are installed when root asks; anybody else is told their names.
 
 PYTHON ?= python3
 BIN := .venv/bin
-CLIENTS := $(dir $(wildcard examples/*/package.json))
 APT = sh -c 'if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
 	apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "$$@" >/dev/null; \
 	else echo "missing on this machine: install $$*, then try again" >&2; exit 1; fi' apt
@@ -31,18 +30,14 @@ setup: .venv/ready
 demo: setup
 	@bin/treescale demo $(if $(ONCE),--once)
 
-test: lint $(CLIENTS:%=%node_modules/ready)
+test: lint
+	@command -v npm >/dev/null || $(APT) nodejs npm  # for the client in JavaScript
 	$(BIN)/pytest
 
 lint: setup
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
-
-%/node_modules/ready: %/package.json
-	@command -v npm >/dev/null || $(APT) nodejs npm
-	npm install --prefix $* --silent --no-audit --no-fund
-	@touch $@
 
 bench: setup
 	bench/setup
@@ -52,5 +47,5 @@ supervisord.conf.example: tsbus/supervision/conf.py
 	$(BIN)/python -c 'from tsbus.supervision.conf import example; print(example(), end="")' > $@
 
 clean:
-	rm -rf .venv build *.egg-info $(CLIENTS:%=%node_modules) .pytest_cache .mypy_cache .ruff_cache .hypothesis bench/.cache
+	rm -rf .venv build *.egg-info examples/node/node_modules .pytest_cache .mypy_cache .ruff_cache .hypothesis bench/.cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -232,6 +232,10 @@ class Request(Readable):
         """The command as it was asked for, `service.command`."""
         self.body = served.body
         self.origin, self.who, self.role, self.handle = served.caller
+        self.call = served.key[2]
+        """The number of the call: with `origin` and `handle` it names the call on every node that it went to."""
+        self.outcome: Outcome | None = None
+        """How it ended here, once it has."""
 
     @property
     def budget_s(self) -> float:
@@ -285,7 +289,9 @@ class Request(Readable):
         self.end(Outcome.OK, body, content)
 
     def end(self, status: Outcome, body: bytes = b"", content: int = Content.TEXT) -> None:
-        """End the call with `status` and last words."""
+        """End the call with `status` and last words; the first end counts."""
+        if self.outcome is None:
+            self.outcome = status
         self._exchanges.finish(self._served, status, body[: self._limit], content)
         self._connection.soon()
 

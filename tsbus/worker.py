@@ -236,8 +236,8 @@ class Worker:
             else:
                 status, text = Outcome.FAILED, f"{type(error).__name__}: {error}"
                 self._log_error(call.command, error)
-        self._counters[status.name.lower()] += 1
         call.end(status, text.encode())
+        self._counters[(call.outcome or status).name.lower()] += 1
 
     def _log_error(self, place: str, error: Exception) -> None:
         self._counters["errors"] += 1

@@ -52,7 +52,7 @@ executors = st.builds(
     allow=st.lists(exec_rules, max_size=2).map(tuple),
     audit_file=words,
     max_jobs=st.sampled_from([1, 64, 99]),
-    timeout_s=st.floats(0.1, 86_400),
+    kill_grace_s=st.floats(0, 86_400),
 )
 
 

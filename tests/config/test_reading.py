@@ -220,7 +220,7 @@ def test_sections_of_one_server_change_those_of_the_tree_key_by_key():
         one = {on = "x", run = ["b"]}
         three = {on = "x", run = ["c"]}
         [executor]
-        timeout_s = 7
+        kill_grace_s = 7
         allow = [{argv = ["uptime"]}]
         [[policy.allow]]
         from = "a"

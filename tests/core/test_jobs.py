@@ -197,7 +197,7 @@ def test_job_table(steps: list[int], max_running: int, kept: int) -> None:
     seen: set[int] = set()
     for step in steps:
         if step and not table.full:
-            job = table.new(ALICE, ExecRequest(("ls",)), 7, 0)
+            job = table.new(ALICE, ExecRequest(("ls",)), 7, 1, 0)
             assert job.number not in seen
             seen.add(job.number)
             table.open(job)
@@ -212,7 +212,7 @@ def test_job_table(steps: list[int], max_running: int, kept: int) -> None:
 
 def test_who_may_kill() -> None:
     """Only the job's own caller, from the same node, and admins may send signals to a job."""
-    job = JobTable(1).new(ALICE, ExecRequest(("ls",)), 7, 0)
+    job = JobTable(1).new(ALICE, ExecRequest(("ls",)), 7, 1, 0)
     assert may_kill(ALICE, job)
     assert not may_kill(Caller("uid:1000", "n2", Role.OPERATE), job)
     assert not may_kill(Caller("uid:1001", "n1", Role.OPERATE), job)
@@ -222,7 +222,7 @@ def test_who_may_kill() -> None:
 def test_record_is_bounded_and_keeps_secrets() -> None:
     """An audit record holds names of variables but not their values, and cuts what is too long to keep."""
     request = ExecRequest(("x" * 100_000, "tail"), env={"TOKEN": "s3cret"})
-    record = str(JobTable(1).new(ALICE, request, 7, 0).record("start", "n1", "now"))
+    record = str(JobTable(1).new(ALICE, request, 7, 1, 0).record("start", "n1", "now"))
     assert "TOKEN" in record
     assert "s3cret" not in record
     assert len(record) < 20_000

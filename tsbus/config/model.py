@@ -143,8 +143,6 @@ class ExecutorPolicy:
     """Per call; the program is ended when it writes more."""
     max_jobs: Annotated[int, forms.between(1, 10_000)] = 64
     """Programs running at the same time."""
-    timeout_s: Timeout = 300.0
-    """For calls that name no limit of their own."""
     kill_grace_s: Seconds = 5.0
     """Between SIGTERM and SIGKILL."""
 

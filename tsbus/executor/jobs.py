@@ -227,6 +227,8 @@ class Job:
     request: ExecRequest
     handle: int
     """Of the caller's connection at its node."""
+    call: int
+    """The caller's number of the call, the same on every node that it went to."""
     started_ms: int
     """Unix milliseconds, for people."""
     ending: Ending | None = None
@@ -258,6 +260,7 @@ class Job:
             "origin": caller.origin,
             "role": caller.role.name.lower(),
             "handle": self.handle,
+            "call": self.call,
             **({"shell": _cut(request.shell, MAX_SHOWN)} if request.shell else {"argv": _cut_words(request.argv)}),
             "user": request.user,
         }
@@ -303,10 +306,10 @@ class JobTable:
         """Whether no other job may be opened now."""
         return len(self._running) >= self._max_running
 
-    def new(self, caller: Caller, request: ExecRequest, handle: int, now_ms: int) -> Job:
+    def new(self, caller: Caller, request: ExecRequest, handle: int, call: int, now_ms: int) -> Job:
         """Return a job with a number of its own, which does not run yet."""
         self._last_number += 1
-        return Job(self._last_number, caller, request, handle, now_ms)
+        return Job(self._last_number, caller, request, handle, call, now_ms)
 
     def open(self, job: Job) -> None:
         """The job runs. The caller has asked `full`."""

@@ -87,7 +87,7 @@ class Executor:
             request = parse_request(call.json())
         except RequestError as error:
             raise CommandError(str(error)) from None
-        job = self._table.new(_caller(call), request, call.handle, time.time_ns() // 1_000_000)
+        job = self._table.new(_caller(call), request, call.handle, call.call, time.time_ns() // 1_000_000)
         account = self._admit(job, call.node)
         process = self._start(job, account, call.node)
         ending = await self._follow(job, process, call)
@@ -253,6 +253,7 @@ def _program(job: Job, account: Account, node: str) -> Program:
     told = {
         "TREESCALE_NODE": node,
         "TREESCALE_JOB": str(job.number),
+        "TREESCALE_CALL": str(job.call),
         "TREESCALE_CALLER": f"{job.caller.who}@{job.caller.origin}",
     }
     return Program(request.command, account, request.cwd, {**request.env, **told}, stdin=request.stdin)

@@ -50,7 +50,7 @@ class Directory:
         """Take entries of another router; return those that told something new, to be passed on.
 
         A node chooses its own epochs: if others know a later one of `me`, or the same of another process (this one
-        restarted and the wall clock went back), `me` outbids it. What the parent end says within an epoch is taken over.
+        restarted and the wall clock went back), `me` outbids it. Within an epoch, the parent end's word is taken over.
         """
         news = []
         for entry in entries:

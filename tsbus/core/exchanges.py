@@ -4,15 +4,12 @@
 as envelopes arrive and calls its `wake`, and whoever waits looks again. The router's own books are in `calls.py`.
 """
 
-import re
 from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from itertools import product
 from typing import Final, NamedTuple
 
 import msgspec
-from ClusterShell.RangeSet import RangeSet
 
 from tsbus.core.accounting import Account, Outcome
 from tsbus.core.body import Readable
@@ -32,6 +29,7 @@ from tsbus.core.message import (
     decode_body,
     decode_meta,
 )
+from tsbus.core.target import spell
 
 CREDIT: Final = 65_536
 """Bytes that may be under way to a reader before its GRANT: the default for replies, fixed for input (protocol 9.4)."""
@@ -384,19 +382,3 @@ def _outcome(code: int) -> Outcome:
         return Outcome(code)
     except ValueError:
         raise ProtocolError("malformed", f"status {code}") from None
-
-
-_PART = re.compile(r"(?:\[[^\]]*\]|[^,])+")
-_RANGE = re.compile(r"\[([^\]]*)\]")
-
-
-def spell(folded: str) -> frozenset[str]:
-    """Return the names in a set that a router folded. Unlike `target.unfold` it needs no knowledge of the tree."""
-    if "[" not in folded:
-        return frozenset(folded.split(",")) if folded else frozenset()
-    names: set[str] = set()
-    for part in _PART.findall(folded):
-        pieces = _RANGE.split(part)  # text, range, text, range ... text
-        choices = [RangeSet(piece) if place % 2 else (piece,) for place, piece in enumerate(pieces)]
-        names.update(map("".join, product(*choices)))
-    return frozenset(names)

@@ -95,6 +95,13 @@ def unfold(text: str, topology: Topology) -> frozenset[str]:
     return frozenset(name for names in _split(text) for name in _spell(names, topology))
 
 
+def spell(text: str) -> frozenset[str]:
+    """Return the names of a set that `fold` wrote, for who does not know the tree. Raises TargetError."""
+    if "[" not in text:
+        return frozenset(text.split(",")) if text else frozenset()
+    return frozenset(name for names in _split(text) for name in _expand(names))
+
+
 def _term(text: str, topology: Topology, here: str) -> frozenset[str]:
     first, *others = (_operand(part.strip(), topology, here) for part in text.split("&"))
     return first.intersection(*others)
@@ -131,15 +138,20 @@ def _glob(pattern: str, topology: Topology) -> frozenset[str]:
 
 def _spell(text: str, topology: Topology) -> Iterator[str]:
     """Yield the names that a name or a folded name stands for, up to the first that is no node."""
+    for name in _expand(text):
+        if name not in topology:
+            raise _stranger(name, topology)
+        yield name
+
+
+def _expand(text: str) -> Iterator[str]:
+    """Return the names that a name or a folded name stands for, known or not."""
     pieces = _BRACKETS.split(text)  # text, range, text, range ... text
     try:
         choices = [RangeSet(piece) if place % 2 else (piece,) for place, piece in enumerate(pieces)]
     except RangeSetException as error:
         raise TargetError(f"cannot read {_quote(text)}: {str(error)[:80]}") from error
-    for name in map("".join, product(*choices)):
-        if name not in topology:
-            raise _stranger(name, topology)
-        yield name
+    return map("".join, product(*choices))
 
 
 def _stranger(name: str, topology: Topology) -> TargetError:

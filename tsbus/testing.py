@@ -253,12 +253,11 @@ class MemoryTree:
         settings: BusSettings | None = None,
     ) -> None:
         """Plan a tree: `children` of each node, the nodes of each tag, and the settings of the bus."""
-        named = {name for kids in children.values() for name in kids}
+        leaves = {name for kids in children.values() for name in kids} - children.keys()
+        children = {**children, **dict.fromkeys(sorted(leaves), ())}
         tagged = {name: tuple(tag for tag, nodes in (tags or {}).items() if name in nodes) for name in children}
-        if missing := named - children.keys():
-            children = {**children, **dict.fromkeys(sorted(missing), ())}
         servers = {
-            name: Server(name, "127.0.0.1", 4000 + place, tags=tagged.get(name, ()), childs=tuple(kids))
+            name: Server(name, "127.0.0.1", 4000 + place, tags=tagged[name], childs=tuple(kids))
             for place, (name, kids) in enumerate(children.items())
         }
         self.config = Tree(servers=servers, bus=settings or BusSettings())

@@ -1,0 +1,90 @@
+"""The examples of docs/worker-api.md do what the page says."""
+
+import ast
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import tsbus
+from tsbus import Worker
+from tsbus.testing import MemoryTree
+
+PAGE = Path(__file__).parents[2] / "docs/worker-api.md"
+WORKER, CLIENT, BLOCKING, TESTING = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
+
+
+def page_worker() -> Worker:
+    """Return the worker of the page, made anew."""
+    names: dict[str, Any] = {"__name__": "page"}
+    exec(compile(WORKER, str(PAGE), "exec"), names)  # noqa: S102
+    worker: Worker = names["worker"]
+    return worker
+
+
+async def test_worker_and_client(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """The client's example runs to its end against the worker's, and prints what the page claims."""
+    async with MemoryTree({"root": ["a", "b"], "a": [], "b": []}, tags={"web": ["a", "b"]}) as tree:
+        await tree.run(page_worker(), "b")
+        client = await tree.connect("b")
+        monkeypatch.setattr(tsbus, "connect", lambda: client)
+        code = compile(CLIENT, str(PAGE), "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
+        await eval(code, {})  # noqa: S307
+    lines = capsys.readouterr().out.splitlines()
+    assert lines == [
+        "b uid:0 ADMIN",
+        "['b'] ['a', 'root']",
+        "{'b': {'greeting': 'hello you from b'}}",
+        "frozenset({'b'})",
+        "b 0",
+        " False OK",
+        "b 1",
+        " False OK",
+        "b 2",
+        " False OK",
+        "b  True OK",
+        "{'b': {'bytes': 1000000}}",
+        lines[-1],
+    ]
+    assert lines[-1].startswith("greeter.saw b uid:0 {'topic': 'container.died', 'from': 'b'}")
+
+
+async def test_testing() -> None:
+    """The example of a user's test passes."""
+    names: dict[str, Any] = {"worker": page_worker()}
+    exec(compile(TESTING, str(PAGE), "exec"), names)  # noqa: S102
+    await names["test_greeter"]()
+
+
+@pytest.fixture
+def greeter_process(lone_bus: str, tmp_path: Path) -> Iterator["subprocess.Popen[bytes]"]:
+    file = tmp_path / "greeter.py"
+    file.write_text(WORKER)
+    process = subprocess.Popen([sys.executable, file], env={"TREESCALE_BUS": lone_bus})
+    yield process
+    process.kill()
+    process.wait()
+
+
+def test_blocking(
+    lone_bus: str,
+    greeter_process: "subprocess.Popen[bytes]",
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """The script without asyncio works with the worker's example as a process of its own."""
+    monkeypatch.setenv("TREESCALE_BUS", lone_bus)
+    with tsbus.connect_blocking(timeout_s=20) as bus, bus.subscribe("greeter.minute") as minutes:
+        minutes.next(20)
+        exec(compile(BLOCKING, str(PAGE), "exec"), {})  # noqa: S102
+    assert capsys.readouterr().out.splitlines() == [
+        "{'topic': 'container.died', 'from': 'solo'}",
+        "{'solo': {'greeting': 'hello you from solo'}}",
+        "0",
+        "1",
+        "2",
+    ]

@@ -29,7 +29,7 @@ def _resolve(router: "Router", body: bytes) -> tuple[Outcome, object]:
     """Tell which nodes `{"target": ...}` means here, and why some of them cannot be reached."""
     try:
         nodes, reachable = router.routing.resolve(str(json.loads(body)["target"]), router.me)
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         return Outcome.FAILED, f"router.resolve: {error}"
     away = {node: router.commands.why_away(node) for node in sorted(nodes - reachable)}
     return Outcome.OK, {"nodes": sorted(nodes), "away": away}

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from tsbus.router import Router
 
 _MAX_COMMANDS = 1000
+_NODE_BYTES = 100
+"""What a node in a remembered target takes, about."""
 _NOT_EVEN = (Outcome.REFUSED, "this needs the role observe")
 
 
@@ -63,16 +65,38 @@ class Commands:
             if len(peer.services) >= _MAX_COMMANDS:
                 self._router.error(peer, "full", f"{_MAX_COMMANDS} commands, no more")
                 return
+            if not self._claim(peer, name):
+                return
             if name not in peer.services:
                 self._services.setdefault(name, []).append(peer)
             peer.services[name] = max(Role.OBSERVE, min(role, Role.ADMIN))
 
+    def _claim(self, peer: Peer, name: str) -> bool:
+        """Whether the worker may serve a command: not beside somebody else's workers, unless its role is higher.
+
+        Otherwise any local user could take the requests that are meant for the executor (protocol 10.1).
+        """
+        rivals = [worker for worker in self._services.get(name, ()) if worker.who != peer.who]
+        for rival in rivals:
+            if rival.role >= peer.role:
+                self._router.counters["refused"] += 1
+                self._router.error(peer, "refused", f"{name} is served by {rival.who} already")
+                return False
+        for rival in rivals:
+            self._withdraw(rival, name)
+            del rival.services[name]
+            self._router.error(rival, "refused", f"{name} is served by {peer.who} now, whose role is higher")
+        return True
+
+    def _withdraw(self, peer: Peer, name: str) -> None:
+        self._services[name].remove(peer)
+        if not self._services[name]:
+            del self._services[name]
+
     def worker_gone(self, peer: Peer) -> None:
         """A local client is gone: its calls are cancelled, what it worked on has failed (protocol 10.3, 10.5)."""
         for name in peer.services:
-            self._services[name].remove(peer)
-            if not self._services[name]:
-                del self._services[name]
+            self._withdraw(peer, name)
         for key in self.serving.of(peer.handle):
             self.serving.end(key)
             self._answer(key[0], key[1], key[2], Outcome.FAILED, f"the worker {peer.name} ended before it answered")
@@ -86,7 +110,7 @@ class Commands:
         """Decide for a routed envelope that is no event. It is checked already that `peer` may send it."""
         kind = Type(route.type)
         client = peer.kind in (PeerKind.WORKER, PeerKind.OPERATOR)
-        if kind is Type.REPLY or (kind is Type.GRANT and route.topic.isdigit()):
+        if kind is Type.REPLY or (kind is Type.GRANT and _is_handle(route.topic)):
             return self._judge_backward(peer, route, lane)
         if client:
             return self._judge_client(peer, route, lane)
@@ -108,12 +132,13 @@ class Commands:
         )  # fmt: skip
         paths = self._router.routing.split(reachable, HERE)
         handle = self._begin if route.type == Type.REQUEST else self._follow
-        return Decision(lane, route, handle=handle, extra=_Wide(nodes, reachable, onward, paths))
+        wide = _Wide(nodes, reachable, onward, paths)
+        return Decision(lane, route, handle=handle, extra=wide, weight=_NODE_BYTES * len(nodes))
 
     def _judge_backward(self, peer: Peer, route: Route, lane: Lane) -> Decision:
         """Answers go to the node of the caller, and there to its handle."""
         router = self._router
-        if route.target not in router.topology or not route.topic.isdigit():
+        if route.target not in router.topology or not _is_handle(route.topic):
             return Decision(lane, route, reason="no-route")
         way = router.directory.way(route.target)
         client = peer.kind in (PeerKind.WORKER, PeerKind.OPERATOR)
@@ -308,7 +333,12 @@ class Commands:
             self._answer(origin, handle, number, Outcome.NO_SUCH_SERVICE, text)
             return
         self._turn += 1
-        worker = workers[self._turn % len(workers)]
+        turns = (workers[(self._turn + place) % len(workers)] for place in range(len(workers)))
+        worker = next((worker for worker in turns if not worker.outbox.stream.crowded), None)
+        if worker is None:
+            text = f"the worker that serves {route.topic} on {router.me} does not keep up"
+            self._answer(origin, handle, number, Outcome.REFUSED, text)
+            return
         required = Role(worker.services[route.topic])
         if role < required:
             text = f"{route.who} of {origin} has the role {role.name.lower()} on {router.me}; {route.topic} needs "
@@ -377,6 +407,10 @@ class Commands:
         route = Route(Type.REPLY, router.me, "router", Role.ADMIN, 0, origin, str(handle))
         meta = wire.ReplyMeta(number, 0, outcome, Flag.LAST, content)
         data = body.encode() if isinstance(body, str) else body
+        if len(data) > router.settings.max_body_bytes:
+            text = f"the answer is {len(data)} bytes long, more than a body may be"
+            self._answer(origin, handle, number, Outcome.FAILED, text)
+            return
         items = [wire.encode(route), wire.encode(meta), data]
         way = router.directory.way(origin)
         if way == HERE:
@@ -386,6 +420,11 @@ class Commands:
                 self._home(client, decision, *items)
         elif way in router.links.by_way:
             router.put(router.links.by_way[way], Lane.STREAM, items)
+
+
+def _is_handle(topic: str) -> bool:
+    """Whether a topic is a caller's handle in decimal; `isdigit` alone takes digits that `int` does not read."""
+    return topic.isdigit() and topic.isascii() and len(topic) < 20
 
 
 def _stamp(request: wire.RequestMeta, budget_ms: int, sent_ms: int) -> wire.RequestMeta:

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 _log = Log("links")
 _KNOCK_MS = 3000
 """A parent that has not knocked for this long starts its steady time anew (protocol 4.4)."""
+_MAX_LINK_INTEREST = 1_000_000
+"""Patterns taken from one link: what all workers behind it want together."""
 
 
 class Links:
@@ -183,7 +185,7 @@ class Links:
         router, bus = self._router, self._router.settings
         peer.kind, peer.way = kind, way
         peer.incarnation = hello.incarnation
-        peer.outbox.set_window(hello.window)
+        peer.outbox.set_window(min(hello.window, bus.queue_bytes))
         peer.live = Liveness(
             int(router.now), ping_ms=bus.ping_ms, torpid_after=bus.torpid_after, reset_after_s=int(bus.reset_after_s)
         )
@@ -274,12 +276,16 @@ class Links:
         self._router.interest_changed()
 
     def _add_interest(self, way: str, patterns: list[str]) -> None:
+        router = self._router
         for pattern in patterns:
             try:
                 check_pattern(pattern)
             except TopicError as error:
                 raise ProtocolError("malformed", str(error)) from None
-            self._router.interest.add(way, pattern)
+            if router.interest.count(way) >= _MAX_LINK_INTEREST:
+                router.counters["full"] += 1
+                return
+            router.interest.add(way, pattern)
 
     def _announce(self, topic: str, entry: Entry) -> None:
         below = self._router.directory.below(entry.node)
@@ -379,7 +385,7 @@ def _breaks(before: Entry, after: Entry) -> bool:
 def _is_elder(topology: Topology, name: str, me: str) -> bool:
     """Whether `name` is a root child before the one that `me` is, or is below (protocol 4.4)."""
     elders = topology.children(topology.root)
-    if name not in elders:
+    if name not in elders or me == topology.root:
         return False
     mine = next((index for index, elder in enumerate(elders) if me in topology.subtree(elder)), -1)
     return elders.index(name) < mine or (me != elders[mine] and elders.index(name) != mine)

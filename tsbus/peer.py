@@ -92,6 +92,8 @@ class Decision:
     """Why it is dropped, when there are neither."""
     extra: object = None
     """What `handle` worked out once for this route."""
+    weight: int = 0
+    """Bytes, about, that it takes to remember `extra`."""
 
 
 @dataclass(slots=True, eq=False)
@@ -109,6 +111,7 @@ class Peer:
     live: Liveness | None = None
     incarnation: int = 0
     cache: dict[bytes, Decision] = field(default_factory=dict)
+    cached_bytes: int = 0
     services: dict[str, int] = field(default_factory=dict)
     """Served commands, "service.command", and the role each requires."""
     watches: dict[int, tuple[str, bool]] = field(default_factory=dict)

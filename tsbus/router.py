@@ -25,7 +25,10 @@ from tsbus.peer import Clock, Conn, ConnKind, Decision, Handler, Peer, PeerKind,
 
 TICK_MS = 50
 """How often `tick` wants to be called."""
-_CACHE_ROUTES = 4096
+_CACHE_BYTES = 1024 * 1024
+_DECISION_BYTES = 256
+_MAX_WATCHES = 100
+"""Of one worker: each is looked at whenever a subscription comes or goes."""
 _MALFORMED_LIMIT = 100
 
 _log = Log("router")
@@ -153,7 +156,7 @@ class Router:
         if items[0::3].count(route) * 3 == len(items):
             self._run(peer, decision, route, items, frame)
         else:
-            self._runs(peer, items)
+            self._runs(peer, items, decision.lane)
         unacked = max(peer.event_in - peer.event_acked, peer.stream_in - peer.stream_acked)
         if unacked >= self._ack_bytes:
             self._to_ack.add(peer)
@@ -168,8 +171,8 @@ class Router:
 
     # The hot path -----------------------------------------------------------------------------------------------------
 
-    def _runs(self, peer: Peer, items: list[bytes]) -> None:
-        """Handle a frame of several routes: one decision for each run of equal routes."""
+    def _runs(self, peer: Peer, items: list[bytes], lane: Lane) -> None:
+        """Handle a frame of several routes, all of one lane: one decision for each run of equal routes."""
         start, count = 0, len(items)
         while start < count and not peer.gone:
             route = items[start]
@@ -177,7 +180,10 @@ class Router:
             while end < count and items[end] == route:
                 end += 3
             decision = peer.cache.get(route) or self._decide(peer, route)
-            self._run(peer, decision, route, items[start:end], None)
+            if decision.lane is lane:
+                self._run(peer, decision, route, items[start:end], None)
+            else:
+                self._malformed(peer, ProtocolError("malformed", "two lanes in one frame (protocol 2.2)"))
             start = end
 
     def _run(self, peer: Peer, decision: Decision, route: bytes, items: list[bytes], frame: bytes | None) -> None:
@@ -225,15 +231,20 @@ class Router:
         try:
             route = wire.decode_route(data)
         except ProtocolError as error:
-            self.counters["malformed-route"] += 1
-            if not peer.gone:
-                self._malformed(peer, error)
-            return Decision(Lane.CONTROL, Route(0), reason=error.reason)
+            return Decision(Lane.CONTROL, Route(0), handle=self._bad_route, extra=error)
         decision = self._judge(peer, route)
-        if len(peer.cache) >= _CACHE_ROUTES:
+        size = _DECISION_BYTES + 2 * len(data) + decision.weight
+        peer.cached_bytes = peer.cached_bytes + size if peer.cache else size
+        if peer.cached_bytes > _CACHE_BYTES:
             peer.cache.clear()
+            peer.cached_bytes = size
         peer.cache[data] = decision
         return decision
+
+    def _bad_route(self, _: Peer, decision: Decision, __: bytes, ___: bytes, ____: bytes) -> None:
+        """Say of each envelope with a route that cannot be read what is wrong with it."""
+        assert isinstance(decision.extra, ProtocolError)  # noqa: S101 - _decide put it there
+        raise decision.extra
 
     def _judge(self, peer: Peer, route: Route) -> Decision:
         kind = Type(route.type)
@@ -473,10 +484,9 @@ class Router:
         if not self._interest_changed:
             return
         self._interest_changed = False
-        for way, change in self.interest.changes().items():
-            peer = self.links.told().get(way)
-            if peer is not None:
-                self.tell(peer, Type.INTEREST, change)
+        links = self.links.told()
+        for way, change in self.interest.changes(links):
+            self.tell(links[way], Type.INTEREST, change)
         for peer in list(self.workers.values()):
             for number, (pattern, wanted) in list(peer.watches.items()):
                 if self.interest.anybody_wants(pattern, but=peer.handle) != wanted:
@@ -514,7 +524,7 @@ class Router:
         peer.kind = _WORKER if conn.kind is ConnKind.LOCAL else _OPERATOR
         peer.name, peer.who, peer.role, peer.handle = hello.name[:64], who, role, self._handles
         peer.incarnation = hello.incarnation
-        peer.outbox.set_window(hello.window)
+        peer.outbox.set_window(min(hello.window, self.settings.queue_bytes))
         peer.cache.clear()
         self.workers[peer.handle] = peer
         bus = self.settings
@@ -605,8 +615,9 @@ class Router:
         except TopicError as error:
             self.error(peer, "target", str(error))
             return
-        if len(peer.watches) >= self.settings.max_subscriptions:
-            self.error(peer, "full", "too many watches")
+        if len(peer.watches) >= _MAX_WATCHES:
+            self.counters["full"] += 1
+            self.error(peer, "full", f"{_MAX_WATCHES} watches, no more")
             return
         wanted = self.interest.anybody_wants(watch.pattern, but=peer.handle)
         peer.watches[watch.id] = (watch.pattern, wanted)

@@ -66,7 +66,7 @@ class Readable:
     def _read(self, form: str, read: Callable[[bytes], Any]) -> Any:
         try:
             return read(self.body)
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise BodyError(f"{self._source()}: the body is not {form}: {error}") from None
 
     def _content(self) -> int:

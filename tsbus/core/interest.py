@@ -1,6 +1,7 @@
 """Interest: who wants which topics, and what each link must therefore be asked for (protocol section 7). Pure."""
 
 from collections import Counter
+from collections.abc import Collection, Iterator
 from typing import Literal, NamedTuple
 
 from tsbus.core.directory import UPWARD
@@ -9,6 +10,8 @@ from tsbus.core.topic import PatternMap, overlaps
 
 Scope = Literal["all", "subtree", "node"]
 SCOPES: tuple[Scope, ...] = ("all", "subtree", "node")
+PART = 1000
+"""Patterns that one HELLO, WELCOME or INTEREST tells at most, so that it stays far below the bounds of a frame."""
 
 
 class Local(NamedTuple):
@@ -36,7 +39,8 @@ class InterestTable:
         self._sources: PatternMap[Source] = PatternMap()
         self._patterns: dict[Source, set[str]] = {}
         self._wanted: dict[str, Counter[str]] = {}
-        self._pending: dict[str, Interest] = {}
+        self._pending: dict[str, dict[str, bool]] = {}
+        """For each link, the patterns that it must still be told of: True begins to be wanted, False ceases."""
         self.size = 0
 
     def add(self, source: Source, pattern: str) -> bool:
@@ -83,15 +87,20 @@ class InterestTable:
         """Return the patterns that `source` wants."""
         return frozenset(self._patterns.get(source, ()))
 
+    def count(self, source: Source) -> int:
+        """Return how many patterns `source` wants."""
+        return len(self._patterns.get(source, ()))
+
     def open_link(self, way: str) -> list[str]:
-        """A link begins: return all patterns to ask for in the handshake; from now on its changes are collected."""
+        """A link begins: return patterns to ask for in the handshake; `changes` tells the others, and what changes."""
         wanted: Counter[str] = Counter()
         for source, patterns in self._patterns.items():
             if _counts(source, way):
                 wanted.update(patterns)
         self._wanted[way] = wanted
-        self._pending.pop(way, None)
-        return list(wanted)
+        ordered = list(wanted)
+        self._pending[way] = dict.fromkeys(ordered[PART:], True)
+        return ordered[:PART]
 
     def close_link(self, way: str) -> None:
         """A link ended: what it wanted is forgotten."""
@@ -99,10 +108,15 @@ class InterestTable:
         self._pending.pop(way, None)
         self.forget(way)
 
-    def changes(self) -> dict[str, Interest]:
-        """Return, and forget, what each link must be told (INTEREST)."""
-        pending, self._pending = self._pending, {}
-        return {way: interest for way, interest in pending.items() if interest.add or interest.remove}
+    def changes(self, ways: Collection[str]) -> Iterator[tuple[str, Interest]]:
+        """Yield, and forget, what the links `ways` must be told (INTEREST); the others' changes wait for them."""
+        for way in self._pending.keys() & set(ways):
+            changes = list(self._pending.pop(way, {}).items())
+            for start in range(0, len(changes), PART):
+                interest = Interest([], [])
+                for pattern, is_wanted in changes[start : start + PART]:
+                    (interest.add if is_wanted else interest.remove).append(pattern)
+                yield way, interest
 
     def match(self, topic: str) -> set[Source]:
         """Return everybody who wants `topic`."""
@@ -119,12 +133,9 @@ class InterestTable:
 
     def _note(self, way: str, pattern: str, *, wanted: bool) -> None:
         """Collect a change for a link; a change and its opposite cancel out."""
-        interest = self._pending.setdefault(way, Interest([], []))
-        here, there = (interest.add, interest.remove) if wanted else (interest.remove, interest.add)
-        if pattern in there:
-            there.remove(pattern)
-        else:
-            here.append(pattern)
+        pending = self._pending.setdefault(way, {})
+        if pending.pop(pattern, None) is None:
+            pending[pattern] = wanted
 
 
 def _counts(source: Source, way: str) -> bool:

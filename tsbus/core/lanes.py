@@ -9,6 +9,9 @@ from dataclasses import dataclass, field
 
 from tsbus.core.message import BATCH_BYTES, Gap, Lane, Type, encode_frame, local
 
+_MAX_GAP = (1 << 53) - 1
+"""The largest count that a gap marker can tell."""
+
 
 @dataclass(slots=True)
 class _Batch:
@@ -18,6 +21,8 @@ class _Batch:
     frame: bytes | None
     size: int
     count: int
+    gaps: dict[str, int] | None = None
+    """What a frame of gap markers tells, in case that it is dropped itself."""
 
 
 @dataclass(slots=True)
@@ -67,6 +72,8 @@ class Queue:
             batch = self.batches.popleft()
             self.waiting -= batch.size
             dropped += batch.count
+            for place, count in (batch.gaps or {}).items():
+                self.note_gap(place, count)
         self.note_gap(at, dropped)
         self.dropped += dropped
         return dropped
@@ -76,12 +83,17 @@ class Queue:
         if count:
             if at not in self.gaps and len(self.gaps) >= 64:
                 at = "elsewhere"
-            self.gaps[at] = self.gaps.get(at, 0) + count
+            self.gaps[at] = min(self.gaps.get(at, 0) + count, _MAX_GAP)
 
     @property
     def in_flight(self) -> int:
         """Bytes sent and not yet acknowledged."""
         return self.sent_total - self.acked_total
+
+    @property
+    def crowded(self) -> bool:
+        """Whether it is more than half full."""
+        return self.waiting > self.limit // 2
 
     def ready(self) -> bool:
         """Whether something waits and the window is open."""
@@ -91,9 +103,9 @@ class Queue:
         """Return the next frame; it stays until `sent`. Only when `ready`."""
         if self.gaps:
             items = [part for at, count in self.gaps.items() for part in local(Type.GAP, Gap(count, at))]
-            self.gaps.clear()
             frame = encode_frame(items)
-            self.batches.appendleft(_Batch([], frame, len(frame), 0))
+            self.batches.appendleft(_Batch([], frame, len(frame), 0, self.gaps))
+            self.gaps = {}
             self.waiting += len(frame)
         batch = self.batches[0]
         if batch.frame is None:

@@ -173,6 +173,9 @@ _decode_route: Final = msgspec.msgpack.Decoder(Route).decode
 _decode_map: Final = msgspec.msgpack.Decoder(dict[str, Any]).decode
 _decoders: dict[type, msgspec.msgpack.Decoder[Any]] = {}
 
+_UNREADABLE: Final = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
+"""What msgspec raises for bytes that it cannot read: broken text and deep nesting are not errors of its own."""
+
 EMPTY_META: Final = encode([])
 LOCAL_ROUTE: Final[dict[Type, bytes]] = {kind: encode([int(kind)]) for kind in Type if kind < Type.EVENT}
 """The whole route of the types that stay on one connection."""
@@ -190,7 +193,7 @@ def decode_frame(frame: bytes) -> list[bytes]:
     """
     try:
         items = _decode_frame(frame)
-    except msgspec.MsgspecError as error:
+    except _UNREADABLE as error:
         raise ProtocolError("malformed", f"not an array of bin: {error}") from None
     count = len(items)
     if not count or count % 3 or count > 3 * MAX_ENVELOPES:
@@ -204,7 +207,7 @@ def decode_route(data: bytes) -> Route:
         raise ProtocolError("oversize", f"a route of {len(data)} bytes; at most {MAX_ROUTE}")
     try:
         route = _decode_route(data)
-    except msgspec.MsgspecError as error:
+    except _UNREADABLE as error:
         raise ProtocolError("malformed", f"route: {error}") from None
     if route.type not in LANE_OF:
         raise ProtocolError("unknown-type", f"type {route.type}")
@@ -220,7 +223,7 @@ def decode_meta(kind: type[_T], data: bytes) -> _T:
         decoder = _decoders[kind] = msgspec.msgpack.Decoder(kind)
     try:
         meta: _T = decoder.decode(data)
-    except msgspec.MsgspecError as error:
+    except _UNREADABLE as error:
         raise ProtocolError("malformed", f"{kind.__name__}: {error}") from None
     return meta
 
@@ -229,7 +232,7 @@ def decode_map(data: bytes) -> dict[str, Any]:
     """Return the map in the body of a hop-local or local envelope. Raises ProtocolError."""
     try:
         return _decode_map(data)
-    except msgspec.MsgspecError as error:
+    except _UNREADABLE as error:
         raise ProtocolError("malformed", f"body: {error}") from None
 
 
@@ -240,7 +243,7 @@ def decode_body(kind: type[_T], data: bytes) -> _T:
         decoder = _decoders[kind] = msgspec.msgpack.Decoder(kind)
     try:
         body: _T = decoder.decode(data)
-    except msgspec.MsgspecError as error:
+    except _UNREADABLE as error:
         raise ProtocolError("malformed", f"{kind.__name__}: {error}") from None
     return body
 
@@ -253,16 +256,20 @@ def local(kind: Type, body: object = None, meta: object = ()) -> list[bytes]:
 # Bodies of the hop-local and local types (protocol sections 3, 4 and 6).
 
 
+Number = Annotated[int, msgspec.Meta(ge=0, lt=1 << 53)]
+"""A count that is added to and sent on: so bounded, it stays far from the 64 bits that MessagePack can carry."""
+
+
 class Entry(msgspec.Struct, array_like=True, frozen=True, gc=False):
     """One node as the directory knows it (protocol 6.1)."""
 
     node: str
-    epoch: int
-    rev: int
-    state: int
+    epoch: Number
+    rev: Number
+    state: Annotated[int, msgspec.Meta(ge=1, le=3)]
     parent: str
     incarnation: int
-    cause: str
+    cause: Annotated[str, msgspec.Meta(max_length=32)]
     time_ms: int
 
 
@@ -335,8 +342,8 @@ class Interest(msgspec.Struct):
 class Gap(msgspec.Struct):
     """GAP: `count` events were dropped at `at` = "node>peer" (protocol 9.3)."""
 
-    count: int
-    at: str
+    count: Number
+    at: Annotated[str, msgspec.Meta(max_length=600)]
 
 
 class Subscribe(msgspec.Struct):

@@ -1,26 +1,21 @@
 """Fixtures that tests of several rings share."""
 
-import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
-
-ROOT = Path(__file__).parents[1]
+from lone_router import LoneRouter
 
 
 @pytest.fixture
-def lone_bus() -> Iterator[str]:
-    """Run the router of a tree of one node, `solo`, and give the address of its bus."""
+def lone_router() -> Iterator[LoneRouter]:
     with tempfile.TemporaryDirectory(prefix="ts-") as folder:  # short enough for a socket's address
-        config = Path(folder, "treescale.toml")
-        config.write_text(
-            'current_node = "solo"\n[servers.solo]\nname = "solo"\nip = "127.0.0.1"\nservice_port = 4999\n'
-        )
-        argv = [sys.executable, ROOT / "services/ts_router.py", "--config", config, "--run-dir", folder]
-        router = subprocess.Popen(argv)
-        yield f"{folder}/bus"
-        router.terminate()
-        router.wait(10)
+        router = LoneRouter(folder)
+        yield router
+        router.kill()
+
+
+@pytest.fixture
+def lone_bus(lone_router: LoneRouter) -> str:
+    """The address of the lone router's bus."""
+    return lone_router.bus

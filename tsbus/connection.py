@@ -129,7 +129,8 @@ class Connection:
                 await self.changed.until(lambda: self.connected or self.closed)
         except TimeoutError:
             raise NoRouter(
-                f"no router answers at {self.where}; is its router running (supervisorctl status), and may you use the socket?"
+                f"no router answers at {self.where}; "
+                "is it running (supervisorctl status), and may you use the socket?"
             ) from None
         if self.closed:
             raise self.lost()

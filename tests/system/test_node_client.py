@@ -1,11 +1,13 @@
 """Another language on the bus: the example in JavaScript, written from the protocol alone, against a real router."""
 
+import asyncio
 import os
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from lone_router import LoneRouter
 
 import tsbus
 from tsbus.core.message import Content
@@ -57,6 +59,22 @@ async def test_javascript_client_survives_the_window(lone_bus: str, example: "su
             await client.publish("news.today", {"number": number, "filler": "x" * 6000})
         numbers = [(await heard.next(LIMIT_S)).json()["value"]["number"] for _ in range(count)]
         assert numbers == list(range(count))
+
+
+async def test_javascript_client_comes_back(
+    lone_bus: str, lone_router: LoneRouter, example: "subprocess.Popen[bytes]"
+) -> None:
+    """After a restart of the router the example connects anew and says its subscriptions and commands again."""
+    async with tsbus.connect(lone_bus, timeout_s=LIMIT_S) as client:
+        await _listens(client)
+        lone_router.kill()
+        lone_router.start()
+        async with asyncio.timeout(LIMIT_S):
+            while client.connected:
+                await asyncio.sleep(0.005)
+            await client.wait_connected()
+            await _listens(client)
+        assert await client.call_one("solo", "shout.upper", b'"abc"') == "ABC"
 
 
 async def _listens(client: tsbus.Client) -> None:

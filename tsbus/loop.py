@@ -4,6 +4,8 @@ A plain loop and no asyncio: a round trip through asyncio costs a router 1.7 to 
 """
 
 import argparse
+import contextlib
+import ctypes
 import os
 import signal
 import sys
@@ -22,6 +24,7 @@ from tsbus.transport import Curve, SocketTransport, TransportError, public_of, r
 
 _log = log.Log("router")
 _STUCK_MS = 2.0
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of <malloc.h>
 
 
 class SystemClock:
@@ -167,6 +170,16 @@ class RouterProcess:
             self.transport.send(peer.conn, frame)
 
 
+def _keep_freed_memory() -> None:
+    """Let the C library keep what frames leave behind: to give their pages back and fetch them anew, for each large
+    frame, is a tenth of the CPU that 4 KiB events cost. Does nothing where there is no mallopt.
+    """
+    with contextlib.suppress(OSError, AttributeError):
+        mallopt = ctypes.CDLL(None).mallopt
+        mallopt(_M_TRIM_THRESHOLD, 16 * 1024 * 1024)
+        mallopt(_M_MMAP_THRESHOLD, 8 * 1024 * 1024)
+
+
 def main() -> int:
     """Run the router until a signal. Exit status 2: the configuration, the key or the sockets are not in order."""
     parser = argparse.ArgumentParser(prog="ts_router", description="The router of a node.")
@@ -190,5 +203,6 @@ def main() -> int:
     except (ConfigError, TransportError) as error:
         print(f"ts_router: {error}", file=sys.stderr)
         return 2
+    _keep_freed_memory()
     process.run()
     return 0

@@ -16,7 +16,7 @@ PROTOCOL: Final = 1
 
 MAX_FRAME: Final = 2 * 1024 * 1024
 """Bytes of a ZeroMQ message; the transport ends a connection that sends more (protocol 1.4)."""
-BATCH_BYTES: Final = 64 * 1024
+BATCH_BYTES: Final = 128 * 1024
 """A sender closes a batch at this size (protocol 2.3)."""
 MAX_BODY: Final = 1024 * 1024
 MAX_ROUTE: Final = 64 * 1024

@@ -8,6 +8,7 @@ then costs a dictionary look-up, meta is decoded when somebody asks for it.
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from struct import Struct
 from typing import Any, Final
 
 import msgspec
@@ -22,7 +23,6 @@ from tsbus.core.message import (
     PROTOCOL,
     Bye,
     CallMeta,
-    Content,
     CreditMeta,
     Error,
     Gap,
@@ -255,8 +255,7 @@ class Session:
             self._meta_tail = b"\xcf" + self._wall_ms().to_bytes(8)
         seq = self.published
         self.published = seq + 1
-        # An EventMeta of fixed width: [incarnation, seq, time_ms, content], the first three as 64 bit numbers.
-        meta = self._meta_head + seq.to_bytes(8) + self._meta_tail + _CONTENT[content]
+        meta = _pack_meta(self._meta_head, seq, self._meta_tail, content)
         self._batch += (route, meta, body)
         self._batch_bytes = size = self._batch_bytes + len(route) + len(body) + _EVENT_OVERHEAD
         return size >= BATCH_BYTES
@@ -444,7 +443,8 @@ class Session:
 
 
 SCOPES: Final = ("all", "subtree", "node")
-_CONTENT: Final = [bytes([code]) for code in Content]
+_pack_meta: Final = Struct(">11sQ9sB").pack
+"""Makes an EventMeta of fixed width: [incarnation, seq, time_ms, content], the first three as 64 bit numbers."""
 _EVENT_OVERHEAD: Final = 2 + 3 * 9 + _ENVELOPE
 _NO_WAY: Final = _Way(Route(0))
 

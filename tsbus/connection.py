@@ -129,8 +129,7 @@ class Connection:
                 await self.changed.until(lambda: self.connected or self.closed)
         except TimeoutError:
             raise NoRouter(
-                f"no router answers at {self.where}; "
-                "is it running (supervisorctl status), and may you use the socket?"
+                f"no router answers at {self.where}; is it running (supervisorctl status), and may you use the socket?"
             ) from None
         if self.closed:
             raise self.lost()

@@ -81,7 +81,8 @@ def _say(text: str) -> None:
 
 
 def _chapter(title: str) -> None:
-    click.secho(f"\n== {title}", bold=True)
+    click.echo()
+    click.secho(f"== {title}", bold=True)
 
 
 class _Demo:
@@ -137,6 +138,7 @@ class _Demo:
         _say("Three listen, at the root and on the two nodes with the tag; then web1 says something to them.")
         listen = ["ts-sub", "order.>", "--count", "1", "--timeout", "20"]
         listeners = {}
+        click.echo()
         try:
             for name in ("root", "db1", "db2"):
                 self._tell_command(listen, name, " &")
@@ -201,7 +203,7 @@ class _Demo:
 
     def _tell_command(self, argv: list[str], at: str = "root", end: str = "") -> None:
         where = "" if at == "root" else f"TREESCALE_BUS={self._bus(at)} "
-        click.secho(f"\n$ {where}{shlex.join(argv)}{end}", fg="cyan")
+        click.secho(f"$ {where}{shlex.join(argv)}{end}", fg="cyan")
         sys.stdout.flush()
 
     def _start(self, argv: list[str], at: str = "root", **options: Any) -> subprocess.Popen[str]:
@@ -211,6 +213,7 @@ class _Demo:
 
     def _run(self, argv: list[str], at: str = "root", expected: int = Code.OK, *, quiet: bool = False) -> None:
         """Run a command that the reader sees. Raises Fault when it does not end as expected."""
+        click.echo()
         self._tell_command(argv, at)
         process = self._start(argv, at, stdout=subprocess.DEVNULL if quiet else None)
         with process:
@@ -234,6 +237,7 @@ class _Demo:
 
     def _kill(self, pids: list[int], lost: BlockingSubscription) -> float:
         """Kill processes; return the milliseconds until the root said that their node is lost."""
+        click.echo()
         self._tell_command(["kill", "-9", *map(str, pids)])
         began = time.monotonic()
         for pid in pids:

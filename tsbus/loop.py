@@ -19,7 +19,7 @@ from tsbus.config import ConfigError, Tree, load
 from tsbus.core import message as wire
 from tsbus.core.message import Type
 from tsbus.identity import role_of
-from tsbus.router import TICK_MS, Router
+from tsbus.router import Router
 from tsbus.transport import Curve, SocketTransport, TransportError, public_of, read_secret
 
 _log = log.Log("router")
@@ -122,17 +122,15 @@ class RouterProcess:
 
     def _loop(self) -> None:
         router, transport, clock = self.router, self.transport, self._clock
-        next_tick = clock.monotonic_ms()
         while self._running:
-            wait = _STUCK_MS if router.stuck else max(0.0, next_tick - clock.monotonic_ms())
+            wait = _STUCK_MS if router.stuck else max(0.0, router.tick_due - clock.monotonic_ms())
             ready = transport.wait(wait)
             router.now = clock.monotonic_ms()
             transport.read(ready)
             if self._reload_due:
                 self._reload()
-            if router.now >= next_tick:
+            if router.now >= router.tick_due:
                 router.tick()
-                next_tick = router.now + TICK_MS
             router.flush()
 
     def _on_signal(self, *_: object) -> None:

@@ -24,7 +24,9 @@ from tsbus.log import Log
 from tsbus.peer import Clock, Conn, ConnKind, Decision, Handler, Peer, PeerKind, Transport
 
 TICK_MS = 50
-"""How often `tick` wants to be called."""
+"""How often `tick` wants to be called while calls or crowded queues have to be watched."""
+_IDLE_TICK_MS = 250
+"""The same for a router that has neither; each time costs it a wake-up."""
 _CACHE_BYTES = 1024 * 1024
 _DECISION_BYTES = 256
 _MAX_WATCHES = 100
@@ -102,7 +104,9 @@ class Router:
         self._handles = 0
         self._seq = 0
         self._interest_changed = False
-        self._next_tick = self.now + TICK_MS
+        self._last_tick = self.now
+        self._crowds: set[Peer] = set()
+        """Peers with `over_since`."""
         self._handlers: dict[Type, Handler] = {
             Type.HELLO: self._on_hello,
             Type.PING: self._on_ping,
@@ -218,6 +222,7 @@ class Router:
         if lane is Lane.EVENT:
             if out.over_since is None:
                 out.over_since = self.now
+                self._crowds.add(out)
             if not out.slow:
                 source.blockers.add(out)
                 self._held.add(source)
@@ -369,27 +374,36 @@ class Router:
 
     # Time -------------------------------------------------------------------------------------------------------------
 
+    @property
+    def tick_due(self) -> float:
+        """When `tick` wants to be called next, in the clock's milliseconds; what happens may bring it forward."""
+        is_watching = self._crowds or len(self.commands.outgoing)
+        return self._last_tick + (TICK_MS if is_watching else self._idle_tick_ms)
+
+    @property
+    def _idle_tick_ms(self) -> int:
+        return max(TICK_MS, min(_IDLE_TICK_MS, self.settings.ping_ms // 2))
+
     def tick(self) -> None:
-        """Do what time demands; call it about every TICK_MS."""
-        late = max(0, int(self.now - self._next_tick))
-        self._next_tick = self.now + TICK_MS
+        """Do what time demands."""
+        late = max(0, int(self.now - self._last_tick) - self._idle_tick_ms)
+        self._last_tick = self.now
         self.links.tick(late)
         self.commands.tick()
-        for peer in list(self.peers):
+        for peer in list(self._crowds):
             self._watch_queue(peer)
 
     def _watch_queue(self, peer: Peer) -> None:
         """Find peers that are slow, and those that no longer are (protocol 9.3)."""
         queue = peer.outbox.event
-        if peer.over_since is None:
-            return
         if queue.waiting <= queue.limit // 4 or (not peer.slow and queue.waiting <= queue.limit // 2):
             peer.over_since = None
+            self._crowds.discard(peer)
             if peer.slow:
                 peer.slow = False
                 _log.info("peer.recovered", peer=peer.name, dropped=queue.dropped)
                 self.publish("bus.recovered", self._slow_body(peer))
-        elif not peer.slow and self.now - peer.over_since >= self.settings.slow_after_ms:
+        elif not peer.slow and self.now - (peer.over_since or self.now) >= self.settings.slow_after_ms:
             peer.slow = True
             _log.warning("peer.slow", peer=peer.name, waiting=queue.waiting)
             self.publish("bus.slow", self._slow_body(peer))
@@ -421,6 +435,7 @@ class Router:
         self.peers.discard(peer)
         self.dirty.discard(peer)
         self._held.discard(peer)
+        self._crowds.discard(peer)
         if peer.kind in _CLIENTS:
             self._forget_worker(peer)
         elif peer.kind is not _NEW or peer.conn.kind is ConnKind.DIAL:

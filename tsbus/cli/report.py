@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from tsbus.cli.edge import Code
-from tsbus.cli.terminal import body_json, body_line, safe
+from tsbus.cli.terminal import body_json, body_line, millis, safe
 from tsbus.core.accounting import Outcome
 from tsbus.core.target import fold
 
@@ -46,7 +46,8 @@ def account(endings: Mapping[str, Ending], seconds: float) -> Iterator[str]:
     """Return the lines that tell how it ended on every node; nothing for one node that did it."""
     if len(endings) > 1:
         ok = sum(ending.outcome is Outcome.OK for ending in endings.values())
-        yield f"ok {ok} of {len(endings)} in {seconds:.1f} s"
+        took = millis(seconds * 1000) if seconds < 1 else f"{seconds:.1f} s"
+        yield f"ok {ok} of {len(endings)} in {took}"
     for outcome in list(Outcome)[1:]:
         reasons: dict[str, list[str]] = {}
         for node, ending in endings.items():

@@ -23,7 +23,8 @@ from bench.scenarios import SCENARIOS, Figures, Scenario
 
 CONTESTANTS = {
     "ours": "bench.ours:Ours",
-    "ours-crowd": "bench.ours:OursCrowd",
+    "ours-crowd": "bench.ours_crowd:OursCrowd",
+    "ours-forest": "bench.ours_crowd:OursForest",
     "zmq.proxy": "bench.peers.zmqproxy:ZmqProxy",
     "zmq.proxy-1frame": "bench.peers.zmqproxy_1frame:ZmqProxy1Frame",
     "nats": "bench.peers.nats:Nats",

@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import itertools
 import time
+from collections.abc import Callable
 from importlib.metadata import version
 
 import tsbus
 from bench.contestant import Contestant, Tally, Tree
 from bench.harness import ROOT, Fleet, free_ports, wait_until
-from tsbus.config import Server, dump
+from tsbus.config import Handler, Server, dump
 from tsbus.config import Tree as Config
 from tsbus.transport import new_keypair
 
@@ -18,8 +19,8 @@ TOPIC = "bench.event"
 PATIENCE_S = 10.0
 
 
-def configure(fleet: Fleet, tree: Tree) -> str:
-    """Write keys and one configuration for nodes n1, n2, ... and return its path."""
+def configure(fleet: Fleet, tree: Tree, handlers: Callable[[str], dict[str, Handler]] = lambda _: {}) -> str:
+    """Write keys and one configuration for nodes n1, n2, ... and return its path; `handlers` gives those of a node."""
     ports = free_ports(len(tree))
     servers = {}
     for index, port in enumerate(ports):
@@ -27,7 +28,9 @@ def configure(fleet: Fleet, tree: Tree) -> str:
         fleet.file(f"n{index + 1}.key", secret).chmod(0o600)
         children = tuple(f"n{child + 1}" for child, above in enumerate(tree) if above == index)
         name = f"n{index + 1}"
-        servers[name] = Server(name, "127.0.0.1", port, childs=children, public_key=public)
+        servers[name] = Server(
+            name, "127.0.0.1", port, childs=children, public_key=public, handlers=handlers(name)
+        )  # fmt: skip
     return str(fleet.file("treescale.toml", dump(Config(servers))))
 
 

@@ -7,6 +7,7 @@ CPU is read from the kernel before and after, so it is the figure that compares 
 from __future__ import annotations
 
 import statistics
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -174,6 +175,28 @@ def crowd(contestant: Crowd, operations: Sequence[str], nodes: int = 20, repeats
         return timings | memory
 
 
+def forest(contestant: Any, nodes: int = 111) -> Figures:
+    """What many nodes on one machine take, and how soon they act together."""
+    with Fleet() as fleet:
+        begun = time.monotonic()
+        contestant.start(fleet, nodes)
+        figures = {"up s": time.monotonic() - begun}
+        before = sum(fleet.cpu_by_role().values())
+        time.sleep(5.0)  # the window over which the idle tree is measured
+        figures["idle core %/node"] = (sum(fleet.cpu_by_role().values()) - before) / 5.0 / nodes * 100
+        figures["Pss MiB/node"] = fleet.memory_by_role("Pss")["node"] / nodes
+        can = contestant.operations()
+        for name, repeats in (("ping", 20), ("exec", 10), ("fork/exec alone", 10), ("event", 20)):
+            figures[f"{name} p50 ms"] = statistics.median(can[name]() for _ in range(repeats)) * 1e3
+        killed = sorted(can["killed known"]() * 1e3 for _ in range(20))
+        stopped = [can["stopped known"]() * 1e3 for _ in range(3)]
+        return figures | {
+            "killed p50 ms": statistics.median(killed),
+            "killed max of 20 ms": killed[-1],
+            "stopped max of 3 ms": max(stopped),
+        }
+
+
 def streams(title: str, load: Load) -> Scenario:
     buses = ("ours", "zmq.proxy", "zmq.proxy-1frame", "nats", "redis", "mosquitto")
     return Scenario(f"{title}, {load.size} B", buses, partial(throughput, load=load), ("deliveries/s", "all us"))
@@ -209,6 +232,7 @@ SCENARIOS: dict[str, list[Scenario]] = {
         asks("request and answer, three hops, idle", None, 2.0),
         asks("request and answer, three hops, beside a 4 KiB stream", Load(size=4096), 4.0),
     ],
+    "forest": [Scenario("111 nodes on this machine, a 10-10 tree", ("ours-forest",), forest, (), restarts=False)],
     "salt": [crowds("20 nodes told to answer and to run /bin/true", "salt", ("ping", "exec"))],
     "serf": [crowds("20 nodes: event to the last handler, killed node known", "serf", ("event", "killed known"))],
 }

@@ -1,0 +1,27 @@
+"""Fixtures of the system tests: trees of real processes that are gone when the test is over."""
+
+import contextlib
+import faulthandler
+import tempfile
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tree import Tree
+
+Grow = Callable[..., Awaitable[Tree]]
+
+
+@pytest.fixture
+async def grow() -> AsyncIterator[Grow]:
+    """A function that starts a tree (see Tree) and returns it when every node sees every node."""
+    faulthandler.dump_traceback_later(150, exit=True)
+    async with contextlib.AsyncExitStack() as stack:
+
+        async def start(spec: str, **options: Any) -> Tree:
+            folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="ts-"))  # short: it is in socket addresses
+            return await stack.enter_async_context(Tree(spec, Path(folder), **options))
+
+        yield start
+    faulthandler.cancel_dump_traceback_later()

@@ -4,7 +4,12 @@ import tempfile
 from collections.abc import Iterator
 
 import pytest
+from hypothesis import settings
 from lone_router import LoneRouter
+
+# How long an example takes depends on what else the machine does: nothing here is a timed test.
+settings.register_profile("treescale", deadline=None)
+settings.load_profile("treescale")
 
 
 @pytest.fixture

@@ -31,7 +31,7 @@ HOMES = {
 
 CORE_STDLIB = {
     "bisect", "collections", "dataclasses", "difflib", "enum", "fnmatch", "functools", "heapq", "itertools", "math",
-    "re", "typing",
+    "re", "struct", "typing",
 }  # fmt: skip
 """What the pure core may use: nothing that knows the time, the machine, other programs or chance."""
 

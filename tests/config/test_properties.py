@@ -112,7 +112,7 @@ def trees(draw):
     )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(trees(), st.sampled_from(["toml", "json"]))
 def test_a_tree_survives_being_written_and_read(tree, form):
     """Loading what was dumped gives an equal tree of the same version, with the servers in the same order."""
@@ -122,7 +122,7 @@ def test_a_tree_survives_being_written_and_read(tree, form):
     assert list(again.servers) == list(tree.servers)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(trees())
 def test_a_section_that_differs_from_nothing_survives(tree):
     """A server's own section equal to the tree's is still its own after writing and reading."""
@@ -144,7 +144,7 @@ fragments = characters | tokens | keys | lines
 texts = st.text() | st.lists(fragments, max_size=30).map("".join)
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(texts, st.sampled_from(["", "{", "[servers.a]\nip='a'\nservice_port=1\n"]))
 def test_any_text_is_loaded_or_refused(text, start):
     """Whatever a file holds, the loader raises nothing but ConfigError, and its problems have text and sane places."""
@@ -165,7 +165,7 @@ values = st.recursive(
 )
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(
     st.dictionaries(st.sampled_from(["servers", "operators", "policy", "executor", "handlers", "bus"]), values),
     st.dictionaries(st.sampled_from(["ip", "service_port", "childs", "tags", "balancers", "executor", "name"]), values),
@@ -178,7 +178,7 @@ def test_any_shape_is_loaded_or_refused(sections, server):
         loads(json.dumps(sections))
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(content=st.binary(max_size=60) | texts.map(lambda text: text.encode(errors="surrogatepass")))
 def test_any_bytes_are_a_console_file_or_refused(tmp_path_factory, content):
     """Whatever the console's file holds, loading it raises nothing but ConfigError."""

@@ -161,7 +161,7 @@ def check_bounds(siege: Siege) -> None:
 
 
 @given(seed=st.integers(0, 1 << 48))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_no_frame_harms_a_router(seed: int) -> None:
     """Under any frames a router raises nothing, keeps every bound, and its tables agree with each other."""
     siege = Siege(seed)
@@ -170,7 +170,7 @@ def test_no_frame_harms_a_router(seed: int) -> None:
 
 
 @given(seed=st.integers(0, 1 << 48))
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 def test_everything_is_forgotten(seed: int) -> None:
     """When all that besieged it have gone, a router remembers nothing of them."""
     siege = Siege(seed)

@@ -279,11 +279,8 @@ class Faults:
         """Break something that is whole; the routers of `spared` are not stopped, only killed."""
         tree, rng = self.tree, self.rng
         node = rng.choice([name for name in tree.names if name not in self.active])
-        kind = (
-            "kill"
-            if node in spared
-            else rng.choice(["kill", "stop", "cut", "freeze", "reset"] if node in tree.cutters else ["kill", "stop"])
-        )
+        kinds = ["kill"] + ["stop"] * (node not in spared) + ["cut", "freeze", "reset"] * (node in tree.cutters)
+        kind = rng.choice(kinds)
         self.active[node] = kind
         if kind == "kill":
             tree.kill(node)

@@ -25,6 +25,8 @@ CONTESTANTS = {
     "ours": "bench.ours:Ours",
     "ours-crowd": "bench.ours_crowd:OursCrowd",
     "ours-forest": "bench.ours_crowd:OursForest",
+    "ours-stopped": "bench.ours_promises:OursStopped",
+    "ours-commands": "bench.ours_promises:OursCommands",
     "zmq.proxy": "bench.peers.zmqproxy:ZmqProxy",
     "zmq.proxy-1frame": "bench.peers.zmqproxy_1frame:ZmqProxy1Frame",
     "nats": "bench.peers.nats:Nats",

@@ -2,7 +2,8 @@
 
 Run as `python -m bench.nursery CONFIG FOLDER`. Forking shares the pages of the interpreter and the libraries, so that
 111 nodes fit on a small machine. Each executor also notes when an event of the topic ARRIVAL comes, in a file that the
-harness maps too. A router that ends is started anew after a while, as supervisord does. Says its pids in JSON once all are forked.
+harness maps too. A router that ends is started anew after a while, as supervisord does. Says its pids in JSON once all
+are forked.
 """
 
 from __future__ import annotations

@@ -53,15 +53,16 @@ class Ours(Contestant):
         return str(self._sockets[router])
 
 
+async def connect(endpoint: str) -> tsbus.Client:
+    return await tsbus.connect(endpoint, name="bench", timeout_s=PATIENCE_S)
+
+
 class _Connected:
     """A private event loop with open clients: it runs only while the harness's command is carried out."""
 
     def __init__(self, endpoint: str, connections: int = 1) -> None:
         self.loop = asyncio.new_event_loop()
-        self.clients = [self.loop.run_until_complete(self._open(endpoint)) for _ in range(connections)]
-
-    async def _open(self, endpoint: str) -> tsbus.Client:
-        return await tsbus.connect(endpoint, name="bench", timeout_s=PATIENCE_S)
+        self.clients = [self.loop.run_until_complete(connect(endpoint)) for _ in range(connections)]
 
 
 class Publisher(_Connected):

@@ -70,6 +70,7 @@ class OursCrowd(Crowd):
 
     def _on_loss(self, event: tsbus.Event) -> None:
         self._losses.put_nowait((event.json()["node"], time.monotonic()))
+        self._published = event.time_ms / 1000
 
     def _run(self, work: Coroutine[Any, Any, Any]) -> Any:
         return self._loop.run_until_complete(work)
@@ -139,6 +140,7 @@ class OursForest(OursCrowd):
         self._nursery = self._fleet.python("node nursery", "bench.nursery", self._config, str(folder))
         self._pids = {name: pair[0] for name, pair in self._nursery.must_hear(PATIENCE_S).items()}
         self._marks = open_marks(folder / "marks", self._nodes)
+        self.known_to_router: list[float] = []
         self._victims = itertools.cycle(self._names[1:11])
 
     def _event(self) -> float:
@@ -154,9 +156,10 @@ class OursForest(OursCrowd):
     def _killed(self) -> float:
         victim = next(self._victims)
         time.sleep(0.5)  # the tree is at rest when it happens
-        start = time.monotonic()
+        start, began = time.monotonic(), time.time()
         os.kill(self._pids[victim], signal.SIGKILL)
         known = self._heard_of(victim) - start
+        self.known_to_router.append(self._published - began)
         self._pids |= self._nursery.must_hear()
         self._wait_all_answer()
         return known

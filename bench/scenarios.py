@@ -193,8 +193,28 @@ def forest(contestant: Any, nodes: int = 111) -> Figures:
         return figures | {
             "killed p50 ms": statistics.median(killed),
             "killed max of 20 ms": killed[-1],
+            "router knows p50 ms": statistics.median(contestant.known_to_router) * 1e3,
+            "router knows max ms": max(contestant.known_to_router) * 1e3,
             "stopped max of 3 ms": max(stopped),
         }
+
+
+def idle(contestant: Contestant, seconds: float = 20.0) -> Figures:
+    """What a router takes when nothing happens."""
+    with Fleet() as fleet:
+        contestant.start(fleet, CHAIN)
+        time.sleep(3.0)  # until the links stand
+        before = fleet.cpu_by_role()["router"]
+        time.sleep(seconds)
+        used = fleet.cpu_by_role()["router"] - before
+        memory = {f"router {field} MiB": fleet.memory_by_role(field)["router"] / len(CHAIN) for field in ("Rss", "Pss")}
+        return {"router core %": used / seconds / len(CHAIN) * 100} | memory
+
+
+def promises(contestant: Any) -> Figures:
+    """For what only we measure: the contestant knows how."""
+    figures: Figures = contestant.measure()
+    return figures
 
 
 def streams(title: str, load: Load) -> Scenario:
@@ -232,6 +252,9 @@ SCENARIOS: dict[str, list[Scenario]] = {
         asks("request and answer, three hops, idle", None, 2.0),
         asks("request and answer, three hops, beside a 4 KiB stream", Load(size=4096), 4.0),
     ],
+    "idle": [Scenario("an idle chain of three", ("ours", "nats", "redis", "mosquitto"), idle, ())],
+    "stopped": [Scenario("1 GB of events for a stopped child", ("ours-stopped",), promises, ())],
+    "commands": [Scenario("commands from start to exit", ("ours-commands",), promises, ())],
     "forest": [Scenario("111 nodes on this machine, a 10-10 tree", ("ours-forest",), forest, (), restarts=False)],
     "salt": [crowds("20 nodes told to answer and to run /bin/true", "salt", ("ping", "exec"))],
     "serf": [crowds("20 nodes: event to the last handler, killed node known", "serf", ("event", "killed known"))],

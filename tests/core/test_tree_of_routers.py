@@ -16,7 +16,7 @@ from tsbus.core.accounting import Outcome
 from tsbus.core.directory import UPWARD, NodeState
 from tsbus.core.target import resolve
 from tsbus.core.topic import matches
-from tsbus.core.tree import Topology
+from tsbus.core.tree import Topology, adopter
 
 RUNS = int(os.environ.get("TREESCALE_RUNS", "100"))
 SETTINGS = BusSettings(adopt_after_s=0.4, steady_s=0.5, reset_after_s=3.0, ping_ms=200)
@@ -41,12 +41,12 @@ class Chaos:
         self.rng = rng = Random(seed)
         topology = random_tree(rng, rng.randint(2, 9))
         self.net = Net(topology, settings=SETTINGS, rng=rng)
-        self.net.start(*topology.names)
-        self.net.advance(500)
         self.story: list[str] = []
         self.bodies = 0
-        for node in topology.names:
+        for node in rng.choices((topology.names, rng.sample(topology.names, len(topology) // 2)), (3, 1))[0]:
+            self.net.start(node)
             self.join(node)
+        self.net.advance(500)
         self.net.run()
 
     # What can happen.
@@ -261,6 +261,17 @@ class Chaos:
                 assert last.get(meta.incarnation, -1) < meta.seq
                 last[meta.incarnation] = meta.seq
 
+    def check_healed(self) -> None:
+        """All living are joined whom the rule of section 8.5 joins, once no link is cut."""
+        self.note("mend links")
+        self.net.cuts.clear()
+        self.rest(60_000)
+        alive = self.net.stations.__contains__
+        components = self.net.components()
+        for node in self.net.stations:
+            above = adopter(self.net.topology, node, alive)
+            assert above is None or above in components[node], f"{above} does not reach {node}"
+
     def check_home(self) -> None:
         """Every node is up and below its own parent, and all routers agree on everything."""
         topology = self.net.topology
@@ -319,6 +330,8 @@ def test_whatever_happens(seed):
             chaos.rest(12_000)
             chaos.check_directories()
             chaos.check_interest()
+        chaos.check_healed()
+        chaos.check_directories()
         chaos.mend_all()
         chaos.check_home()
         chaos.check_interest()
@@ -381,6 +394,14 @@ def test_a_node_agrees_on_its_own_illness():
     net.advance(1000)
     assert above["b"].state == NodeState.UP
     assert above["b"] == below["b"]
+
+
+def test_who_starts_alone_adopts_too():
+    """A root that has never seen its child takes it for dead after a longer patience, and dials those below."""
+    net = Net(Topology({"a": ["b"], "b": ["c"], "c": []}), settings=SETTINGS)
+    net.start("a", "c")
+    net.advance(20_000)
+    assert net.links() == {("a", "c")}
 
 
 def test_interest_that_changes_during_a_handshake_is_told():

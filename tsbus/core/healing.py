@@ -22,7 +22,7 @@ class Healing:
         self._adopt_after = adopt_after_ms
         self._absent: dict[str, int] = {}
         self._seen: set[str] = set()
-        self._start = now
+        self.note(frozenset((me,)), now)
 
     def note(self, present: frozenset[str], now: int) -> None:
         """Tell which nodes can be reached now (the directory's `reachable`)."""

@@ -524,8 +524,11 @@ class _Listener:
                 self._open.discard(descriptor)
                 if descriptor in self._by_fd:
                     self._dying[descriptor] = _LAST_ROUNDS
-        if self._dying and not _readable(self._socket):
-            self._bury(everybody=True)
+        if self._dying:
+            if not _readable(self._socket):
+                self._bury(everybody=True)
+            else:
+                self._transport._hot.add(self._descriptor)  # to have looked may have swallowed the edge (P13)
         return False
 
     def _gone(self, descriptor: int) -> None:

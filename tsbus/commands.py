@@ -190,9 +190,11 @@ class Commands:
         entry = directory.entries[top]
         if entry.epoch == 0:
             return f"{top} has not been seen since {directory.me} started"
+        where = "" if top == node else "below "
+        if entry.state != NodeState.LOST:  # it is this side that is cut off
+            entry, where = directory.entries[directory.top(directory.me)], "cut off with "
         age = max(0, self._router.clock.wall_ms() - entry.time_ms) / 1000
-        state = NodeState(entry.state).name.lower()
-        return ("" if top == node else "below ") + f"{top}, {state} ({entry.cause}) for {age:.1f} s"
+        return f"{where}{entry.node}, {NodeState(entry.state).name.lower()} ({entry.cause}) for {age:.1f} s"
 
     def _follow(self, peer: Peer, decision: Decision, _: bytes, meta: bytes, body: bytes) -> None:
         """INPUT, CANCEL or GRANT of a client goes where its request went."""

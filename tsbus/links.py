@@ -220,7 +220,7 @@ class Links:
             return
         self._note([entry])
         self._flood([entry], but=None)
-        if peer.kind is PeerKind.CHILD:
+        if peer.kind is PeerKind.CHILD and cause != "moved":
             self._announce("node.lost", entry)
 
     def on_directory(self, peer: Peer, _: Decision, __: bytes, ___: bytes, body: bytes) -> None:

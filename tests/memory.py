@@ -227,6 +227,7 @@ class Probe:
         self.notices: list[wire.Notice] = []
         self.subscriptions: set[tuple[str, str]] = set()
         self.answers_at_once = False
+        self.deaf = False
         self.saw: Callable[[str], None] = lambda line: None
         self.welcome: wire.WorkerWelcome | None = None
         self.bye: wire.Bye | None = None
@@ -247,7 +248,7 @@ class Probe:
         return self.welcome is not None and self.end.other is not None and not self.end.unheard
 
     def ready(self) -> list[End]:
-        return [self.end] if self.end.inbox else []
+        return [self.end] if self.end.inbox and not self.deaf else []
 
     def turn(self) -> None:
         item = self.end.inbox.popleft()
@@ -283,6 +284,9 @@ class Probe:
     def unsubscribe(self, pattern: str, scope: str = "all") -> None:
         self.subscriptions.discard((pattern, scope))
         self.local(Type.UNSUBSCRIBE, wire.Subscribe(pattern, scope))
+
+    def watch(self, pattern: str) -> None:
+        self.local(Type.WATCH, wire.Watch(self.net.number(), pattern))
 
     def serve(self, service: str, command: str, role: Role = Role.OPERATE) -> None:
         self.local(Type.SERVE, wire.Serve(service, {command: int(role)}))
@@ -349,7 +353,7 @@ class Probe:
     def _on_notice(self, _: Route, __: bytes, body: bytes) -> None:
         notice = wire.decode_body(wire.Notice, body)
         self.notices.append(notice)
-        self.saw(f"notice {notice.id}: {'wanted' if notice.interest else 'not wanted'}")
+        self.saw("somebody wants it" if notice.interest else "nobody wants it")
 
     def _on_error(self, _: Route, meta: bytes, body: bytes) -> None:
         error = wire.decode_body(wire.Error, body)
@@ -402,7 +406,7 @@ class Probe:
 
 
 def _quoted(body: bytes) -> str:
-    return f" {body.decode()!r}" if 0 < len(body) <= 80 else f" ({len(body)} bytes)" if body else ""
+    return f" {body.decode()!r}" if 0 < len(body) <= 120 else f" ({len(body)} bytes)" if body else ""
 
 
 class Net:

@@ -1,5 +1,6 @@
 """Fixtures that tests of several rings share."""
 
+import os
 import tempfile
 from collections.abc import Iterator
 
@@ -10,6 +11,13 @@ from lone_router import LoneRouter
 # How long an example takes depends on what else the machine does: nothing here is a timed test.
 settings.register_profile("treescale", deadline=None)
 settings.load_profile("treescale")
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Let a run in CI fail when a test was skipped: there, everything that a test needs is installed."""
+    reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+    if os.environ.get("CI") and reporter is not None and reporter.stats.get("skipped"):
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
 
 @pytest.fixture

@@ -4,10 +4,11 @@ Part of the router (router.py): handshakes between routers, the flood of directo
 """
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from tsbus.core import message as wire
-from tsbus.core.directory import UPWARD, NodeState
+from tsbus.core.directory import UPWARD, NodeState, version
 from tsbus.core.healing import Healing
 from tsbus.core.liveness import Liveness, Verdict
 from tsbus.core.message import Entry, ProtocolError, Type
@@ -27,6 +28,15 @@ _MAX_LINK_INTEREST = 1_000_000
 """Patterns taken from one link: what all workers behind it want together."""
 
 
+@dataclass(slots=True, eq=False)
+class _Doubt:
+    """News that is not believed, the link it came over, and the link over which it was sent on to the node."""
+
+    entry: Entry
+    source: Peer
+    told: Peer | None = None
+
+
 class Links:
     """All links of one router. `by_way` names them: UPWARD for the parent, else the child's name."""
 
@@ -40,6 +50,8 @@ class Links:
         self._tree_changed = False
         self._broken: set[str] = set()
         """Nodes that what was under way to or from was lost with a link, since the last `settle`."""
+        self._doubts: dict[str, _Doubt] = {}
+        """The latest news of nodes that came from where these nodes are not (protocol 6.6)."""
         self._knock: tuple[str, float, float] = ("", 0.0, 0.0)
         """Which home parent waits for an adopted node, since when, and when it last knocked."""
 
@@ -228,8 +240,9 @@ class Links:
         self._learn(wire.decode_body(wire.Directory, body).entries, peer)
 
     def _learn(self, entries: list[Entry], source: Peer) -> None:
-        before = self._router.directory.entries.copy() if entries else {}
-        news = self._router.directory.merge(entries)
+        believed = [entry for entry in entries if self._believes(entry, source)]
+        before = self._router.directory.entries.copy() if believed else {}
+        news = self._router.directory.merge(believed)
         if not news:
             return
         self._note([entry for entry in news if _breaks(before[entry.node], entry)])
@@ -239,6 +252,56 @@ class Links:
         self._note(missing)
         self._flood(own + missing, but=None)
         self._tree_changed = True
+
+    def _believes(self, entry: Entry, source: Peer) -> bool:
+        """Take news of a node only from its own side, and never an attachment that the configuration forbids (6.6).
+
+        Without this a child could say that any node hangs below it, and then speak for that node.
+        """
+        directory, node = self._router.directory, entry.node
+        if not directory.is_news(entry) or self._is_their_side(entry, source):
+            return True
+        known = self._doubts.get(node)
+        if known is None or version(entry) > version(known.entry):
+            self._router.counters["doubted"] += 1
+            self._doubts[node] = _Doubt(entry, source)
+            self._pass_on(self._doubts[node])
+        return False
+
+    def _pass_on(self, doubt: "_Doubt") -> None:
+        """Send doubtful news to where the node is, as far as we know: it knows best, and outbids what is not so."""
+        link = self.by_way.get(self._router.directory.way(doubt.entry.node))
+        if link not in (None, doubt.source, doubt.told):
+            doubt.told = link
+            self._router.tell(link, Type.DIRECTORY, wire.Directory([doubt.entry]))
+
+    def _is_their_side(self, entry: Entry, source: Peer) -> bool:
+        directory, node = self._router.directory, entry.node
+        if node == directory.me:  # what the parent end noted, or what others remember of an earlier process
+            own = directory.entries[node]
+            return source.way == UPWARD or own.state == NodeState.LOST or entry.incarnation != own.incarnation
+        if not self._may_hang(node, entry.parent):
+            return False
+        if node == source.name and entry.parent == directory.me:
+            return True
+        known = directory.entries[node]
+        changes_nothing = entry.state == known.state == NodeState.LOST and entry.parent == known.parent
+        return changes_nothing or directory.way(node) == source.way or node not in directory.reachable
+
+    def _may_hang(self, node: str, parent: str) -> bool:
+        topology = self._router.topology
+        return not parent or topology.is_ancestor(parent, node) or _is_elder(topology, parent, node)
+
+    def _reconsider(self) -> None:
+        """Something changed: look again at what was not believed."""
+        for node, doubt in list(self._doubts.items()):
+            if doubt.source.gone or not self._router.directory.is_news(doubt.entry):
+                del self._doubts[node]
+            elif self._is_their_side(doubt.entry, doubt.source):
+                del self._doubts[node]
+                self._learn([doubt.entry], doubt.source)
+            else:
+                self._pass_on(doubt)
 
     def _disown(self, entry: Entry) -> Entry | None:
         """Note a node lost that is said to hang here and does not: it went while this process was not there to see."""
@@ -306,7 +369,9 @@ class Links:
         """After a round of messages: end what broke, decide anew."""
         if not self._tree_changed:
             return
-        self._tree_changed = False
+        while self._tree_changed:
+            self._tree_changed = False
+            self._reconsider()
         router = self._router
         broken, self._broken = frozenset(self._broken), set()
         if broken:

@@ -171,3 +171,25 @@ def test_a_worker_that_is_behind_is_passed_over() -> None:
     assert not worker.gone
     assert not caller.gone
     assert 0 < len(siege.router.commands.serving) < 20
+
+
+def entry(node: str, parent: str, epoch: int = 1 << 50, state: int = 1) -> wire.Entry:
+    return wire.Entry(node, epoch, 0, state, parent, 9, "joined", 0)
+
+
+@pytest.mark.parametrize(
+    "claim", [entry("d", "c"), entry("b", "c"), entry("b", ""), entry("d", "b", state=3), entry("a", "c")], ids=str
+)
+def test_a_child_draws_no_node_to_itself(claim: wire.Entry) -> None:
+    """What a child says of nodes that are not on its side is not believed, and it cannot speak for them (6.6)."""
+    siege = Siege(1)
+    parent, child = peer(siege, ConnKind.TCP, "node:b"), peer(siege, ConnKind.DIAL, "c")
+    say(siege, parent, wire.local(Type.DIRECTORY, wire.Directory([entry("b", "", 9), entry("d", "b", 9)])))
+    directory = siege.router.directory
+    before = {name: directory.way(name) for name in directory.entries}
+    say(siege, child, wire.local(Type.DIRECTORY, wire.Directory([claim])))
+    assert {name: directory.way(name) for name in directory.entries} == before
+    assert directory.reachable == {"a", "b", "c", "d"}
+    route = Route(Type.REQUEST, claim.node, "uid:0", Role.ADMIN, 1, "a", "router.ping")
+    say(siege, child, [wire.encode(route), wire.encode(wire.RequestMeta(1, 1000)), b""])
+    assert siege.router.counters["misrouted"] == 1

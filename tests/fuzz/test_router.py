@@ -107,7 +107,7 @@ class Siege:
             kind = Type.WELCOME if conn.kind is ConnKind.DIAL else Type.HELLO
             hello = wire.LinkHello(
                 versions=(1, 1), node=name, incarnation=1, release="", config="", window=1 << 20, max_body=1 << 20,
-                clock_ms=0, entries=[wire.Entry(name, 5, 0, 1, "", 1, "joined", 0)], interest=["a.>"],
+                clock_ms=0, entries=[wire.Entry(name, 5, 0, 1, "a" if kind is Type.WELCOME else "", 1, "joined", 0)], interest=["a.>"],
             )  # fmt: skip
             self.deliver(conn, wire.encode_frame(wire.local(kind, hello)))
         else:

@@ -27,7 +27,8 @@ HERE = "."
 """The way to this node itself."""
 
 
-def _version(entry: Entry) -> tuple[int, int, int, str, int, str, int]:
+def version(entry: Entry) -> tuple[int, int, int, str, int, str, int]:
+    """Return what decides between two entries of a node: the larger wins (protocol 6.2)."""
     return (entry.epoch, entry.rev, entry.state, entry.parent, entry.incarnation, entry.cause, entry.time_ms)
 
 
@@ -54,13 +55,18 @@ class Directory:
         """
         news = []
         for entry in entries:
-            known = self.entries.get(entry.node)
-            if known is None or _version(entry) <= _version(known):
+            if not self.is_news(entry):
                 continue
+            known = self.entries[entry.node]
             if entry.node == self.me and (entry.epoch, entry.incarnation) != (known.epoch, known.incarnation):
                 entry = msgspec.structs.replace(known, epoch=entry.epoch + 1, rev=0)
             news.append(self._put(entry))
         return news
+
+    def is_news(self, entry: Entry) -> bool:
+        """Whether `entry` is of a node of the tree and beats what is known of it."""
+        known = self.entries.get(entry.node)
+        return known is not None and version(entry) > version(known)
 
     def attach(self, parent: str, cause: str, now_ms: int) -> Entry:
         """`me` accepts `parent` ("" for none): a new epoch begins (protocol 6.2)."""

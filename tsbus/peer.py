@@ -120,10 +120,14 @@ class Peer:
     event_in: int = 0
     stream_acked: int = 0
     event_acked: int = 0
+    window: int = 0
+    """Bytes of one lane that it may send before they are acknowledged (protocol 9.2)."""
     blockers: "set[Peer]" = field(default_factory=set)
     """Peers whose full queues hold back the acknowledgement of this one's events (protocol 9.3)."""
     over_since: float | None = None
-    """Since when its event queue is over half its bound."""
+    """Since when its event queue is over half its bound, or moved half of it again."""
+    over_from: int = 0
+    """How many bytes of events had been sent to it then."""
     slow: bool = False
     frames_in: int = 0
     frames_out: int = 0

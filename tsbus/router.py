@@ -29,6 +29,8 @@ _IDLE_TICK_MS = 250
 """The same for a router that has neither; each time costs it a wake-up."""
 _CACHE_BYTES = 1024 * 1024
 _DECISION_BYTES = 256
+_CLIENT_WINDOW = 256 * 1024
+"""Bytes that a client may send ahead. It is near, and there may be a thousand, all for one link's queue."""
 _MAX_WATCHES = 100
 """Of one worker: each is looked at whenever a subscription comes or goes."""
 _MALFORMED_LIMIT = 100
@@ -100,7 +102,6 @@ class Router:
         self.commands = Commands(self)
         self._held: set[Peer] = set()
         self._to_ack: set[Peer] = set()
-        self._ack_bytes = self.settings.window_bytes // 4
         self._handles = 0
         self._seq = 0
         self._interest_changed = False
@@ -162,9 +163,9 @@ class Router:
         else:
             self._runs(peer, items, decision.lane)
         unacked = max(peer.event_in - peer.event_acked, peer.stream_in - peer.stream_acked)
-        if unacked >= self._ack_bytes:
+        if unacked >= peer.window // 4:
             self._to_ack.add(peer)
-            if unacked > 2 * self.settings.window_bytes + wire.MAX_FRAME:
+            if unacked > 2 * peer.window + wire.MAX_FRAME:
                 self.cut(peer, "window", "sent more than twice the window without credit")
 
     def disconnected(self, conn: Conn, cause: str = "closed") -> None:
@@ -221,12 +222,13 @@ class Router:
         """A queue is over half its bound: hold the source back, drop the oldest, or end the connection (9.3, 9.5)."""
         if lane is Lane.EVENT:
             if out.over_since is None:
-                out.over_since = self.now
+                out.over_since, out.over_from = self.now, queue.sent_total
                 self._crowds.add(out)
             if not out.slow:
+                # Nothing is dropped for it yet: those who are held back cannot send more than their windows.
                 source.blockers.add(out)
                 self._held.add(source)
-            if queue.waiting > queue.limit:
+            elif queue.waiting > queue.limit:
                 self.counters["dropped-slow"] += queue.drop_oldest(f"{self.me}>{out.name}")
         elif queue.waiting > queue.limit:
             self.cut(out, "overflow", f"does not read; {queue.waiting} bytes wait for it")
@@ -404,6 +406,9 @@ class Router:
                 _log.info("peer.recovered", peer=peer.name, dropped=queue.dropped)
                 self.publish("bus.recovered", self._slow_body(peer))
         elif not peer.slow and self.now - (peer.over_since or self.now) >= self.settings.slow_after_ms:
+            if queue.sent_total - peer.over_from >= queue.limit // 2:  # it keeps up with what it is given
+                peer.over_since, peer.over_from = self.now, queue.sent_total
+                return
             peer.slow = True
             _log.warning("peer.slow", peer=peer.name, waiting=queue.waiting)
             self.publish("bus.slow", self._slow_body(peer))
@@ -423,7 +428,7 @@ class Router:
         outbox = Outbox(
             control_limit=bus.control_queue_bytes, stream_limit=bus.stream_queue_bytes, event_limit=bus.queue_bytes
         )
-        peer = conn.peer = Peer(conn, kind, name, outbox, since_ms=self.clock.wall_ms())
+        peer = conn.peer = Peer(conn, kind, name, outbox, since_ms=self.clock.wall_ms(), window=bus.window_bytes)
         self.peers.add(peer)
         return peer
 
@@ -539,6 +544,7 @@ class Router:
         peer.kind = _WORKER if conn.kind is ConnKind.LOCAL else _OPERATOR
         peer.name, peer.who, peer.role, peer.handle = hello.name[:64], who, role, self._handles
         peer.incarnation = hello.incarnation
+        peer.window = min(peer.window, _CLIENT_WINDOW)
         peer.outbox.set_window(min(hello.window, self.settings.queue_bytes))
         peer.cache.clear()
         self.workers[peer.handle] = peer
@@ -547,7 +553,7 @@ class Router:
             peer,
             Type.WELCOME,
             wire.WorkerWelcome(
-                version=wire.PROTOCOL, node=self.me, who=who, role=role, handle=peer.handle, window=bus.window_bytes,
+                version=wire.PROTOCOL, node=self.me, who=who, role=role, handle=peer.handle, window=peer.window,
                 max_body=bus.max_body_bytes, incarnation=self.incarnation, release=self.release,
             ),
         )  # fmt: skip

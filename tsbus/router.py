@@ -174,6 +174,10 @@ class Router:
             self.forget(conn.peer, cause)
             conn.peer = None
 
+    def key_refused(self) -> None:
+        """A stranger's key was turned away from the service port."""
+        self.counters["refused-key"] += 1
+
     # The hot path -----------------------------------------------------------------------------------------------------
 
     def _runs(self, peer: Peer, items: list[bytes], lane: Lane) -> None:

@@ -117,6 +117,7 @@ class _Sink(Protocol):
     def connected(self, conn: Conn) -> None: ...
     def received(self, conn: Conn, frame: bytes) -> None: ...
     def disconnected(self, conn: Conn, cause: str = "closed") -> None: ...
+    def key_refused(self) -> None: ...
 
 
 @dataclass(slots=True, eq=False)
@@ -168,7 +169,6 @@ class SocketTransport:
         self._homes: dict[Conn, _Listener | _Dial] = {}
         self._locks: list[int] = []
         self._sink: _Sink
-        self.refused_keys = 0
         self._zap = self._context.socket(zmq.REP)
         self._zap.linger = 0
         self._zap.bind("inproc://zeromq.zap.01")
@@ -409,7 +409,7 @@ class SocketTransport:
             key = z85.encode(credentials[0]).decode() if mechanism == b"CURVE" and credentials else ""
             name = self.allowed.get(key)
             if name is None:
-                self.refused_keys += 1
+                self._sink.key_refused()
                 _log.warning("key.refused", address=address.decode(errors="replace"), key=key)
                 answer = [version, request, b"400", b"key not allowed", b"", b""]
             else:

@@ -95,6 +95,7 @@ class Station:
         self.dials: dict[str, End | None] = {}
         self.again: dict[str, int] = {}
         self.frozen = False
+        """Stopped like a process by SIGSTOP: it neither reads nor ticks."""
         self.router = Router(
             net.config.with_current(node),
             self,
@@ -504,7 +505,7 @@ class Net:
         able = [owner for owner in owners if owner.ready()]
         if not able:
             for station in self.stations.values():
-                if station.router.stuck:
+                if station.router.stuck and not station.frozen:
                     station.router.flush()
             able = [owner for owner in owners if owner.ready()]
         if able:

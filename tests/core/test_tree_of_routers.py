@@ -18,7 +18,7 @@ from tsbus.core.target import resolve
 from tsbus.core.topic import matches
 from tsbus.core.tree import Topology, adopter
 
-RUNS = int(os.environ.get("TREESCALE_RUNS", "100"))
+RUNS = int(os.environ.get("TREESCALE_RUNS", "60"))
 SETTINGS = BusSettings(adopt_after_s=0.4, steady_s=0.5, reset_after_s=3.0, ping_ms=200)
 TOPICS = ("a", "b", "a.b", "a.a", "b.a.b")
 PATTERNS = (*TOPICS, ">", "*", "a.>", "*.b", "b.*.b")
@@ -42,6 +42,8 @@ class Chaos:
         topology = random_tree(rng, rng.randint(2, 9))
         self.net = Net(topology, settings=SETTINGS, rng=rng)
         self.story: list[str] = []
+        self.notices_at_once = True
+        """Nobody was frozen: then only silence tells that the other side has hung up meanwhile."""
         self.bodies = 0
         for node in rng.choices((topology.names, rng.sample(topology.names, len(topology) // 2)), (3, 1))[0]:
             self.net.start(node)
@@ -66,7 +68,7 @@ class Chaos:
         actions = {
             self.request: 6, self.answer: 6, self.publish: 4, self.subscribe: 2, self.unsubscribe: 1, self.cancel: 1,
             self.new_probe: 1, self.kill_probe: 1, self.stop: 1, self.start: 1, self.cut: 1, self.mend: 1,
-            self.hold: 1, self.release: 2, self.wait: 4,
+            self.hold: 1, self.release: 2, self.freeze: 1, self.thaw: 2, self.wait: 4,
         }  # fmt: skip
         self.rng.choices(list(actions), list(actions.values()))[0]()
         self.net.steps(self.rng.choice((0, 1, 5, 20, 1000)))
@@ -150,6 +152,17 @@ class Chaos:
             self.note("release", one, two)
             self.net.release(one, two)
 
+    def freeze(self) -> None:
+        for node in self.some(list(self.net.stations)):
+            self.note("freeze", node)
+            self.notices_at_once = False
+            self.net.stations[node].frozen = True
+
+    def thaw(self) -> None:
+        for node in self.some([node for node, station in self.net.stations.items() if station.frozen]):
+            self.note("thaw", node)
+            self.net.stations[node].frozen = False
+
     def wait(self) -> None:
         ms = self.rng.choice((50, 300, 2000, 6000))
         self.note("wait", ms)
@@ -165,6 +178,8 @@ class Chaos:
         """Nothing is under way any more, and the tree had `ms` to notice and heal."""
         for one, two in list(map(tuple, self.net.held)):
             self.net.release(one, two)
+        for station in self.net.stations.values():
+            station.frozen = False
         self.net.run()
         self.net.advance(ms)
         self.net.run()
@@ -325,7 +340,7 @@ def test_whatever_happens(seed):
         for _ in range(chaos.rng.randint(1, 4)):
             for _ in range(chaos.rng.randint(1, 25)):
                 chaos.act()
-            chaos.rest()
+            chaos.rest(0 if chaos.notices_at_once else 5_000)
             chaos.check_calls()
             chaos.rest(12_000)
             chaos.check_directories()

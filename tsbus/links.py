@@ -140,6 +140,9 @@ class Links:
             self._leave_parent(old, "moved" if moved else "closed")
         if old is peer:  # the same connection starts its session over (protocol 4.1)
             peer = router.add_peer(peer.conn, PeerKind.NEW, peer.conn.name)
+        elif old is not None:  # what it still sends comes from the new parent too
+            old.conn.peer = None
+            router.transport.close(old.conn)
         own = router.directory.attach(name, "moved" if moved else "joined", router.clock.wall_ms())
         peer.name = name
         router.tell(peer, Type.WELCOME, self._hello(UPWARD, ""))

@@ -448,3 +448,24 @@ def test_a_cancel_does_not_overtake_its_request():
     net.run()
     assert net.deliveries
     assert not worker.requests
+
+
+def test_who_went_home_gets_no_second_copy_from_where_it_was():
+    """What an adopter still sends to a node that has left is not heard: the copy from home is the only one (7.5)."""
+    net = tree_of({"a": ["b"], "b": ["c"], "c": []})
+    author, reader = net.probe("a"), net.probe("c")
+    net.run()
+    reader.subscribe("x")
+    net.stop("b")
+    net.advance(3000)
+    assert net.links() == {("a", "c")}
+    net.start("b")
+    net.hold("a", "c")
+    net.advance(2500)
+    assert "c" in net.stations["a"].router.links.by_way
+    assert ("b", "c") in net.links()
+    author.publish("x", b"once")
+    net.run()
+    net.release("a", "c")
+    net.run()
+    assert [body for _, _, body in reader.events] == [b"once"]

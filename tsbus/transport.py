@@ -12,6 +12,7 @@ import os
 import random
 import select
 import stat
+from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -41,6 +42,8 @@ _ROUND_BYTES = 512 * 1024
 _ROUND_FRAMES = 64
 _LAST_ROUNDS = 8
 """Rounds in which a connection that ended is still read from while others are busy."""
+_MAX_DEAD = 10_000
+"""Ended connections remembered, should a socket never be empty."""
 _SOCKET_BUFFER = 1024 * 1024
 _REDIAL_MS = (100, 400)
 _REDIAL_REFUSED_MS = (700, 1300)
@@ -448,8 +451,10 @@ class _Listener:
         self._ids: dict[Conn, bytes] = {}
         self._by_fd: dict[int, bytes] = {}
         self._open: set[int] = set()
-        self._dying: dict[int, int] = {}
-        """Descriptors that ended, and in how many rounds more: what was sent before the end is read first."""
+        self._dying: dict[bytes, int] = {}
+        """Connections that ended, and in how many rounds to report it: what was sent before the end is read first."""
+        self._dead: deque[bytes] = deque()
+        """Connections whose end was reported; what may still come of them is not heard."""
         self._monitor = socket.get_monitor_socket(_MONITORED)
         transport._watch(self._monitor, self._read_monitor)
         transport._watch(socket, self._read)
@@ -481,24 +486,28 @@ class _Listener:
         return True
 
     def _bury(self, *, everybody: bool) -> None:
-        """Report connections that ended, once nothing of theirs can be left to read."""
-        for descriptor, rounds in list(self._dying.items()):
+        """Report connections that ended. `everybody`: nothing is left to read, so forget also what was kept of them."""
+        for identity, rounds in list(self._dying.items()):
             if everybody or not rounds:
-                self._gone(descriptor)
+                self._gone(identity)
             else:
-                self._dying[descriptor] = rounds - 1
+                self._dying[identity] = rounds - 1
+        while self._dead and (everybody or len(self._dead) > _MAX_DEAD):
+            self._by_id.pop(self._dead.popleft(), None)
 
     def _accept(self, identity: bytes, frame: zmq.Frame) -> Conn | None:
         """Know a new connection by its first message: the descriptor, and who it is by key or by kernel."""
-        self._read_monitor()  # an older connection with the same descriptor has ended before: forget it first
+        self._read_monitor()  # an older connection with the same descriptor has ended before: take note of it first
         try:
             descriptor = int(frame.get(zmq.SRCFD))
         except (zmq.ZMQError, ValueError):
             return None
-        if descriptor in self._by_fd:  # the system gave the number of one that ended to this one
-            self._gone(descriptor)
-        if descriptor not in self._open:  # it spoke and ended at once
-            self._dying[descriptor] = _LAST_ROUNDS
+        if descriptor in self._by_fd:  # it spoke and ended at once, and the system gave its number to this one
+            self._dying[self._by_fd[descriptor]] = _LAST_ROUNDS
+        if descriptor in self._open:
+            self._by_fd[descriptor] = identity
+        else:  # it spoke and ended at once
+            self._dying[identity] = _LAST_ROUNDS
         conn = Conn(self._kind)
         if self._kind is ConnKind.TCP:
             conn.name = str(frame.get("User-Id"))
@@ -510,7 +519,6 @@ class _Listener:
             conn.name = f"uid:{conn.uid}"
         self._by_id[identity] = conn
         self._ids[conn] = identity
-        self._by_fd[descriptor] = identity
         self._transport._homes[conn] = self
         return conn
 
@@ -522,8 +530,9 @@ class _Listener:
                 self._open.add(descriptor)
             elif message["event"] == zmq.EVENT_DISCONNECTED:
                 self._open.discard(descriptor)
-                if descriptor in self._by_fd:
-                    self._dying[descriptor] = _LAST_ROUNDS
+                identity = self._by_fd.pop(descriptor, None)
+                if identity is not None:
+                    self._dying[identity] = _LAST_ROUNDS
         if self._dying:
             if not _readable(self._socket):
                 self._bury(everybody=True)
@@ -531,10 +540,11 @@ class _Listener:
                 self._transport._hot.add(self._descriptor)  # to have looked may have swallowed the edge (P13)
         return False
 
-    def _gone(self, descriptor: int) -> None:
-        self._dying.pop(descriptor, None)
-        identity = self._by_fd.pop(descriptor, None)
-        conn = self._by_id.pop(identity, None) if identity is not None else None
+    def _gone(self, identity: bytes) -> None:
+        del self._dying[identity]
+        conn = self._by_id[identity]
+        self._by_id[identity] = None
+        self._dead.append(identity)
         if conn is not None:
             self._ids.pop(conn, None)
             self._transport._homes.pop(conn, None)

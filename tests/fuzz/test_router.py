@@ -105,9 +105,10 @@ class Siege:
         if conn.kind is ConnKind.DIAL or conn.name.startswith("node:"):
             name = conn.name.removeprefix("node:")
             kind = Type.WELCOME if conn.kind is ConnKind.DIAL else Type.HELLO
+            above = "a" if kind is Type.WELCOME else ""
             hello = wire.LinkHello(
                 versions=(1, 1), node=name, incarnation=1, release="", config="", window=1 << 20, max_body=1 << 20,
-                clock_ms=0, entries=[wire.Entry(name, 5, 0, 1, "a" if kind is Type.WELCOME else "", 1, "joined", 0)], interest=["a.>"],
+                clock_ms=0, entries=[wire.Entry(name, 5, 0, 1, above, 1, "joined", 0)], interest=["a.>"],
             )  # fmt: skip
             self.deliver(conn, wire.encode_frame(wire.local(kind, hello)))
         else:

@@ -244,7 +244,8 @@ class Links:
 
     def _learn(self, entries: list[Entry], source: Peer) -> None:
         believed = [entry for entry in entries if self._believes(entry, source)]
-        before = self._router.directory.entries.copy() if believed else {}
+        known = self._router.directory.entries
+        before = {entry.node: known[entry.node] for entry in believed if entry.node in known}
         news = self._router.directory.merge(believed)
         if not news:
             return

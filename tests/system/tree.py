@@ -24,6 +24,7 @@ from typing import Any, Self
 from tsbus import Client, Event, Worker, connect
 from tsbus.config import BusSettings, Operator, Policy, Server, dump
 from tsbus.config import Tree as Config
+from tsbus.errors import ConnectionLost
 from tsbus.transport import Curve, new_keypair, public_of
 
 ROUTER = Path(__file__).parents[2] / "services/ts_router.py"
@@ -33,7 +34,7 @@ QUICK = BusSettings(
 )  # fmt: skip
 """Impatient, so that tests need not wait long."""
 
-_HOST = f"127.{os.getpid() >> 8 & 127 | 128}.{os.getpid() & 255}.1"
+HOST = f"127.{os.getpid() >> 8 & 127 | 128}.{os.getpid() & 255}.1"
 """An address of our own: no other run of these tests, nor any program's own choice of a port, gets in the way."""
 _ports = itertools.count(7001)
 
@@ -69,7 +70,7 @@ class Cutter:
         self._flows.set()
         self._bytes_per_s = 0
         if self._server is None:
-            self._server = await asyncio.start_server(self._accept, _HOST, self.port)
+            self._server = await asyncio.start_server(self._accept, HOST, self.port)
 
     def freeze(self) -> None:
         """Let nothing through from now on, and keep the connections: a cable is out."""
@@ -100,7 +101,7 @@ class Cutter:
 
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
-            far_reader, far_writer = await asyncio.open_connection(_HOST, self._behind)
+            far_reader, far_writer = await asyncio.open_connection(HOST, self._behind)
         except OSError:
             _reset(writer)
             return
@@ -153,7 +154,7 @@ class Tree:
         for name, kids in children.items():
             public, self.secrets[name] = new_keypair()
             servers[name] = Server(
-                name, _HOST, next(_ports), childs=kids, public_key=public, tags=(tags or {}).get(name, ())
+                name, HOST, next(_ports), childs=kids, public_key=public, tags=(tags or {}).get(name, ())
             )
         self.config = Config(servers=servers, bus=bus, operators=operators or {}, policy=policy or Policy())
         self.topology = self.config.topology()
@@ -280,8 +281,12 @@ class Tree:
         watcher = self._watchers.get(node)
         if watcher is None:
             watcher = self._watchers[node] = await self.connect(node, name="watcher")
-        await watcher.wait_connected(LIMIT_S)
-        return await watcher.call_one(node, command, body)
+        while True:
+            await watcher.wait_connected(LIMIT_S)
+            try:
+                return await watcher.call_one(node, command, body)
+            except ConnectionLost:  # the router that we asked has just been killed
+                continue
 
     async def status(self, node: str) -> dict[str, dict[str, Any]]:
         """Return the whole tree as `node` sees it, by name."""

@@ -7,6 +7,7 @@ import argparse
 import contextlib
 import ctypes
 import os
+import resource
 import signal
 import sys
 import time
@@ -178,6 +179,12 @@ def _keep_freed_memory() -> None:
         mallopt(_M_MMAP_THRESHOLD, 8 * 1024 * 1024)
 
 
+def _take_all_descriptors() -> None:
+    """Raise the limit of open files: libzmq ends the process when there is none left for a new local connection."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+
+
 def main() -> int:
     """Run the router until a signal. Exit status 2: the configuration, the key or the sockets are not in order."""
     parser = argparse.ArgumentParser(prog="ts_router", description="The router of a node.")
@@ -188,6 +195,7 @@ def main() -> int:
     parser.add_argument("--log-level", default="info", choices=["debug", "info", "warning", "error"])
     options = parser.parse_args()
     log.setup(options.log_level)
+    _take_all_descriptors()
 
     def load_tree() -> Tree:
         return load(options.config, current_node=options.node)

@@ -189,8 +189,11 @@ class SocketTransport:
             raise TransportError(
                 f"{path} is longer than the 107 bytes a socket address may have; use a shorter run_dir"
             )
-        path.parent.mkdir(mode=0o750, parents=True, exist_ok=True)
-        self._lock(path.with_name(path.name + ".lock"))
+        try:
+            path.parent.mkdir(mode=0o750, parents=True, exist_ok=True)
+            self._lock(path.with_name(path.name + ".lock"))
+        except OSError as error:
+            raise TransportError(f"cannot use the run_dir {path.parent}: {error}") from None
         old = os.umask(0o007)  # libzmq has no way to set the mode of the socket file
         try:
             self._bind(ConnKind.LOCAL, f"ipc://{path}")

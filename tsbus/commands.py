@@ -14,7 +14,7 @@ from tsbus.core.directory import HERE, NodeState
 from tsbus.core.message import Content, Flag, Lane, Route, Type
 from tsbus.core.roles import Role
 from tsbus.core.routing import Drop, Paths
-from tsbus.core.target import TargetError, fold, resolve
+from tsbus.core.target import TargetError, fold, resolve, unfold
 from tsbus.core.topic import TopicError, check_topic, matches
 from tsbus.peer import Decision, Peer, PeerKind
 
@@ -178,8 +178,7 @@ class Commands:
             self._settle(call, node, Outcome.UNREACHABLE, self.why_away(node))
         if isinstance(wide.paths, Paths):
             stamped = wire.encode(_stamp(request, request.budget_ms, int(router.now)))
-            for link in self._links(wide.paths):
-                router.put(link, Lane.STREAM, [wide.onward, stamped, body])
+            self._send_on(wide.route, request.call, wide.paths, [wide.onward, stamped, body])
             if wide.paths.here:
                 self._deliver(wide.route, wide.onward, request, stamped, body)
 
@@ -294,10 +293,21 @@ class Commands:
             router.counters["stale"] += 1
             return
         stamped = wire.encode(_stamp(request, budget, int(router.now)))
-        for link in self._links(paths):
-            router.put(link, Lane.STREAM, [route, stamped, body])
+        self._send_on(decision.route, request.call, paths, [route, stamped, body])
         if paths.here:
             self._deliver(decision.route, route, _stamp(request, budget, 0), stamped, body)
+
+    def _send_on(self, route: Route, number: int, paths: Paths, items: list[bytes]) -> None:
+        """Pass a request on. Nodes behind a link that is far behind are answered for: requests must not end a link."""
+        router = self._router
+        for link in self._links(paths):
+            if not link.outbox.stream.crowded:
+                router.put(link, Lane.STREAM, items)
+                continue
+            text = f"the link from {router.me} to {link.name} does not keep up"
+            for node in unfold(route.target, router.topology):
+                if router.directory.way(node) == link.way:
+                    self._answer(route.origin, route.handle, number, Outcome.REFUSED, text, node=node)
 
     def _pass(self, _: Peer, decision: Decision, route: bytes, meta: bytes, body: bytes) -> None:
         """INPUT, CANCEL or GRANT from a link, meant for this node too."""
@@ -402,11 +412,18 @@ class Commands:
             self._router.put(worker, Lane.STREAM, items)
 
     def _answer(
-        self, origin: str, handle: int, number: int, outcome: Outcome, body: str | bytes, content: int = Content.TEXT
+        self,
+        origin: str,
+        handle: int,
+        number: int,
+        outcome: Outcome,
+        body: str | bytes,
+        content: int = Content.TEXT,
+        node: str | None = None,
     ) -> None:
-        """Send the only and last reply of this node from the router itself."""
+        """Send the only and last reply of this node, or of `node` beyond, from the router itself."""
         router = self._router
-        route = Route(Type.REPLY, router.me, "router", Role.ADMIN, 0, origin, str(handle))
+        route = Route(Type.REPLY, node or router.me, "router", Role.ADMIN, 0, origin, str(handle))
         meta = wire.ReplyMeta(number, 0, outcome, Flag.LAST, content)
         data = body.encode() if isinstance(body, str) else body
         if len(data) > router.settings.max_body_bytes:

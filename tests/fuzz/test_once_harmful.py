@@ -173,6 +173,21 @@ def test_a_worker_that_is_behind_is_passed_over() -> None:
     assert 0 < len(siege.router.commands.serving) < 20
 
 
+def test_requests_do_not_end_a_link() -> None:
+    """Requests for nodes behind a link that is far behind are refused before its queue overflows and it is reset."""
+    siege = Siege(1)
+    child, caller = peer(siege, ConnKind.DIAL, "c"), peer(siege, ConnKind.LOCAL, "uid:2", 2)
+    child.outbox.stream.window = 0
+    for number in range(100):
+        request = wire.RequestMeta(number, 60_000)
+        say(siege, caller, routed(Type.REQUEST, caller, "c", "x.run", request, b"z" * 5000))
+        sent = caller.outbox.lanes[Lane.STREAM].sent_total
+        siege.deliver(caller.conn, wire.encode_frame(wire.local(Type.CREDIT, meta=wire.CreditMeta(sent, 0))))
+    assert not child.gone
+    assert not caller.gone
+    assert 0 < len(siege.router.commands.outgoing) < 20
+
+
 def entry(node: str, parent: str, epoch: int = 1 << 50, state: int = 1) -> wire.Entry:
     return wire.Entry(node, epoch, 0, state, parent, 9, "joined", 0)
 

@@ -270,19 +270,26 @@ class Tree:
         return worker
 
     async def collect(self, node: str, pattern: str) -> list[Event]:
-        """Subscribe on `node`; returns a list that grows with every event."""
+        """Subscribe on `node`; returns a list that grows with every event, once all running nodes know of the wish."""
         events: list[Event] = []
         client = await self.connect(node)
         await client.subscribe(pattern, callback=events.append)
+        for other in self.processes:
+            async with (await self._watcher(other)).interest(pattern) as interest:
+                await until(f"{other} knows that {node} wants {pattern}", lambda: interest.wanted)
         return events
 
-    async def ask(self, node: str, command: str, body: object = b"") -> Any:
-        """Return what the node's own router answers."""
+    async def _watcher(self, node: str) -> Client:
         watcher = self._watchers.get(node)
         if watcher is None:
             watcher = self._watchers[node] = await self.connect(node, name="watcher")
+        await watcher.wait_connected(LIMIT_S)
+        return watcher
+
+    async def ask(self, node: str, command: str, body: object = b"") -> Any:
+        """Return what the node's own router answers."""
         while True:
-            await watcher.wait_connected(LIMIT_S)
+            watcher = await self._watcher(node)
             try:
                 return await watcher.call_one(node, command, body)
             except ConnectionLost:  # the router that we asked has just been killed

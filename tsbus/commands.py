@@ -210,7 +210,7 @@ class Commands:
                 self._settle(call, node, Outcome.CANCELLED, "cancelled by the caller")
             return
         if isinstance(wide.paths, Paths):
-            self._onward(wide.route, wide.onward, wide.paths, decision.lane, meta, body)
+            self._onward(wide.route, wide.onward, wide.paths, decision.lane, meta, body, peer)
 
     def _cancel(self, call: Call, nodes: frozenset[str]) -> None:
         """Tell `nodes` that nobody waits for their answer any more."""
@@ -315,9 +315,11 @@ class Commands:
         assert isinstance(paths, Paths)  # noqa: S101 - judge put it there
         self._onward(decision.route, route, paths, decision.lane, meta, body)
 
-    def _onward(self, route: Route, data: bytes, paths: Paths, lane: Lane, meta: bytes, body: bytes) -> None:
+    def _onward(
+        self, route: Route, data: bytes, paths: Paths, lane: Lane, meta: bytes, body: bytes, source: Peer | None = None
+    ) -> None:
         for link in self._links(paths):
-            self._router.put(link, lane, [data, meta, body])
+            self._router.put(link, lane, [data, meta, body], source)
         if paths.here:
             key = (route.origin, route.handle, wire.decode_meta(wire.CallMeta, meta).call)
             worker = self._router.workers.get(self.serving.worker(key) or 0)
@@ -379,7 +381,7 @@ class Commands:
         link = decision.extra
         assert isinstance(link, Peer)  # noqa: S101 - _judge_backward put it there
         if self._is_theirs(peer, decision.route, meta):
-            self._router.put(link, decision.lane, [route, meta, body])
+            self._router.put(link, decision.lane, [route, meta, body], source=peer)
 
     def _from_worker_home(self, peer: Peer, decision: Decision, route: bytes, meta: bytes, body: bytes) -> None:
         """An answer of a local worker for a caller on this node."""

@@ -124,6 +124,8 @@ class Peer:
     """Bytes of one lane that it may send before they are acknowledged (protocol 9.2)."""
     blockers: "set[Peer]" = field(default_factory=set)
     """Peers whose full queues hold back the acknowledgement of this one's events (protocol 9.3)."""
+    stream_blockers: "set[Peer]" = field(default_factory=set)
+    """Links whose full queues hold back the acknowledgement of this client's answers and input."""
     over_since: float | None = None
     """Since when its event queue is over half its bound, or moved half of it again."""
     over_from: int = 0

@@ -65,6 +65,10 @@ ACCESS = _access()
 """(kind of peer, type) -> the role it takes to send it. Anything else is answered and counted as refused."""
 
 
+def _is_crowded(queue: Queue) -> bool:
+    return queue.waiting > queue.limit // 2
+
+
 class Router:
     """One node's router. Not thread-safe: one loop calls it, then `flush`, then waits (loop.py)."""
 
@@ -291,8 +295,8 @@ class Router:
 
     # Sending ----------------------------------------------------------------------------------------------------------
 
-    def put(self, peer: Peer, lane: Lane, items: list[bytes]) -> None:
-        """Queue whole envelopes for a peer."""
+    def put(self, peer: Peer, lane: Lane, items: list[bytes], source: Peer | None = None) -> None:
+        """Queue whole envelopes for a peer. A client that is the `source` waits while a link's stream is crowded."""
         if peer.gone:
             return
         queue = peer.outbox.lanes[lane]
@@ -303,6 +307,9 @@ class Router:
                 self.counters["dropped-slow"] += queue.drop_oldest(f"{self.me}>{peer.name}")
             else:
                 self.cut(peer, "overflow", f"does not read; {queue.waiting} bytes wait for it")
+        elif source is not None and lane is Lane.STREAM and _is_crowded(queue) and peer.kind in _LINKS:
+            source.stream_blockers.add(peer)
+            self._held.add(source)
 
     def tell(self, peer: Peer, kind: Type, body: object = None, meta: object = ()) -> None:
         """Queue a hop-local or local envelope for a peer."""
@@ -358,25 +365,29 @@ class Router:
             peer.frames_out += 1
 
     def _acknowledge(self, peer: Peer) -> None:
-        """Send CREDIT for what was read, unless its events wait in a crowded queue."""
+        """Send CREDIT for what was read, unless it waits in a crowded queue."""
         if peer.kind is _NEW or peer.gone:
             return
         event_total = peer.event_acked if peer.blockers else peer.event_in
-        if (peer.stream_in, event_total) != (peer.stream_acked, peer.event_acked):
-            peer.stream_acked, peer.event_acked = peer.stream_in, event_total
-            self.tell(peer, Type.CREDIT, meta=wire.CreditMeta(peer.stream_in, event_total))
+        stream_total = peer.stream_acked if peer.stream_blockers else peer.stream_in
+        if (stream_total, event_total) != (peer.stream_acked, peer.event_acked):
+            peer.stream_acked, peer.event_acked = stream_total, event_total
+            self.tell(peer, Type.CREDIT, meta=wire.CreditMeta(stream_total, event_total))
 
     def _release(self) -> None:
         """Let those go on whose queues have room again, or whose blocker turned out to be slow."""
         for source in list(self._held):
+            held = bool(source.blockers), bool(source.stream_blockers)
             source.blockers = {
-                out
-                for out in source.blockers
-                if not out.gone and not out.slow and out.outbox.event.waiting > out.outbox.event.limit // 2
+                out for out in source.blockers if not out.gone and not out.slow and _is_crowded(out.outbox.event)
             }
-            if not source.blockers:
-                self._held.discard(source)
+            source.stream_blockers = {
+                out for out in source.stream_blockers if not out.gone and _is_crowded(out.outbox.stream)
+            }
+            if (bool(source.blockers), bool(source.stream_blockers)) != held:
                 self._to_ack.add(source)
+            if not source.blockers and not source.stream_blockers:
+                self._held.discard(source)
 
     # Time -------------------------------------------------------------------------------------------------------------
 

@@ -118,7 +118,7 @@ class Commands:
         if isinstance(paths, Drop):
             return Decision(lane, route, reason=paths.reason)
         if kind is not Type.REQUEST and not paths.here:
-            return Decision(lane, route, self._links(paths))
+            return Decision(lane, route, self._router.links.on(paths))
         return Decision(lane, route, handle=self._pass_request if kind is Type.REQUEST else self._pass, extra=paths)
 
     def _judge_client(self, peer: Peer, route: Route, lane: Lane) -> Decision:
@@ -148,10 +148,6 @@ class Commands:
         if link is None or way == peer.way:
             return Decision(lane, route, reason="no-route")
         return Decision(lane, route, handle=self._from_worker, extra=link) if client else Decision(lane, route, (link,))
-
-    def _links(self, paths: Paths) -> tuple[Peer, ...]:
-        by_way = self._router.links.by_way
-        return tuple(by_way[way] for way in paths.ways if way in by_way)
 
     # The caller's router ----------------------------------------------------------------------------------------------
 
@@ -300,7 +296,7 @@ class Commands:
     def _send_on(self, route: Route, number: int, paths: Paths, items: list[bytes]) -> None:
         """Pass a request on. Nodes behind a link that is far behind are answered for: requests must not end a link."""
         router = self._router
-        for link in self._links(paths):
+        for link in self._router.links.on(paths):
             if not link.outbox.stream.crowded:
                 router.put(link, Lane.STREAM, items)
                 continue
@@ -318,7 +314,7 @@ class Commands:
     def _onward(
         self, route: Route, data: bytes, paths: Paths, lane: Lane, meta: bytes, body: bytes, source: Peer | None = None
     ) -> None:
-        for link in self._links(paths):
+        for link in self._router.links.on(paths):
             self._router.put(link, lane, [data, meta, body], source)
         if paths.here:
             key = (route.origin, route.handle, wire.decode_meta(wire.CallMeta, meta).call)

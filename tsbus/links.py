@@ -12,6 +12,7 @@ from tsbus.core.directory import UPWARD, NodeState, version
 from tsbus.core.healing import Healing
 from tsbus.core.liveness import Liveness, Verdict
 from tsbus.core.message import Entry, ProtocolError, Type
+from tsbus.core.routing import Paths
 from tsbus.core.target import fold
 from tsbus.core.topic import TopicError, check_pattern
 from tsbus.core.tree import Topology
@@ -73,6 +74,10 @@ class Links:
                 router.cut(peer, "reset", f"{peer.name} is not in the configuration any more")
         self.settle()
         self._redial()
+
+    def on(self, paths: Paths) -> tuple[Peer, ...]:
+        """The links that `paths` leads over, as far as they are up."""
+        return tuple(self.by_way[way] for way in paths.ways if way in self.by_way)
 
     # The dialling side ------------------------------------------------------------------------------------------------
 

@@ -17,7 +17,7 @@ from tsbus.core.interest import InterestTable, Local, check_scope
 from tsbus.core.lanes import Outbox, Queue
 from tsbus.core.message import Lane, ProtocolError, Route, Type
 from tsbus.core.roles import Role
-from tsbus.core.routing import Drop, Routing
+from tsbus.core.routing import Drop, Paths, Routing
 from tsbus.core.topic import TopicError, check_pattern
 from tsbus.links import Links
 from tsbus.log import Log
@@ -151,7 +151,7 @@ class Router:
         peer.frames_in += 1
         peer.envelopes_in += len(items) // 3
         live = peer.live
-        if live is not None and (live.unanswered or live.torpid_since is not None) and live.heard(int(self.now)):
+        if live is not None and (live.unanswered or live.torpid_since is not None) and live.heard():
             self.links.recovered(peer)
         if len(frame) > wire.MAX_BODY and any(len(body) > wire.MAX_BODY for body in items[2::3]):
             self.counters["oversize"] += 1
@@ -289,9 +289,12 @@ class Router:
             if paths.reason == "target" and peer.kind in _CLIENTS:
                 self.error(peer, "target", paths.text)
             return Decision(Lane.EVENT, route, reason=paths.reason)
-        outs = [self.links.by_way[way] for way in paths.ways if way in self.links.by_way]
-        outs += [self.workers[handle] for handle in paths.workers if handle in self.workers]
-        return Decision(Lane.EVENT, route, tuple(outs), reason="no-interest")
+        return Decision(Lane.EVENT, route, self._peers_on(paths), reason="no-interest")
+
+    def _peers_on(self, paths: Paths) -> tuple[Peer, ...]:
+        """The links and workers that get a copy."""
+        workers = (self.workers[handle] for handle in paths.workers if handle in self.workers)
+        return (*self.links.on(paths), *workers)
 
     # Sending ----------------------------------------------------------------------------------------------------------
 
@@ -329,11 +332,8 @@ class Router:
         meta = wire.EventMeta(self.incarnation, self._seq, self.clock.wall_ms(), wire.Content.JSON)
         self._seq += 1
         items = [wire.encode(route), wire.encode(meta), json.dumps(body).encode()]
-        for way in paths.ways:
-            if way in self.links.by_way:
-                self.put(self.links.by_way[way], Lane.EVENT, items)
-        for handle in paths.workers:
-            self.put(self.workers[handle], Lane.EVENT, items)
+        for peer in self._peers_on(paths):
+            self.put(peer, Lane.EVENT, items)
 
     def flush(self) -> None:
         """Send all that can be sent; call after each round of `received`, before waiting."""

@@ -4,8 +4,6 @@ Pure: facts come in with their time, `dials` answers. The rule itself is `tree.w
 to take for dead, which must not be decided too early (a restart takes a second) nor on hearsay.
 """
 
-from collections.abc import Callable
-
 from tsbus.core.tree import Topology, wanted_dials
 
 NEVER_SEEN_FACTOR = 10
@@ -35,10 +33,9 @@ class Healing:
 
     def dials(self, now: int) -> frozenset[str]:
         """Return all nodes to be dialled, those linked already included."""
-        return wanted_dials(self._topology, self._me, self._presumed_alive(now))
-
-    def _presumed_alive(self, now: int) -> Callable[[str], bool]:
-        return lambda name: not self._is_dead(name, now)
+        if not self._absent:  # asked at every tick: with nobody away the rule names the children, without a walk
+            return frozenset(self._topology.children(self._me))
+        return wanted_dials(self._topology, self._me, lambda name: not self._is_dead(name, now))
 
     def _is_dead(self, name: str, now: int) -> bool:
         since = self._absent.get(name)

@@ -21,7 +21,7 @@ class Liveness:
     """
 
     __slots__ = (
-        "_next_ping", "_offsets", "_ping_ms", "_reset_ms", "_torpid_after", "last_heard", "ping_id", "rtt_ms",
+        "_next_ping", "_offsets", "_ping_ms", "_reset_ms", "_torpid_after", "ping_id", "rtt_ms",
         "torpid_since", "unanswered",
     )  # fmt: skip
 
@@ -34,7 +34,6 @@ class Liveness:
         self._offsets: deque[int] = deque(maxlen=_SAMPLES)
         self.ping_id = 0
         self.unanswered = 0
-        self.last_heard = now
         self.rtt_ms: float | None = None
         self.torpid_since: int | None = None
 
@@ -54,9 +53,8 @@ class Liveness:
         self.ping_id += 1
         return verdicts
 
-    def heard(self, now: int) -> bool:
+    def heard(self) -> bool:
         """Any frame came. Returns True if the link was torpid and now is not."""
-        self.last_heard = now
         self.unanswered = 0
         recovered = self.torpid_since is not None
         self.torpid_since = None

@@ -20,6 +20,7 @@ SECTIONS = {
     model.AllowRule: "Each `[[policy.allow]]`",
     model.ExecutorPolicy: "### `[executor]`",
     model.ExecRule: "Each `[[executor.allow]]`",
+    model.DockerPolicy: "### `[docker]`",
     model.Handler: "### `[handlers.NAME]`",
     model.BusSettings: "### `[bus]`",
     model.Console: "## console.toml",

@@ -216,6 +216,30 @@ TOML_CASES = {
         "t.toml:6:14: error: executor.allow[0].argv[1]: this text holds a character that no program can be given; "
         "take out NUL and unpaired surrogates",
     ),
+    "engine's address": (
+        NODE + "[docker]\nhost = '/run/docker.sock'",
+        't.toml:6:1: error: docker.host: "/run/docker.sock" is no address of an engine; '
+        'write it like "unix:///var/run/docker.sock" or "tcp://10.0.0.1:2376"',
+    ),
+    "mount that leads elsewhere": (
+        NODE + "[docker]\nhost_mounts = ['/srv/**:ro', '/srv/../etc']",
+        't.toml:6:30: error: docker.host_mounts[1]: "/srv/../etc" is no path that can be allowed; '
+        'write it in full, like "/srv/data" or "/srv/**"',
+    ),
+    "capability": (
+        NODE + "[docker]\ncapabilities = ['ALL', 'CAP_NET_ADMIN']",
+        't.toml:6:24: error: docker.capabilities[1]: "CAP_NET_ADMIN" is no capability; '
+        'write it like "NET_ADMIN", or "ALL"',
+    ),
+    "certificate without key": (
+        NODE + "[docker]\nhost = 'tcp://10.0.0.1:2376'\ntls_cert = 'cert.pem'",
+        "t.toml:5:2: error: docker: tls_cert and tls_key go together; give both, or neither",
+    ),
+    "certificate for a socket": (
+        NODE + "[servers.node1.docker]\ntls_ca = 'ca.pem'",
+        "t.toml:5:16: error: servers.node1.docker: TLS is for a host like tcp://10.0.0.1:2376; "
+        "give host, or take tls_* out",
+    ),
     "handler without program": (
         NODE + "[handlers.h]\non = 'a'\nrun = []",
         "t.toml:7:1: error: handlers.h.run: no program is named; "

@@ -12,6 +12,7 @@ from tsbus.config import (
     Balancer,
     BusSettings,
     ConfigError,
+    DockerPolicy,
     ExecRule,
     ExecutorPolicy,
     Handler,
@@ -53,6 +54,13 @@ executors = st.builds(
     audit_file=words,
     max_jobs=st.sampled_from([1, 64, 99]),
     kill_grace_s=st.floats(0, 86_400),
+)
+dockers = st.builds(
+    DockerPolicy,
+    enabled=st.booleans(),
+    host=st.sampled_from(["", "unix:///run/d.sock", "tcp://[::1]:2375"]),
+    host_mounts=st.lists(st.sampled_from(["/srv", "/srv/**", "/**", "/etc/x:ro"]), max_size=2).map(tuple),
+    capabilities=st.sampled_from([(), ("ALL",), ("NET_ADMIN",)]),
 )
 
 
@@ -99,6 +107,7 @@ def trees(draw):
             balancers=one,
             policy=draw(st.none() | policies),
             executor=draw(st.none() | executors),
+            docker=draw(st.none() | dockers),
             handlers=draw(handlers),
         )
     return Tree(
@@ -107,6 +116,7 @@ def trees(draw):
         operators=draw(named(Operator, public_key=st.just(KEY), role=roles)),
         policy=draw(policies),
         executor=draw(executors),
+        docker=draw(dockers),
         handlers=draw(handlers),
         bus=BusSettings(ping_ms=draw(st.sampled_from([10, 500])), steady_s=draw(st.floats(0, 86_400))),
     )
@@ -127,7 +137,7 @@ def test_a_tree_survives_being_written_and_read(tree, form):
 def test_a_section_that_differs_from_nothing_survives(tree):
     """A server's own section equal to the tree's is still its own after writing and reading."""
     name = next(iter(tree.servers))
-    own = replace(tree.servers[name], executor=tree.executor, policy=tree.policy)
+    own = replace(tree.servers[name], executor=tree.executor, policy=tree.policy, docker=tree.docker)
     changed = replace(tree, servers=tree.servers | {name: own})
     assert loads(dump(changed)) == changed
 

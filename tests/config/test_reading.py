@@ -203,7 +203,7 @@ def test_balancers_may_stand_in_the_table_itself_and_in_tables_below():
 
 
 def test_sections_of_one_server_change_those_of_the_tree_key_by_key():
-    """A server's own policy and executor keep what they do not name, and its handlers are added to the tree's."""
+    """A server's own sections keep what they do not name, and its handlers are added to the tree's."""
     tree = loads("""
         [servers.a]
         ip = "a"
@@ -214,6 +214,8 @@ def test_sections_of_one_server_change_those_of_the_tree_key_by_key():
         service_port = 1
         [servers.b.executor]
         max_jobs = 3
+        [servers.b.docker]
+        privileged = true
         [servers.b.policy]
         users = {ann = "observe"}
         [servers.b.handlers]
@@ -222,6 +224,8 @@ def test_sections_of_one_server_change_those_of_the_tree_key_by_key():
         [executor]
         kill_grace_s = 7
         allow = [{argv = ["uptime"]}]
+        [docker]
+        capabilities = ["ALL"]
         [[policy.allow]]
         from = "a"
         commands = [">"]
@@ -232,6 +236,8 @@ def test_sections_of_one_server_change_those_of_the_tree_key_by_key():
     assert tree.executor_for("a") == tree.executor
     assert tree.executor_for("b") == replace(tree.executor, max_jobs=3)
     assert tree.executor_for("b").allow == (ExecRule(("uptime",)),)
+    assert tree.docker_for("a").capabilities == tree.docker_for("b").capabilities == ("ALL",)
+    assert (tree.docker_for("a").privileged, tree.docker_for("b").privileged) == (False, True)
     assert tree.policy_for("a").users == {"root": Role.ADMIN, "@treescale": Role.OPERATE}
     assert tree.policy_for("b").users == {"ann": Role.OBSERVE}
     assert tree.policy_for("b").allow == tree.policy.allow == (AllowRule("a", (">",), Role.OPERATE),)

@@ -26,6 +26,7 @@ def check_tree(tree: Tree, document: Document, *, strict: bool) -> None:
     _check_endpoints(tree, document)
     _check_balancers(tree, document)
     _check_bus(tree.bus, document)
+    _check_docker(tree, document)
 
 
 def check_console(console: Console, document: Document) -> None:
@@ -143,6 +144,17 @@ def _check_member(member: str, path: Path, tree: Tree, tags: set[str], document:
         document.note_unknown("error", path, f"no server named {quote(member)}", member, tree.servers)
     elif tag != member and tag not in tags:
         document.note_unknown("warning", path, f"no server has the tag {quote(tag)}", tag, tags)
+
+
+def _check_docker(tree: Tree, document: Document) -> None:
+    own = [(("servers", name, "docker"), server.docker) for name, server in tree.servers.items()]
+    for path, docker in [(("docker",), tree.docker), *own]:
+        if docker is None:
+            continue
+        if bool(docker.tls_cert) != bool(docker.tls_key):
+            document.note("error", path, "tls_cert and tls_key go together", "give both, or neither")
+        if (docker.tls_ca or docker.tls_cert) and not docker.host.startswith("tcp://"):
+            document.note("error", path, "TLS is for a host like tcp://10.0.0.1:2376", "give host, or take tls_* out")
 
 
 def _check_bus(bus: BusSettings, document: Document) -> None:

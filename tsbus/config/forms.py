@@ -7,6 +7,7 @@ to do about it. model.py attaches forms to field types with `Annotated`; reader.
 import difflib
 import ipaddress
 import json
+import os.path
 import re
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -107,6 +108,39 @@ def image(value: str) -> Complaint | None:
     if re.fullmatch(r"[^\s\"']{1,512}", value) and value.isprintable():
         return None
     return f"{quote(value)} is no image name", 'write it as for docker run, like "nginx:1.27"'
+
+
+def engine(value: str) -> Complaint | None:
+    """Where a Docker engine listens: unix://PATH or tcp://HOST:PORT; empty for what the environment says."""
+    kind, _, place = value.partition("://")
+    if kind == "unix" and place.startswith("/") and words(place) is None:
+        return None
+    hostname, _, port = place.rpartition(":")
+    hostname = hostname[1:-1] if hostname.startswith("[") and hostname.endswith("]") else hostname
+    if kind == "tcp" and host(hostname) is None and re.fullmatch(r"[0-9]{1,5}", port) and 0 < int(port) <= 65535:
+        return None
+    hint = 'write it like "unix:///var/run/docker.sock" or "tcp://10.0.0.1:2376"'
+    return (f"{quote(value)} is no address of an engine", hint) if value else None
+
+
+def host_path(value: str) -> Complaint | None:
+    """A path of the host that containers may have: itself, with /** all below it too."""
+    path = value.removesuffix("/**") or "/"
+    if path == os.path.normpath(path) and path.startswith("/") and not path.startswith("//") and "*" not in path:
+        return words(value)
+    return f"{quote(value)} is no path that can be allowed", 'write it in full, like "/srv/data" or "/srv/**"'
+
+
+def mount(value: str) -> Complaint | None:
+    """A path of the host as `host_path`; with :ro at the end for reading only."""
+    return host_path(value.removesuffix(":ro"))
+
+
+def capability(value: str) -> Complaint | None:
+    """A capability of the kernel without CAP_, or ALL."""
+    if re.fullmatch(r"(?!CAP_)[A-Z][A-Z_]{2,40}", value):
+        return None
+    return f"{quote(value)} is no capability", 'write it like "NET_ADMIN", or "ALL"'
 
 
 def node_or_tag(value: str) -> Complaint | None:

@@ -148,6 +148,35 @@ class ExecutorPolicy:
 
 
 @dataclass(frozen=True, slots=True)
+class DockerPolicy:
+    """Where the Docker engine of a node is, and what callers may make it do that could make them root of the node."""
+
+    enabled: bool = True
+    """Whether the container monitor talks to the engine at all."""
+    host: Annotated[str, forms.engine] = ""
+    """`unix:///path` or `tcp://host:port`; empty: what DOCKER_HOST says, else /var/run/docker.sock."""
+    tls_ca: Word = ""
+    """Path of the certificate that the engine's is checked with, of a `tcp://` host."""
+    tls_cert: Word = ""
+    tls_key: Word = ""
+    limit_admin: bool = False
+    """Whether what follows binds role admin as well."""
+    privileged: bool = False
+    """Privileged containers, and privileged programs in others."""
+    host_mounts: tuple[Annotated[str, forms.mount], ...] = ()
+    """Directories and files of the node that may be mounted into containers."""
+    host_namespaces: bool = False
+    """The namespaces of the host, or of other containers, for network, processes and IPC."""
+    capabilities: tuple[Annotated[str, forms.capability], ...] = ()
+    """That may be added; "ALL" for any."""
+    devices: tuple[Annotated[str, forms.host_path], ...] = ()
+    security_opt: bool = False
+    """Options that loosen or change the confinement of a container."""
+    audit_file: Word = ""
+    """Path of the audit log; empty: the monitor's own place for it."""
+
+
+@dataclass(frozen=True, slots=True)
 class Handler:
     """A program that the executor runs whenever an event arrives."""
 
@@ -210,6 +239,7 @@ class Server:
     balancers: dict[str, Balancer] = field(default_factory=dict)
     policy: Policy | None = None
     executor: ExecutorPolicy | None = None
+    docker: DockerPolicy | None = None
     handlers: dict[str, Handler] = field(default_factory=dict)
 
 
@@ -233,6 +263,7 @@ class Tree:
     operators: dict[str, Operator] = field(default_factory=dict)
     policy: Policy = field(default_factory=Policy)
     executor: ExecutorPolicy = field(default_factory=ExecutorPolicy)
+    docker: DockerPolicy = field(default_factory=DockerPolicy)
     handlers: dict[str, Handler] = field(default_factory=dict)
     bus: BusSettings = field(default_factory=BusSettings)
     path: Path | None = field(default=None, compare=False, metadata=_LOCAL)
@@ -258,6 +289,10 @@ class Tree:
     def executor_for(self, node: str) -> ExecutorPolicy:
         """Return the executor's policy in force on `node`. Raises KeyError for an unknown node."""
         return self.servers[node].executor or self.executor
+
+    def docker_for(self, node: str) -> DockerPolicy:
+        """Return where the engine of `node` is and what it may do. Raises KeyError for an unknown node."""
+        return self.servers[node].docker or self.docker
 
     def handlers_for(self, node: str) -> dict[str, Handler]:
         """Return the handlers of `node`: its own override the tree's by name. Raises KeyError for an unknown node."""

@@ -12,7 +12,7 @@ from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
 from tsbus.config.document import Document
 from tsbus.config.forms import quote
-from tsbus.config.model import Balancer, Console, ExecutorPolicy, Name, Policy, Secret, Tree
+from tsbus.config.model import Balancer, Console, DockerPolicy, ExecutorPolicy, Name, Policy, Secret, Tree
 from tsbus.config.plain import default_of, file_key, has_default
 from tsbus.config.problem import Path
 from tsbus.core.roles import Role
@@ -20,7 +20,7 @@ from tsbus.core.roles import Role
 _BAD = object()
 """What a value becomes that was noted as a problem."""
 _WANTED = {str: "text in quotes", int: "a whole number", float: "a number", bool: "true or false", Secret: "text"}
-_INHERITED = (Policy, ExecutorPolicy)
+_INHERITED = (Policy, ExecutorPolicy, DockerPolicy)
 _DIGITS = re.compile(r"[0-9]{1,5}")
 
 

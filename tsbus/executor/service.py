@@ -1,4 +1,4 @@
-"""The executor's worker: commands of the bus become jobs (jobs.py), programs (process.py) and audit lines (audit.py).
+"""The executor's worker: commands of the bus become jobs (jobs.py), programs (process.py) and lines of the audit log.
 
 An ordinary worker, made of the public API only. services/ts_executor.py starts it; docs/executor.md is for users.
 """
@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from tsbus import CommandError, Outcome, RefusedError, Request, Role, Worker
+from tsbus.audit import AuditError, AuditLog
 from tsbus.config import ExecutorPolicy, Tree
 from tsbus.core.body import to_body
-from tsbus.executor.audit import AuditError, AuditLog
 from tsbus.executor.handlers import EventHandler, source_of
 from tsbus.executor.jobs import (
     Caller,

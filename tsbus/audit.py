@@ -1,6 +1,7 @@
-"""The audit log: one JSON line for each thing that somebody ran or was not allowed to run. The edge to its file.
+"""The audit log: one JSON line for each thing that somebody did or was not allowed to do. The edge to its file.
 
-service.py writes what jobs.py composes. A line that cannot be written is an error: without a trace nothing is run.
+The services that act for callers write it: executor and containers. A line that cannot be written is an error: without
+a trace nothing is done.
 """
 
 import itertools

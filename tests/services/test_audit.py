@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tsbus.executor.audit import AuditError, AuditLog
+from tsbus.audit import AuditError, AuditLog
 
 
 def test_lines(tmp_path: Path) -> None:

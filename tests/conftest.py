@@ -5,6 +5,7 @@ import tempfile
 from collections.abc import Iterator
 
 import pytest
+from dockerd import Dockerd
 from hypothesis import settings
 from lone_router import LoneRouter
 
@@ -32,3 +33,22 @@ def lone_router() -> Iterator[LoneRouter]:
 def lone_bus(lone_router: LoneRouter) -> str:
     """The address of the lone router's bus."""
     return lone_router.bus
+
+
+@pytest.fixture(scope="session")
+def dockerd() -> Iterator[Dockerd]:
+    """The private Docker engine of this run, with the images `box:1` and `checked:1` (healthy while /tmp/ok is there).
+
+    Tests remove their own containers. Whoever stops or kills it starts it again.
+    """
+    if os.geteuid() != 0:
+        pytest.skip("a Docker engine needs root")
+    engine = Dockerd()
+    try:
+        engine.start()
+        engine.image("box:1", 'CMD ["sleep", "1000"]')
+        check = "HEALTHCHECK --interval=0.2s --timeout=5s --retries=1 CMD test -e /tmp/ok"
+        engine.image("checked:1", 'CMD ["sleep", "1000"]', check)
+        yield engine
+    finally:
+        engine.stop()

@@ -1,5 +1,5 @@
 """The balancer: the kernel's layer-4 load balancing, following containers and child servers.
 
-table.py has the values of a kernel's table; match.py, weights.py and plan.py decide what it should hold, steps.py how to
-get there without an empty moment; ipvs.py changes the kernel. docs/balancer.md is the reference.
+table.py has the values of a kernel's table; plan.py and its neighbours decide what it should hold, steps.py how to get
+there without an empty moment; ipvs.py changes the kernel. docs/balancer.md is the reference.
 """

@@ -1,7 +1,7 @@
 """Table: what a kernel's load balancer holds, as frozen values that the planner and the kernel's edges share. Pure.
 
-plan.py makes the wanted table, ipvs.py reads the actual one and changes it, steps.py compares the two. Addresses are texts
-in the canonical form of `ipaddress` ("fd00::1", not "FD00:0::1").
+plan.py makes the wanted table, ipvs.py reads the actual one and changes it, steps.py compares the two. Addresses are
+texts in the canonical form of `ipaddress` ("fd00::1", not "FD00:0::1").
 """
 
 from collections.abc import Mapping

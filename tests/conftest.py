@@ -4,6 +4,7 @@ import os
 import tempfile
 from collections.abc import Iterator
 
+import in_guest
 import pytest
 from dockerd import Dockerd
 from hypothesis import settings
@@ -12,6 +13,10 @@ from lone_router import LoneRouter
 # How long an example takes depends on what else the machine does: nothing here is a timed test.
 settings.register_profile("treescale", deadline=None)
 settings.load_profile("treescale")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    in_guest.pytest_configure(config)
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:

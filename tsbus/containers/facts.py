@@ -166,6 +166,43 @@ def pull_step_of(raw: Mapping[str, Any]) -> PullStep:
     return PullStep(_text(raw.get("id")), status, _number(progress.get("current")), _number(progress.get("total")))
 
 
+def image_line(raw: Mapping[str, Any], containers: int) -> dict[str, Any]:
+    """Return one line of the engine's list of images as `images.ls` tells it; `containers` are made from it."""
+    names = [_text(one) for one in _list(raw.get("RepoTags"))]
+    digests = [_text(one) for one in _list(raw.get("RepoDigests"))]
+    return {
+        "id": _text(raw.get("Id")),
+        "names": [name for name in names if not name.startswith("<none>")],
+        "digests": [digest for digest in digests if not digest.startswith("<none>")],
+        "created_ns": _number(raw.get("Created")) * 10**9,
+        "size": _number(raw.get("Size")),
+        "containers": containers,
+    }
+
+
+def usage_of(raw: Mapping[str, Any]) -> dict[str, dict[str, int]]:
+    """Return what the engine's count of its disk says, as `docker.df` tells it."""
+    images = [_map(one) for one in _list(raw.get("Images"))]
+    containers = [_map(one) for one in _list(raw.get("Containers"))]
+    volumes = [_map(_map(one).get("UsageData")) for one in _list(raw.get("Volumes"))]
+    cache = [_map(one) for one in _list(raw.get("BuildCache"))]
+    layers = _number(raw.get("LayersSize"))
+    used = [one for one in images if _number(one.get("Containers"))]
+    # Layers that images share are counted once in the whole and are no image's own.
+    in_use = sum(_number(one.get("Size")) - _number(one.get("SharedSize")) for one in used)
+    return {
+        "images": _usage(len(images), len(used), layers, max(0, layers - in_use)),
+        "containers": _count(
+            [
+                (_number(one.get("SizeRw")), one.get("State") in ("running", "paused", "restarting"))
+                for one in containers
+            ]
+        ),
+        "volumes": _count([(_number(one.get("Size")), _number(one.get("RefCount")) > 0) for one in volumes]),
+        "cache": _count([(_number(one.get("Size")), one.get("InUse") is True) for one in cache]),
+    }
+
+
 def image_of(given: str, image_id: str, image: Mapping[str, Any]) -> Image:
     """Return all names of a container's image.
 
@@ -215,6 +252,16 @@ _TIME = re.compile(
 )
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _SECOND = datetime(1970, 1, 1, 0, 0, 1, tzinfo=UTC) - _EPOCH
+
+
+def _usage(count: int, active: int, size: int, reclaimable: int) -> dict[str, int]:
+    return {"count": count, "active": active, "bytes": size, "reclaimable": reclaimable}
+
+
+def _count(sizes: Sequence[tuple[int, bool]]) -> dict[str, int]:
+    """Sum up things that each have a size and are in use or not."""
+    free = sum(size for size, is_used in sizes if not is_used)
+    return _usage(len(sizes), sum(is_used for _, is_used in sizes), sum(size for size, _ in sizes), free)
 
 
 def _text(value: object) -> str:

@@ -242,7 +242,8 @@ def time_ns(text: object) -> int:
         whole = datetime.fromisoformat(f"{date}T{match['clock']}{match['zone'] or 'Z'}")
     except ValueError:
         return 0
-    return (whole - _EPOCH) // _SECOND * 10**9 + int((match["fraction"] or "")[:9].ljust(9, "0"))
+    found = (whole - _EPOCH) // _SECOND * 10**9 + int((match["fraction"] or "")[:9].ljust(9, "0"))
+    return found if 0 <= found < 1 << 63 else 0
 
 
 _TIME = re.compile(
@@ -286,7 +287,7 @@ def _list(value: object) -> Sequence[Any]:
 
 
 def _texts(value: object) -> dict[str, str]:
-    return {_text(key): _text(one) if isinstance(one, str) else str(one) for key, one in _map(value).items()}
+    return {_text(key): _text(one if isinstance(one, str) else str(one)) for key, one in _map(value).items()}
 
 
 def _health_in(status: str) -> Health:
@@ -407,7 +408,7 @@ def _signal(value: object) -> int:
 
 
 def _stop_timeout(value: object) -> int:
-    return 10 if value is None or isinstance(value, bool) or not isinstance(value, int) or value < 0 else value
+    return 10 if not isinstance(value, int) or value < 0 else _number(value)
 
 
 def _cpus(host: Mapping[str, Any]) -> float:

@@ -11,12 +11,13 @@ from typing import Any, Final, Self
 from tsbus.containers.facts import EngineEvent, PullStep, event_of, pull_step_of
 from tsbus.containers.framing import Frames, FramingError, Lines
 from tsbus.containers.trouble import EngineError, ErrorKind
-from tsbus.containers.wire import Wire
+from tsbus.containers.wire import AnswerError, Wire
 
 Explain = Callable[[BaseException], EngineError]
 
 _ASK_FIRST_S: Final = 0.005
 _ASK_LATER_S: Final = 0.25
+_REGISTRY: Final = frozenset({ErrorKind.NOT_FOUND, ErrorKind.DENIED, ErrorKind.CONFLICT, ErrorKind.FAILED})
 
 
 class EventStream(Iterator[EngineEvent]):
@@ -132,10 +133,11 @@ class Exec(Output):
 class Pull(Iterator[PullStep]):
     """The steps of fetching an image, to its end. Raises EngineError; `close` ends the fetching."""
 
-    def __init__(self, wire: Wire, explain: Explain) -> None:
+    def __init__(self, wire: Wire, explain: Explain, timeout_s: float) -> None:
+        """`wire` has not begun; it has `timeout_s` for that."""
         self._wire = wire
         self._explain = explain
-        self._steps = self._read()
+        self._steps = self._read(timeout_s)
 
     def __next__(self) -> PullStep:
         return next(self._steps)
@@ -144,14 +146,20 @@ class Pull(Iterator[PullStep]):
         """End it, from any thread."""
         self._wire.close()
 
-    def _read(self) -> Iterator[PullStep]:
+    def _read(self, timeout_s: float) -> Iterator[PullStep]:
         try:
+            self._wire.begin(timeout_s)
             for raw in _objects(self._wire):
                 if error := raw.get("error"):
                     raise EngineError(ErrorKind.REGISTRY, str(error))
                 yield pull_step_of(raw)
+        except AnswerError as error:
+            # The engine says "not found" and "internal error" for what the registry says.
+            found = self._explain(error)
+            raise EngineError(ErrorKind.REGISTRY, str(found)) if found.kind in _REGISTRY else found from error
         except (OSError, FramingError) as error:
-            raise self._explain(error) from error
+            if not self._wire.is_closed:
+                raise self._explain(error) from error
         finally:
             self._wire.close()
 

@@ -88,33 +88,41 @@ class AnswerError(Exception):
 
 
 class Wire:
-    """One request and the stream that answers it."""
+    """One request and the stream that answers it: `begin`, iterate, `close` in any case."""
 
     def __init__(
         self, address: Address, request: str, *, timeout_s: float, headers: Mapping[str, str], body: bytes = b""
     ) -> None:
-        """Send `request` (method and path) and wait for the head of the answer, at most `timeout_s`.
-
-        Raises AnswerError, FramingError, TimeoutError and other OSErrors, ssl.SSLError among them.
-        """
+        """Connect and send `request` (method and path), each within `timeout_s`. Raises OSErrors."""
         self._closed = False
         self._reading, self._writing = threading.Lock(), threading.Lock()
         # OpenSSL takes no reads and writes of one connection at the same time. Nobody waits while holding it.
         self._using = threading.Lock()
+        self._rest = b""
+        """What came behind the head of the answer."""
+        self._chunks: Chunks | None = None
         self._sock = _dial(address, timeout_s)
-        deadline_s = time.monotonic() + timeout_s
+        lines = [f"{request} HTTP/1.1", "Host: engine", f"Content-Length: {len(body)}"]
+        lines += [f"{name}: {value}" for name, value in headers.items()]
         try:
-            lines = [f"{request} HTTP/1.1", "Host: engine", f"Content-Length: {len(body)}"]
-            lines += [f"{name}: {value}" for name, value in headers.items()]
             self.write("\r\n".join([*lines, "", ""]).encode() + body)
-            status, fields, self._rest = self._read_head(deadline_s)
-            self._chunks = Chunks() if fields.get("transfer-encoding") == "chunked" else None
-            if status >= 400:
-                length = fields.get("content-length", "")
-                raise AnswerError(status, self._read_error(int(length) if length.isdigit() else MAX_ERROR, deadline_s))
         except BaseException:
-            self._sock.close()
+            self.close()
             raise
+
+    def begin(self, timeout_s: float) -> None:
+        """Wait for the head of the answer. Raises AnswerError, FramingError, TimeoutError and other OSErrors."""
+        deadline_s = time.monotonic() + timeout_s
+        status, fields, self._rest = self._read_head(deadline_s)
+        self._chunks = Chunks() if fields.get("transfer-encoding") == "chunked" else None
+        if status >= 400:
+            length = fields.get("content-length", "")
+            raise AnswerError(status, self._read_error(int(length) if length.isdigit() else MAX_ERROR, deadline_s))
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether `close` was called."""
+        return self._closed
 
     def __iter__(self) -> Iterator[bytes]:
         """Yield the bytes as they come, at most PIECE_BYTES at once, to the end of the answer or `close`.
@@ -129,9 +137,7 @@ class Wire:
             yield from self._chunks.feed(data)
             if self._chunks.ended:
                 break
-        cut = self._chunks is not None and not self._chunks.ended and not self._closed
-        self.close()
-        if cut:
+        if self._chunks and not self._chunks.ended and not self._closed:
             raise ConnectionError("the engine ended the connection in the middle of its answer")
 
     def write(self, data: bytes) -> None:

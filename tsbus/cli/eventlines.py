@@ -14,7 +14,11 @@ from tsbus.cli.terminal import body_json, body_line, safe
 from tsbus.core.message import EventMeta, decode_meta
 
 _encode = msgspec.json.Encoder().encode  # json.dumps takes five times as long, too long for a fast stream
-_COLORS = {"up": "green", "recovered": "green", "torpid": "yellow", "slow": "yellow", "lost": "red"}
+_COLORS = {
+    "up": "green", "recovered": "green", "started": "green", "healthy": "green",
+    "torpid": "yellow", "slow": "yellow", "draining": "yellow", "repaired": "yellow",
+    "lost": "red", "down": "red", "died": "red", "oom": "red", "unhealthy": "red",
+}  # fmt: skip
 
 
 def plain(event: Event) -> bytes:
@@ -44,7 +48,7 @@ def as_json(event: Event) -> bytes:
 def told(event: Event) -> bytes:
     """Return time, node, topic, and what happened in words."""
     clock = datetime.fromtimestamp(event.time_ms / 1000).strftime("%H:%M:%S.%f")[:-3]
-    topic = f"{safe(event.topic):<16}"
+    topic = f"{safe(event.topic):<19}"
     if sys.stdout.isatty() and not os.environ.get("NO_COLOR"):
         topic = click.style(topic, fg=_COLORS.get(event.topic.rpartition(".")[2]))
     return f"{clock}  {event.origin:<12}  {topic}  {_words(event)}\n".encode()
@@ -64,6 +68,31 @@ def _words(event: Event) -> str:
                 return safe(f"{facts['kind']} {facts['peer']}, {facts['dropped']} events dropped")
             case ["worker", _]:
                 return safe(f"{facts['name']} ({facts['who']})")
+            case ["container", action]:
+                return safe(_container_words(action, facts))
+            case ["image" | "network", _]:
+                container = f", container {facts['container'][:12]}" if facts.get("container") else ""
+                return safe((facts.get("name") or facts["id"][:19]) + container)
+            case ["docker", "up"]:
+                return safe(f"{facts.get('name', '')} {facts.get('version', '')}".strip() or "the engine is there")
+            case ["docker", "down"]:
+                return safe(facts.get("reason", ""))
+            case ["docker", "repaired"]:
+                return safe("; ".join(facts["repairs"]))
     except (ValueError, KeyError, TypeError):
         pass
     return body_line(event.body)
+
+
+def _container_words(action: str, facts: dict[str, Any]) -> str:
+    about = facts["container"]
+    more = []
+    if action == "died":
+        more = [f"exit {about.get('exit_code', '?')}"] + (["out of memory"] if about.get("oom") else [])
+    elif action == "draining":
+        more = [f"signal {facts.get('signal', '?')}"]
+    elif action == "renamed":
+        more = [f"was {facts.get('was', '?')}"]
+    if facts.get("cause") == "reconcile":
+        more.append("found by comparing")
+    return f"{about['name']} ({', '.join([about['image']['given'], *more])})"

@@ -6,8 +6,8 @@ output.py shapes what the programs write, report.py the account.
 import asyncio
 import contextlib
 import json
-import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -15,20 +15,17 @@ import click
 
 from tsbus.cli.completion import complete_target
 from tsbus.cli.edge import Code, bus_option, connect, json_option, run
-from tsbus.cli.output import Kept, Lines
+from tsbus.cli.job import follow, send_stdin, waiting
+from tsbus.cli.output import Kept, Lines, write
 from tsbus.cli.report import Ending, account, ending_of, exit_code, summary
-from tsbus.cli.stdin import stdin_chunks
-from tsbus.cli.terminal import Progress, duration
+from tsbus.cli.terminal import Progress
 from tsbus.core.accounting import Outcome
 from tsbus.core.body import BodyError
-from tsbus.core.target import fold
-from tsbus.errors import BusError
+from tsbus.core.message import Content
 
 if TYPE_CHECKING:
     from tsbus import Call, Reply
-
-GRACE_S = 2.0
-"""How long the nodes may take to confirm a cancel before the account is printed without them."""
+    from tsbus.client import Client
 
 
 def _max_fail(ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[float, bool] | None:
@@ -44,14 +41,15 @@ def _max_fail(ctx: click.Context, param: click.Parameter, value: str | None) -> 
     return number, value.endswith("%")
 
 
-def _variable(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> dict[str, str]:
+def variables(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> dict[str, str]:
+    """Read options of the form NAME=VALUE."""
     if bad := [value for value in values if not value.partition("=")[0] or "=" not in value]:
         raise click.BadParameter(f"{bad[0]!r} is not NAME=VALUE", ctx, param)
     return dict(value.split("=", 1) for value in values)
 
 
 @dataclass(frozen=True, slots=True)
-class _Look:
+class Look:
     """How the output is to be shown."""
 
     as_json: bool
@@ -71,7 +69,7 @@ class _Look:
     "--max-fail", callback=_max_fail, metavar="N|N%", help="Cancel the rest once more than N nodes have failed."
 )
 @click.option("--sudo-user", metavar="USER", help="Run as this user; the nodes' policy must allow it.")
-@click.option("--env", metavar="NAME=VALUE", multiple=True, callback=_variable, help="Add to the environment.")
+@click.option("--env", metavar="NAME=VALUE", multiple=True, callback=variables, help="Add to the environment.")
 @click.option("--cwd", metavar="DIR", help="Working directory on the nodes.")
 @click.option("--stdin", is_flag=True, help="Send our standard input to the program on every node.")
 @click.option("--fold/--no-fold", default=None, help="Print equal output once, at the end [default: on several nodes].")
@@ -112,7 +110,7 @@ def exec_(
     body: dict[str, Any] = {"shell": " ".join(words)} if shell else {"argv": list(words)}
     options = {"user": sudo_user, "env": env, "cwd": cwd, "stdin": stdin}
     body |= {key: value for key, value in options.items() if value}
-    look = _Look(as_json, False if no_prefix else fold, live, not no_prefix, quiet)
+    look = Look(as_json, False if no_prefix else fold, live, not no_prefix, quiet)
     return run(_exec(bus, target, body, timeout_s, max_fail, look))
 
 
@@ -122,25 +120,50 @@ async def _exec(
     body: dict[str, Any],
     timeout_s: float,
     max_fail: tuple[float, bool] | None,
-    look: _Look,
+    look: Look,
 ) -> int:
+    async with connect(bus, "treescale-exec") as client:
+        return (await execute(client, target, "exec.run", body, look, timeout_s=timeout_s, max_fail=max_fail)).code
+
+
+@dataclass(frozen=True, slots=True)
+class Executed:
+    """How a program ended on nodes."""
+
+    code: int
+    """For our own exit."""
+    exits: dict[str, int]
+    """The program's own exit codes, of the nodes where it had one."""
+
+
+async def execute(
+    client: "Client",
+    target: str,
+    command: str,
+    body: dict[str, Any],
+    look: Look,
+    *,
+    timeout_s: float,
+    max_fail: tuple[float, bool] | None = None,
+    fact: "Callable[[Reply], None] | None" = None,
+) -> Executed:
+    """Run `command`, which answers with a program's output and how it ended, on nodes; show it, and the account.
+
+    `fact` is given the pieces of the answers that are JSON, not output.
+    """
     wants_input = bool(body.get("stdin"))
-    async with (
-        connect(bus, "treescale-exec") as client,
-        client.request(target, "exec.run", body, timeout_s=timeout_s, input=wants_input) as call,
-    ):
+    async with client.request(target, command, body, timeout_s=timeout_s, input=wants_input) as call:
         nodes = await call.nodes()
-        job = _Job(call, nodes, _view(look, nodes), _limit(max_fail, len(nodes)))
-        helpers = [asyncio.create_task(job.show_progress())] if not look.quiet else []
-        if wants_input:
-            helpers.append(asyncio.create_task(_send_stdin(call)))
-        try:
+        job = _Job(call, nodes, _view(look, nodes), _limit(max_fail, len(nodes)), fact)
+        async with contextlib.AsyncExitStack() as helpers:
+            if not look.quiet:
+                await helpers.enter_async_context(job.show_progress())
+            if wants_input:
+                sending = asyncio.create_task(send_stdin(call))
+                helpers.callback(sending.cancel)
             code = await job.follow()
-        finally:
-            for helper in helpers:
-                helper.cancel()
         job.finish(look)
-        return code
+        return Executed(code, job.exits)
 
 
 def _limit(max_fail: tuple[float, bool] | None, nodes: int) -> float:
@@ -150,59 +173,58 @@ def _limit(max_fail: tuple[float, bool] | None, nodes: int) -> float:
     return nodes * number / 100 if is_share else number
 
 
-async def _send_stdin(call: "Call") -> None:
-    with contextlib.suppress(BusError):  # the account tells what happened to the call
-        async for chunk in stdin_chunks(32 << 10):
-            await call.send_input(chunk)
-        await call.end_input()
-
-
 class _Job:
     """One run on many nodes, from the first reply to the account."""
 
-    def __init__(self, call: "Call", nodes: frozenset[str], view: "_Text | _Json", max_fail: float) -> None:
+    def __init__(
+        self,
+        call: "Call",
+        nodes: frozenset[str],
+        view: "_Text | _Json",
+        max_fail: float,
+        fact: "Callable[[Reply], None] | None",
+    ) -> None:
         self._call = call
         self._nodes = nodes
         self._view = view
         self._max_fail = max_fail
+        self._fact = fact
+        self.exits: dict[str, int] = {}
         self._endings: dict[str, Ending] = {}
         self._progress = Progress()
 
     async def follow(self) -> int:
         """Show replies until every node has ended, or Ctrl-C. Returns the exit code."""
-        try:
-            await self._replies()
-        except asyncio.CancelledError:
-            self._call.cancel()
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._replies(), GRACE_S)
-            for node in self._nodes - self._endings.keys():
-                self._endings[node] = Ending(Outcome.CANCELLED, "not confirmed")
-            return Code.INTERRUPTED
-        return exit_code([ending.outcome for ending in self._endings.values()])
+        if await follow(self._call, self._take):
+            return exit_code([ending.outcome for ending in self._endings.values()])
+        for node in self._waiting():
+            self._endings[node] = Ending(Outcome.CANCELLED, "not confirmed")
+        return Code.INTERRUPTED
 
-    async def _replies(self) -> None:
-        async for reply in self._call:
-            self._progress.clear()
-            if not reply.last:
+    def _take(self, reply: "Reply") -> None:
+        self._progress.clear()
+        if not reply.last:
+            if self._fact is not None and reply.content == Content.JSON:
+                self._fact(reply)
+            else:
                 self._view.chunk(reply.node, reply.second, reply.body)
-                continue
-            ending, facts = read_ending(reply)
-            self._endings[reply.node] = ending
-            self._view.ended(reply.node, ending, facts)
-            if sum(one.outcome is not Outcome.OK for one in self._endings.values()) > self._max_fail:
-                self._call.cancel()
+            return
+        ending, facts = read_ending(reply)
+        self._endings[reply.node] = ending
+        if isinstance(facts.get("exit"), int):
+            self.exits[reply.node] = facts["exit"]
+        self._view.ended(reply.node, ending, facts)
+        if sum(one.outcome is not Outcome.OK for one in self._endings.values()) > self._max_fail:
+            self._call.cancel()
 
-    async def show_progress(self) -> None:
-        """Tell whom we wait for, until cancelled."""
-        while True:
-            waiting = self._nodes - self._endings.keys()
-            if waiting and not self._view.live:
-                after = duration(self._progress.elapsed_s)
-                self._progress.show(f"{after}: waiting for {len(waiting)} of {len(self._nodes)}: {fold(waiting)}")
-            await asyncio.sleep(1)
+    def _waiting(self) -> frozenset[str]:
+        return self._nodes - self._endings.keys()
 
-    def finish(self, look: _Look) -> None:
+    def show_progress(self) -> AbstractAsyncContextManager[None]:
+        """Tell whom we wait for, unless what they write is seen anyway."""
+        return waiting(self._progress, lambda: () if self._view.live else self._waiting(), len(self._nodes))
+
+    def finish(self, look: Look) -> None:
         """Print what is printed at the end."""
         self._progress.clear()
         self._view.finish()
@@ -234,18 +256,12 @@ def _reasons(facts: dict[str, Any]) -> Iterator[str]:
         yield str(facts["reason"])
 
 
-def _view(look: _Look, nodes: frozenset[str]) -> "_Text | _Json":
+def _view(look: Look, nodes: frozenset[str]) -> "_Text | _Json":
     if look.as_json:
         return _Json(len(nodes))
     folded = len(nodes) > 1 if look.fold is None else look.fold
     kept = Kept(len(nodes)) if folded else None
     return _Text(kept, Lines() if look.live or not folded else None, prefix=look.prefix)
-
-
-def _write(second: bool, data: bytes) -> None:
-    stream = sys.stderr if second else sys.stdout
-    stream.buffer.write(data)
-    stream.flush()
 
 
 class _Text:
@@ -262,13 +278,13 @@ class _Text:
         if self._kept:
             self._kept.feed(node, second, data)
         if self._lines:
-            _write(second, self._lines.feed(node, second, data) if self._prefix else data)
+            write(second, self._lines.feed(node, second, data) if self._prefix else data)
 
     def ended(self, node: str, ending: Ending, facts: dict[str, Any]) -> None:
         """A node has ended."""
         if self._lines:
             for second in (False, True):
-                _write(second, self._lines.end(node, second))
+                write(second, self._lines.end(node, second))
 
     def finish(self) -> None:
         """All nodes have ended."""
@@ -277,7 +293,7 @@ class _Text:
         for second in (False, True):
             for heading, output in self._kept.folded(second):
                 click.secho(heading, bold=True, nl=False, err=second)
-                _write(second, output)
+                write(second, output)
         for node, count in self._kept.cut.items():
             click.echo(f"{node}: {count} more bytes are not shown; --no-fold shows all", err=True)
 

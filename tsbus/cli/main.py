@@ -1,18 +1,20 @@
 """Main: the program `treescale`. Each command lives in a module that is imported when the command is used."""
 
 from collections.abc import Sequence
-from importlib import import_module
-from typing import Any
 
 import click
 
 from tsbus import __version__
-from tsbus.cli.edge import EXIT_CODES, Tool
+from tsbus.cli.edge import EXIT_CODES, HELP
+from tsbus.cli.lazy import LazyGroup
 
 COMMANDS = {
     "status": ("tsbus.cli.status:status", "Draw the tree: who is up, who is lost, and why."),
     "ping": ("tsbus.cli.ping:ping", "Measure the round trip to nodes."),
     "exec": ("tsbus.cli.exec:exec_", "Run a program on nodes."),
+    "container": ("tsbus.cli.containers.groups:container", "List, run and control containers."),
+    "image": ("tsbus.cli.containers.groups:image", "List, pull and remove images."),
+    "docker": ("tsbus.cli.containers.groups:docker", "Docker engines: their events, facts and disk space."),
     "call": ("tsbus.cli.call:call", "Call any worker's command on nodes."),
     "events": ("tsbus.cli.sub:events", "Watch the tree's own events."),
     "config": ("tsbus.cli.config:config", "Check and show configuration files."),
@@ -25,32 +27,7 @@ COMMANDS = {
 """Command -> where it is, and its line in `treescale --help`."""
 
 
-class _Commands(Tool, click.Group):
-    """The group of COMMANDS; listing them imports none of them."""
-
-    def list_commands(self, ctx: click.Context) -> list[str]:
-        return list(COMMANDS)
-
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        if cmd_name not in COMMANDS:
-            return None
-        module, _, attribute = COMMANDS[cmd_name][0].partition(":")
-        command: click.Command = getattr(import_module(module), attribute)
-        return command
-
-    def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
-        if args[0] not in COMMANDS and not args[0].startswith("-"):
-            raise click.NoSuchCommand(args[0], possibilities=list(COMMANDS), ctx=ctx)
-        return super().resolve_command(ctx, args)
-
-    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        with formatter.section("Commands"):
-            formatter.write_dl([(name, line) for name, (_, line) in COMMANDS.items()])
-
-
-@click.group(
-    cls=_Commands, name="treescale", context_settings={"help_option_names": ["-h", "--help"]}, epilog=EXIT_CODES
-)
+@click.group(cls=LazyGroup, table=COMMANDS, name="treescale", context_settings=HELP, epilog=EXIT_CODES)
 @click.option("--bus", metavar="ADDRESS", help="The router's socket, for every command.")
 @click.version_option(__version__, message="%(prog)s %(version)s")
 def cli(bus: str | None) -> None:

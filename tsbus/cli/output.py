@@ -1,6 +1,7 @@
-"""Output: what programs on many nodes wrote, as prefixed lines while it comes or folded when all is there. Pure."""
+"""Output: what programs on many nodes wrote, as prefixed lines while it comes or folded when all is there."""
 
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
 
 from tsbus.core.target import fold
 
@@ -10,10 +11,18 @@ MAX_LINE = 64 << 10
 """A longer line is shown in pieces, so that output without any newline does not pile up."""
 
 
-class Lines:
-    """Cuts the output of many nodes into lines that begin with the node's name."""
+def behind_node(node: str, second: bool, lines: bytes) -> bytes:
+    """Return lines, of which the last has no newline, behind the name of the node that wrote them."""
+    prefix = node.encode() + b": "
+    return prefix + lines.replace(b"\n", b"\n" + prefix) + b"\n"
 
-    def __init__(self) -> None:
+
+class Lines:
+    """Cuts the output of many nodes into lines."""
+
+    def __init__(self, shape: Callable[[str, bool, bytes], bytes] = behind_node) -> None:
+        """`shape` says how complete lines of a node's first or second stream are shown."""
+        self._shape = shape
         self._rest: dict[tuple[str, bool], bytes] = {}
 
     def feed(self, node: str, second: bool, chunk: bytes) -> bytes:
@@ -23,16 +32,12 @@ class Lines:
             whole, newline, rest = whole + newline + rest, b"\n", b""
         if rest:
             self._rest[node, second] = rest
-        return self._prefixed(node, whole) if newline else b""
+        return self._shape(node, second, whole) if newline else b""
 
     def end(self, node: str, second: bool) -> bytes:
         """Return the last line of a stream that did not end with a newline."""
         rest = self._rest.pop((node, second), b"")
-        return self._prefixed(node, rest) if rest else b""
-
-    def _prefixed(self, node: str, lines: bytes) -> bytes:
-        prefix = node.encode() + b": "
-        return prefix + lines.replace(b"\n", b"\n" + prefix) + b"\n"
+        return self._shape(node, second, rest) if rest else b""
 
 
 class Kept:
@@ -67,3 +72,10 @@ class Kept:
             # One line goes behind the names; more lines go below them as they are, ready to be copied.
             gap = "\n" if b"\n" in output.rstrip(b"\n") else " "
             yield head + gap, output + (b"" if output.endswith(b"\n") else b"\n")
+
+
+def write(second: bool, data: bytes) -> None:
+    """Write to standard output, or with `second` to standard error, at once."""
+    stream = sys.stderr if second else sys.stdout
+    stream.buffer.write(data)
+    stream.flush()

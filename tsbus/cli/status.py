@@ -6,8 +6,6 @@ treeview.py decides which lines there are; this module asks the routers and prin
 import asyncio
 import json
 import math
-import shutil
-import sys
 import time
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
@@ -17,6 +15,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from tsbus.cli.edge import Code, bus_option, connect, json_option, run
+from tsbus.cli.screen import Screen, within
+from tsbus.cli.table import Column, table
 from tsbus.cli.terminal import duration, millis, safe, size
 from tsbus.cli.treeview import FOLD_ABOVE, Line, Node, TreeView
 from tsbus.core.accounting import Outcome
@@ -34,8 +34,16 @@ SETTLE_S = 2.0
 """So long after a change the routers are asked once more: new links have no round trip yet."""
 MAX_NAME = 48
 
-_COLORS = {"up": "green", "torpid": "yellow", "lost": "red"}
-_HEADING = ("NODE", "STATE", "FOR", "RTT", "RELEASE", "QUEUED", "NOTES")
+_STYLES: dict[str, dict[str, Any]] = {
+    "up": {"fg": "green"},
+    "torpid": {"fg": "yellow"},
+    "lost": {"fg": "red", "bold": True},
+}
+_COLUMNS = (
+    Column("NODE"),
+    Column("STATE", style=lambda text: _STYLES.get(text.lower(), {})),
+    *map(Column, ("FOR", "RTT", "RELEASE", "QUEUED", "NOTES")),
+)
 
 
 @click.command()
@@ -95,7 +103,7 @@ async def _watch(client: "Client", drawing: "_Drawing") -> None:
     for pattern in ("node.>", "bus.>"):
         await client.subscribe(pattern, callback=note, on_gap=note)
     settled = False
-    with _Screen() as screen:
+    with Screen() as screen:
         while True:
             changed.clear()
             try:
@@ -109,47 +117,7 @@ async def _watch(client: "Client", drawing: "_Drawing") -> None:
             while settled and time.monotonic() < ask_again:
                 screen.show(list(drawing.lines(facts, time.time() * 1000)))
                 patience = REDRAW_S if screen.is_terminal else None if ask_again == math.inf else SETTLE_S
-                settled = not await _within(changed, patience)
-
-
-async def _within(event: asyncio.Event, timeout_s: float | None) -> bool:
-    """Wait for the event; tell whether it came in time."""
-    try:
-        return await asyncio.wait_for(event.wait(), timeout_s)
-    except TimeoutError:
-        return False
-
-
-class _Screen:
-    """The whole terminal, given back at the end; elsewhere, one drawing after the other."""
-
-    def __init__(self) -> None:
-        self.is_terminal = sys.stdout.isatty()
-
-    def __enter__(self) -> "_Screen":
-        # The other screen, no cursor, and long lines are cut instead of wrapped.
-        self._control("\x1b[?1049h\x1b[?25l\x1b[?7l")
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._control("\x1b[?7h\x1b[?25h\x1b[?1049l")
-
-    def show(self, lines: list[str]) -> None:
-        """Draw `lines` over what is there."""
-        height = shutil.get_terminal_size().lines - 1
-        if self.is_terminal and len(lines) > height:
-            lines = [*lines[: height - 1], f"... and {len(lines) - height + 1} more lines"]
-        self._control("\x1b[H")
-        for line in lines:
-            self._control("\x1b[K")
-            click.echo(line)
-        self._control("\x1b[J")
-
-    def _control(self, code: str) -> None:
-        # Not through click, which without colours takes out all codes.
-        if self.is_terminal:
-            sys.stdout.write(code)
-            sys.stdout.flush()
+                settled = not await within(changed, patience)
 
 
 def nodes_of(facts: Facts, now_ms: float) -> list[Node]:
@@ -198,7 +166,7 @@ class _Drawing:
         lines = list(TreeView(nodes, fold=len(nodes) > FOLD_ABOVE and not self._show_all).lines())
         usual = Counter(node.config for node in nodes if node.config).most_common(1)
         rows = [_row(line, facts.status["node"], usual[0][0] if usual else "") for line in lines]
-        return [_title(facts, nodes, lines), "", *_table([_HEADING, *rows])]
+        return [_title(facts, nodes, lines), "", *table(_COLUMNS, rows)]
 
 
 def _as_object(facts: Facts, nodes: list[Node]) -> str:
@@ -278,17 +246,3 @@ def _notes(line: Line, here: str, usual_config: str) -> list[str]:
     if first.config and first.config != usual_config:
         notes.append(f"config {first.config}, others have {usual_config}")
     return notes
-
-
-def _table(rows: list[tuple[str, ...]]) -> list[str]:
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = []
-    for row in rows:
-        cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=True)]
-        line = "  ".join(cells).rstrip()
-        # Colour is added to finished lines, so that it cannot disturb the columns; the state is a word as well.
-        place = widths[0] + 2
-        color = _COLORS.get(row[1].lower())
-        state = click.style(row[1], fg=color, bold=row[1] == "LOST") if color else row[1]
-        lines.append(line[:place] + state + line[place + len(row[1]) :])
-    return lines

@@ -39,6 +39,8 @@ class Wanted:
     """A target; None for all nodes."""
     count: int | None = None
     timeout_s: float | None = None
+    accepts: "Callable[[Event], bool] | None" = None
+    """What else an event must be."""
 
 
 def _patterns(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> tuple[str, ...]:
@@ -54,8 +56,8 @@ def _argv(ctx: click.Context, param: click.Parameter, value: str | None) -> list
         raise click.BadParameter(f"{error}: {value!r}", ctx, param) from None
 
 
-_count = click.option("--count", type=click.IntRange(min=1), metavar="N", help="Stop after N events.")
-_timeout = click.option("--timeout", "timeout_s", type=click.FloatRange(min=0), metavar="S",
+count_option = click.option("--count", type=click.IntRange(min=1), metavar="N", help="Stop after N events.")
+timeout_option = click.option("--timeout", "timeout_s", type=click.FloatRange(min=0), metavar="S",
                         help="Stop after S seconds; exit code 4 if --count was not reached.")  # fmt: skip
 
 
@@ -63,8 +65,8 @@ _timeout = click.option("--timeout", "timeout_s", type=click.FloatRange(min=0), 
 @click.argument("patterns", metavar="PATTERN...", nargs=-1, required=True, callback=_patterns)
 @json_option
 @click.option("--raw", is_flag=True, help="Print the body alone.")
-@_count
-@_timeout
+@count_option
+@timeout_option
 @click.option("--from", "origins", metavar="TARGET", shell_complete=complete_target,
               help="Only events that were published on these nodes.")  # fmt: skip
 @click.option("--scope", type=click.Choice(["all", "subtree", "node"]), default="all", show_default=True,
@@ -98,16 +100,16 @@ def sub(
     """
     wanted = Wanted(bus, patterns, scope, origins, count, timeout_s)
     if argv:
-        return run(_follow(wanted, "ts-sub", lambda gate: _Runner(gate, argv)))
+        return run(follow(wanted, "ts-sub", lambda gate: _Runner(gate, argv)))
     line = eventlines.as_json if as_json else eventlines.raw if raw else eventlines.plain
-    return run(_follow(wanted, "ts-sub", lambda gate: _Printer(gate, line)))
+    return run(follow(wanted, "ts-sub", lambda gate: Printer(gate, line)))
 
 
 @click.command()
 @click.argument("patterns", metavar="[PATTERN]...", nargs=-1, callback=_patterns)
 @json_option
-@_count
-@_timeout
+@count_option
+@timeout_option
 @bus_option
 def events(
     patterns: tuple[str, ...], as_json: bool, count: int | None, timeout_s: float | None, bus: str | None
@@ -122,16 +124,17 @@ def events(
     """
     wanted = Wanted(bus, patterns or BUS_EVENTS, count=count, timeout_s=timeout_s)
     line = eventlines.as_json if as_json else eventlines.told
-    return run(_follow(wanted, "treescale-events", lambda gate: _Printer(gate, line)))
+    return run(follow(wanted, "treescale-events", lambda gate: Printer(gate, line)))
 
 
-class _Gate:
+class Gate:
     """Lets each wanted event through once, until it is enough: then `enough` is done."""
 
     def __init__(self, wanted: Wanted, origins: frozenset[str] | None) -> None:
         self.enough: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._patterns = wanted.patterns
         self._origins = origins
+        self._accepts = wanted.accepts
         self._left = wanted.count or sys.maxsize
         self._first = lru_cache(4096)(self._first_pattern)
 
@@ -143,6 +146,8 @@ class _Gate:
         if self._origins is not None and event.origin not in self._origins:
             return False
         if not self._left or (len(self._patterns) > 1 and self._first(event.topic) != pattern):
+            return False
+        if self._accepts is not None and not self._accepts(event):
             return False
         self._left -= 1
         return True
@@ -162,9 +167,10 @@ class _Gate:
             self.enough.set_exception(error)
 
 
-async def _follow(wanted: Wanted, name: str, sink: "Callable[[_Gate], _Printer | _Runner]") -> int:
+async def follow(wanted: Wanted, name: str, sink: "Callable[[Gate], Printer | _Runner]") -> int:
+    """Hand events to `sink` until it is enough; returns the exit code. `name` is ours on the bus."""
     async with connect(wanted.bus, name) as client:
-        gate = _Gate(wanted, await _resolve(client, wanted.origins) if wanted.origins else None)
+        gate = Gate(wanted, await _resolve(client, wanted.origins) if wanted.origins else None)
         take = sink(gate).take
         for place, pattern in enumerate(wanted.patterns):
             # Every subscription is told of a gap; once is enough.
@@ -189,10 +195,10 @@ def _tell_gap(gap: "Gap") -> None:
     click.echo(f"{gap.count} events were dropped at {safe(gap.at)}: somebody did not keep up", err=True)
 
 
-class _Printer:
+class Printer:
     """Prints lines: in one piece for all events that came in one turn of the loop."""
 
-    def __init__(self, gate: _Gate, line: "Callable[[Event], bytes]") -> None:
+    def __init__(self, gate: Gate, line: "Callable[[Event], bytes]") -> None:
         self._gate = gate
         self._line = line
         self._lines: list[bytes] = []
@@ -220,7 +226,7 @@ class _Printer:
 class _Runner:
     """Runs a command for each event, one after the other."""
 
-    def __init__(self, gate: _Gate, argv: list[str]) -> None:
+    def __init__(self, gate: Gate, argv: list[str]) -> None:
         self._gate = gate
         self._argv = argv
         self._turn = asyncio.Lock()

@@ -1,0 +1,282 @@
+"""Ls: `treescale container ls`, the containers of the whole tree in one table."""
+
+import asyncio
+import json
+import shutil
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import click
+import msgspec
+
+from tsbus.cli.containers.finding import no_monitor, without_monitors
+from tsbus.cli.containers.options import ASK_S, any_target_argument
+from tsbus.cli.containers.words import SHORT_ID, STYLES, count, image_words, natural, port_words, state_words
+from tsbus.cli.edge import Code, bus_option, connect, json_option, run
+from tsbus.cli.report import Ending, ending_of, exit_code, label, summary
+from tsbus.cli.table import Column, table
+from tsbus.cli.terminal import Progress, duration, safe, size
+from tsbus.core.accounting import Outcome
+from tsbus.core.target import fold
+from tsbus.records import Container, EngineFacts, Sample, SnapshotHead, StatsEvent
+
+if TYPE_CHECKING:
+    from tsbus import Reply
+    from tsbus.client import Client
+
+
+def _style(cell: str) -> dict[str, Any]:
+    color = "red" if "(unhealthy)" in cell else STYLES.get(cell.split(maxsplit=1)[0].rstrip(",")) if cell else None
+    return {"fg": color} if color else {}
+
+
+_NODE = Column("NODE", least=10)
+_NAME = Column("NAME", least=14)
+_IMAGE = Column("IMAGE", least=14)
+_STATE = Column("STATE", style=_style)
+_USE = (Column("CPU %", right=True), Column("MEMORY", right=True))
+_PORTS = Column("PORTS", least=14, spare=1)
+_ID = Column("ID", spare=2)
+
+SORTS = ("name", "node", "state", "cpu", "memory", "created", "image")
+_ORDER = {state: place for place, state in enumerate(
+    ("running", "restarting", "paused", "created", "removing", "exited", "dead")
+)}  # fmt: skip
+
+
+@dataclass(slots=True)
+class Tally:
+    """What the monitors of many nodes said."""
+
+    rows: list[tuple[str, Container]] = field(default_factory=list)
+    """Node and container."""
+    engines: dict[str, EngineFacts] = field(default_factory=dict)
+    """Of the nodes that answered."""
+    endings: dict[str, Ending] = field(default_factory=dict)
+    """How it ended on every node of the target."""
+    samples: dict[tuple[str, str], Sample] = field(default_factory=dict)
+    """By node and short id."""
+
+    def close(self, now_ns: int) -> None:
+        """Count nodes whose engine is down as such: what they said is what was last known."""
+        for node, engine in self.engines.items():
+            if not engine.up:
+                age = f" for {duration(max(now_ns - engine.since_ns, 0) / 1e9)}" if engine.since_ns else ""
+                self.endings[node] = Ending(Outcome.FAILED, f"engine down{age}: {safe(engine.reason)}")
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """What is to be shown, and how."""
+
+    show_all: bool = False
+    sort: str = "node"
+    whole: bool = False
+    quiet: bool = False
+    as_json: bool = False
+    filtered: bool = False
+
+    def lines(self, tally: Tally, now_ns: int, width: int | None) -> Iterator[str]:
+        """Return the lines to print."""
+        rows = self._rows(tally)
+        if self.quiet:
+            return (container.id if self.whole else container.id[:SHORT_ID] for _, container in rows)
+        if self.as_json:
+            return (json.dumps(_as_object(tally, node, container)) for node, container in rows)
+        return self._text(tally, rows, now_ns, width)
+
+    def _rows(self, tally: Tally) -> list[tuple[str, Container]]:
+        rows = [row for row in tally.rows if self.show_all or row[1].state in ("running", "paused", "restarting")]
+        rows.sort(key=lambda row: (natural(row[0]), natural(row[1].name)))
+        none = Sample()
+
+        def used(row: tuple[str, Container]) -> Sample:
+            return tally.samples.get((row[0], row[1].id[:SHORT_ID]), none)
+
+        keys: dict[str, Callable[[tuple[str, Container]], Any]] = {
+            "node": lambda row: 0,
+            "name": lambda row: natural(row[1].name),
+            "state": lambda row: _ORDER[row[1].state],
+            "image": lambda row: row[1].image.given,
+            "created": lambda row: -row[1].created_ns,
+            "cpu": lambda row: -used(row).cpu,
+            "memory": lambda row: -used(row).memory,
+        }
+        rows.sort(key=keys[self.sort])
+        return rows
+
+    def _text(
+        self, tally: Tally, rows: Sequence[tuple[str, Container]], now_ns: int, width: int | None
+    ) -> Iterator[str]:
+        yield self._title(tally, len(rows))
+        uses = _USE if self.sort in ("cpu", "memory") else ()
+        columns = (_NODE, _NAME, _IMAGE, _STATE, *uses, _PORTS, _ID)
+        if rows:
+            yield ""
+            cells = [self._cells(tally, node, container, now_ns, bool(uses)) for node, container in rows]
+            yield from table(columns, cells, None if self.whole else width)
+        if trouble := list(problems(tally.endings)):
+            yield ""
+            yield from trouble
+
+    def _title(self, tally: Tally, shown: int) -> str:
+        running = sum(container.state == "running" for _, container in tally.rows)
+        nodes = next(iter(tally.engines)) if len(tally.engines) == 1 else count(len(tally.engines), "node")
+        match = " that match" if self.filtered else ""
+        hidden = f" ({len(tally.rows) - shown} not shown: -a shows all)" if shown < len(tally.rows) else ""
+        return f"{nodes}, {count(len(tally.rows), 'container')}{match}, {running:,} running{hidden}"
+
+    def _cells(self, tally: Tally, node: str, container: Container, now_ns: int, uses: bool) -> tuple[str, ...]:
+        state = state_words(container, now_ns)
+        if tally.endings[node].outcome is not Outcome.OK:
+            state = f"? was {state[0].lower()}{state[1:]}"
+        sample = tally.samples.get((node, container.id[:SHORT_ID]))
+        return (
+            node,
+            safe(container.name),
+            image_words(container.image, whole=self.whole),
+            state,
+            *((f"{sample.cpu:.1f}", size(sample.memory)) if sample else ("-", "-") if uses else ()),
+            port_words(container.endpoints),
+            container.id if self.whole else container.id[:SHORT_ID],
+        )
+
+
+def _as_object(tally: Tally, node: str, container: Container) -> dict[str, Any]:
+    about: dict[str, Any] = {"node": node} | msgspec.to_builtins(container)
+    sample = tally.samples.get((node, container.id[:SHORT_ID]))
+    return about | ({"sample": msgspec.to_builtins(sample)} if sample else {})
+
+
+def problems(endings: dict[str, Ending]) -> Iterator[str]:
+    """Return lines that name the nodes that did not answer, or not as they should, and why."""
+    groups: dict[str, list[str]] = {}
+    for node, ending in endings.items():
+        if ending.outcome is Outcome.NO_SUCH_SERVICE:
+            groups.setdefault("no container monitor", []).append(node)
+        elif ending.outcome is Outcome.FAILED:
+            groups.setdefault(ending.reason, []).append(node)
+        elif ending.outcome is not Outcome.OK:
+            why = f" ({ending.reason})" if ending.reason else ""
+            groups.setdefault(f"no answer: {label(ending.outcome)}{why}", []).append(node)
+    for reason, nodes in groups.items():
+        yield f"{fold(nodes)}: {reason}"
+
+
+@click.command()
+@any_target_argument
+@click.option("-a", "--all", "show_all", is_flag=True, help="Also containers that do not run.")
+@click.option("-f", "--filter", "filters", multiple=True, metavar="KEY=VALUE", callback=lambda _, __, v: _checked(v),
+              help="Only what matches: image=, label=, state=, health=, node=, name=. Of one key any, of several "
+              "keys all must match.")  # fmt: skip
+@click.option("--sort", type=click.Choice(SORTS), default="node", show_default=True,
+              help="Order; cpu and memory are measured, and shown.")  # fmt: skip
+@click.option("--watch", is_flag=True, help="Stay, and draw again whenever something changes.")
+@click.option("--no-trunc", "whole", is_flag=True, help="Cut nothing, and show whole ids.")
+@click.option("-q", "--quiet", is_flag=True, help="Print ids only.")
+@click.option("--timeout", "timeout_s", type=click.FloatRange(min=0.01), default=ASK_S, show_default=True, metavar="S")
+@json_option
+@bus_option
+def ls(
+    target: str,
+    show_all: bool,
+    filters: tuple[str, ...],
+    sort: str,
+    watch: bool,
+    whole: bool,
+    quiet: bool,
+    timeout_s: float,
+    as_json: bool,
+    bus: str | None,
+) -> int:
+    """List containers of the whole tree, or of TARGET.
+
+    Nodes that did not answer, or whose engine is down, are named below the table.
+
+    \b
+    Examples:
+      treescale container ls
+      treescale container ls @web -a --filter image=nginx --filter state=exited
+      treescale container ls --sort cpu
+      treescale container ls --watch
+    """
+    look = Look(show_all, sort, whole, quiet, as_json, bool(filters))
+    if watch:
+        return run(_watch(bus, target, filters, look))
+    return run(_ls(bus, target, filters, look, timeout_s))
+
+
+def _checked(texts: tuple[str, ...]) -> tuple[str, ...]:
+    if texts:
+        from tsbus.mirror import Filter, FilterError
+
+        try:
+            Filter.parse(*texts)
+        except FilterError as error:
+            raise click.BadParameter(str(error)) from None
+    return texts
+
+
+async def _ls(bus: str | None, target: str, filters: Sequence[str], look: Look, timeout_s: float) -> int:
+    tally, progress = Tally(), Progress()
+    async with connect(bus, "treescale-container") as client:
+        asking = [ask(client, target, filters, tally, timeout_s)]
+        if look.sort in ("cpu", "memory"):
+            asking.append(measure(client, target, tally, timeout_s))
+        await asyncio.gather(*asking)
+    now_ns = time.time_ns()
+    tally.close(now_ns)
+    endings = without_monitors(tally.endings)
+    if not endings:
+        raise no_monitor(tally.endings)
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+    for line in look.lines(tally, now_ns, width):
+        click.echo(line)
+    if look.as_json:
+        click.echo(json.dumps(summary(tally.endings, progress.elapsed_s)))
+    elif look.quiet:
+        for line in problems(endings):
+            click.echo(line, err=True)
+    return exit_code([ending.outcome for ending in endings.values()])
+
+
+async def ask(client: "Client", target: str, filters: Sequence[str], tally: Tally, timeout_s: float) -> None:
+    """Ask the nodes of `target` for their containers."""
+    containers = msgspec.json.Decoder(list[Container]).decode
+    head = msgspec.json.Decoder(SnapshotHead).decode
+    rows: dict[str, list[Container]] = {}
+    async with client.request(
+        target, "containers.snapshot", {"filters": list(filters), "all": True}, timeout_s=timeout_s
+    ) as call:
+        async for reply in call:
+            if reply.status is Outcome.OK and reply.body.startswith(b"{"):
+                tally.engines[reply.node] = head(reply.body).engine
+            elif reply.status is Outcome.OK and reply.body:
+                rows.setdefault(reply.node, []).extend(containers(reply.body))
+            if reply.last:
+                tally.endings[reply.node] = ending_of(reply)
+    for node, ending in tally.endings.items():
+        if ending.outcome is Outcome.OK:
+            tally.rows += ((node, container) for container in rows.get(node, ()))
+
+
+async def measure(client: "Client", target: str, tally: Tally, timeout_s: float) -> None:
+    """Ask the nodes of `target` what their containers use."""
+    async with client.request(target, "containers.sample", timeout_s=timeout_s) as call:
+        async for reply in call:
+            if reply.status is Outcome.OK and reply.body:
+                note_samples(reply, tally)
+
+
+def note_samples(reply: "Reply", tally: Tally) -> None:
+    """Note what a node's StatsEvent says."""
+    event = msgspec.json.decode(reply.body, type=StatsEvent)
+    tally.samples.update(((reply.node, key[:SHORT_ID]), sample) for key, sample in event.samples.items())
+
+
+async def _watch(bus: str | None, target: str, filters: Sequence[str], look: Look) -> int:
+    raise NotImplementedError
+    return Code.OK

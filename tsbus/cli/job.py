@@ -1,0 +1,65 @@
+"""Job: one call on many nodes as a command line follows it, with Ctrl-C and the line that tells whom it waits for."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable, Collection
+from typing import TYPE_CHECKING
+
+from tsbus.cli.stdin import stdin_chunks
+from tsbus.cli.terminal import Progress, duration
+from tsbus.core.target import fold
+from tsbus.errors import BusError
+
+if TYPE_CHECKING:
+    from tsbus import Call, Reply
+
+GRACE_S = 2.0
+"""How long the nodes may take to confirm a cancel before the account is printed without them."""
+NO_LIMIT_S = 86_400.0 * 365
+"""Patience with what ends by itself or by Ctrl-C."""
+
+
+async def follow(call: "Call", take: "Callable[[Reply], None]") -> bool:
+    """Hand every reply to `take`. Ctrl-C cancels the call, and what still comes is taken. Returns False after that."""
+    try:
+        await _replies(call, take)
+    except asyncio.CancelledError:
+        call.cancel()
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(_replies(call, take), GRACE_S)
+        return False
+    return True
+
+
+async def _replies(call: "Call", take: "Callable[[Reply], None]") -> None:
+    async for reply in call:
+        take(reply)
+
+
+async def send_stdin(call: "Call") -> None:
+    """Send our standard input to every node of the call, until it ends."""
+    with contextlib.suppress(BusError):  # the account tells what happened to the call
+        async for chunk in stdin_chunks(32 << 10):
+            await call.send_input(chunk)
+        await call.end_input()
+
+
+@contextlib.asynccontextmanager
+async def waiting(
+    progress: Progress, names: Callable[[], Collection[str]], total: int | None = None
+) -> AsyncIterator[None]:
+    """Tell on one line, once a second, for which `names` of `total` the code inside waits."""
+
+    async def show() -> None:
+        while True:
+            if left := names():
+                of = f"{len(left)} of {total}" if total else f"{len(left)}"
+                progress.show(f"{duration(progress.elapsed_s)}: waiting for {of}: {fold(left)}")
+            await asyncio.sleep(1)
+
+    helper = asyncio.create_task(show())
+    try:
+        yield
+    finally:
+        helper.cancel()
+        progress.clear()

@@ -21,6 +21,7 @@ SECTIONS = {
     model.ExecutorPolicy: "### `[executor]`",
     model.ExecRule: "Each `[[executor.allow]]`",
     model.DockerPolicy: "### `[docker]`",
+    model.Balancing: "### `[balancing]`",
     model.Handler: "### `[handlers.NAME]`",
     model.BusSettings: "### `[bus]`",
     model.Console: "## console.toml",

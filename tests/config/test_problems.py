@@ -149,7 +149,7 @@ TOML_CASES = {
     "balancer address": (
         NODE + "[balancers.web]\naddress = 'fd00::1:80'",
         't.toml:6:1: error: servers.node1.balancers.web.address: "fd00::1:80" is no address; '
-        'write IP:PORT, like "10.0.0.1:443" or "[fd00::1]:443"',
+        'write IP:PORT or IP:FIRST-LAST, like "10.0.0.1:443" or "[fd00::1]:8000-8010"',
     ),
     "balancer on the bus": (
         NODE + "[balancers.web]\naddress = '10.0.0.1:8888'",
@@ -166,8 +166,8 @@ TOML_CASES = {
         "t.toml:7:12: error: servers.node1.balancers.default: this name is taken by the balancer in [balancers] itself",
     ),
     "container port": (
-        NODE + "[balancers]\naddress = '10.0.0.1:80'\n[containers]\nnginx = 0",
-        "t.toml:8:1: error: servers.node1.balancers.containers.nginx: is out of range; give a value from 1 to 65535",
+        NODE + "[balancers]\naddress = '10.0.0.1:80'\n[containers]\nnginx = -1",
+        "t.toml:8:1: error: servers.node1.balancers.containers.nginx: is out of range; give a value from 0 to 65535",
     ),
     "image name": (
         NODE + "[balancers]\naddress = '10.0.0.1:80'\n[containers]\n'a b' = 1",
@@ -177,6 +177,106 @@ TOML_CASES = {
     "balanced server": (
         NODE + "[balancers.web]\naddress = '10.0.0.1:80'\n[balancers.web.servers]\nnod1 = 80",
         't.toml:8:1: error: servers.node1.balancers.web.servers.nod1: no server named "nod1"; did you mean "node1"?',
+    ),
+    "balanced server above": (
+        NODE + "childs = ['b']\n[servers.b]\nip = '10.0.0.2'\nservice_port = 1\n"
+        "[balancers.web]\naddress = '10.0.0.2:80'\n[balancers.web.servers]\nnode1 = 80",
+        't.toml:12:1: error: servers.b.balancers.web.servers.node1: "node1" is not below "b"; '
+        "a balancer serves the servers below its own; put it on a server that is above this one",
+    ),
+    "balanced server is the address itself": (
+        NODE + "[balancers.web]\naddress = '10.0.0.1:80-90'\n[balancers.web.servers]\nnode1 = 85",
+        't.toml:8:1: error: servers.node1.balancers.web.servers.node1: "node1" at this port is the balancer\'s own '
+        "address 10.0.0.1:80-90; give the port that the program behind it listens on",
+    ),
+    "balanced server of the other family": (
+        NODE + "[balancers.web]\naddress = '[fd00::1]:80'\n[balancers.web.servers]\nnode1 = 80",
+        't.toml:8:1: error: servers.node1.balancers.web.servers.node1: "node1" has the address 10.0.0.1, which is of '
+        "another family than [fd00::1]:80; the kernel does not translate between IPv4 and IPv6; take it out",
+    ),
+    "balanced server is another balancer of its server": (
+        NODE + "[balancers.a]\naddress = '10.0.0.1:80'\n[balancers.a.servers]\nnode1 = 81\n"
+        "[balancers.b]\naddress = '10.0.0.1:81'",
+        't.toml:8:1: error: servers.node1.balancers.a.servers.node1: this is the address of balancer "b" of the same '
+        "server; one kernel balances a connection once; name its servers here too",
+    ),
+    "balancer of two families": (
+        NODE + "[balancers.web]\naddress = '10.0.0.1:80'\naddresses = ['[fd00::1]:80']",
+        "t.toml:7:14: error: servers.node1.balancers.web.addresses[0]: [fd00::1]:80 and 10.0.0.1:80 are of two "
+        "families, IPv4 and IPv6; make a balancer for each of them",
+    ),
+    "balancers in each other's range": (
+        NODE + "[balancers.a]\naddress = '10.0.0.1:10-20'\n[balancers.b]\naddress = '10.0.0.1:20-30'",
+        't.toml:8:1: error: servers.node1.balancers.b.address: 10.0.0.1:20-30 is already used by balancer "a"; '
+        "give it another address or port",
+    ),
+    "balancer on all addresses": (
+        NODE + "[balancers.web]\naddress = '0.0.0.0:80'",
+        "t.toml:6:1: error: servers.node1.balancers.web.address: 0.0.0.0 stands for all addresses, and the kernel "
+        "balances one; give an address that clients reach this node at",
+    ),
+    "balancer on the loopback": (
+        NODE + "[balancers.web]\naddress = '127.0.0.1:80'",
+        "t.toml:6:1: error: servers.node1.balancers.web.address: 127.0.0.1 is a loopback address, which the kernel "
+        "does not balance; give an address that clients reach this node at",
+    ),
+    "balancer's range backwards": (
+        NODE + "[balancers.web]\naddress = '10.0.0.1:90-80'",
+        't.toml:6:1: error: servers.node1.balancers.web.address: "10.0.0.1:90-80" is no address; '
+        'write IP:PORT or IP:FIRST-LAST, like "10.0.0.1:443" or "[fd00::1]:8000-8010"',
+    ),
+    "weight out of range": (
+        NODE + "[balancers.web]\naddress = '10.0.0.1:80'\nalg = 'wrr'\n[balancers.web.server_weights]\nnginx = 65536",
+        "t.toml:9:1: error: servers.node1.balancers.web.server_weights.nginx: is out of range; "
+        "give a value from 0 to 65535",
+    ),
+    "weight of nobody": (
+        NODE + "[balancers.web]\naddress = '10.0.0.1:80'\n[containers]\nnginx = 80\n"
+        "[balancers.web.server_weights]\nngin = 2",
+        "t.toml:10:1: error: servers.node1.balancers.web.server_weights.ngin: neither of containers nor of servers; "
+        'did you mean "nginx"?',
+    ),
+    "containers without nat": (
+        NODE + "[balancers.web]\naddress = '10.0.0.1:80'\nforward = 'dr'\n[balancers.web.containers]\nnginx = 0",
+        "t.toml:8:16: error: servers.node1.balancers.web.containers: containers cannot be reached with dr: they do not "
+        'have the balancer\'s address; use forward = "nat"',
+    ),
+    "range with dr": (
+        NODE + "childs = ['b']\n[servers.b]\nip = '10.0.0.2'\nservice_port = 1\n[servers.node1.balancers.web]\n"
+        "address = '10.0.0.1:80-90'\nforward = 'dr'\n[balancers.web.servers]\nb = 80",
+        "t.toml:13:1: error: servers.node1.balancers.web.servers.b: with dr a packet keeps the port that the client "
+        "came to, which is not always 80; write 0",
+    ),
+    "sorry server is the balancer": (
+        NODE + "[balancers.web]\naddress = '10.0.0.1:80'\nsorry_server = '10.0.0.1:80'",
+        "t.toml:7:1: error: servers.node1.balancers.web.sorry_server: 10.0.0.1:80 is the balancer's own address; "
+        "give another one",
+    ),
+    "sorry server of the other family": (
+        NODE + "[balancers.web]\naddress = '10.0.0.1:80'\nsorry_server = '[fd00::1]:80'",
+        "t.toml:7:1: error: servers.node1.balancers.web.sorry_server: [fd00::1]:80 is of another family than "
+        "10.0.0.1:80; the kernel does not translate between IPv4 and IPv6",
+    ),
+    "sorry server with a range": (
+        NODE + "[balancers.web]\naddress = '10.0.0.1:80'\nsorry_server = '10.0.0.2:80-90'",
+        't.toml:7:1: error: servers.node1.balancers.web.sorry_server: "10.0.0.2:80-90" is more than one port; '
+        'write IP:PORT, like "10.0.0.9:80"',
+    ),
+    "least connections with nftables": (
+        NODE + "[balancers.web]\naddress = '10.0.0.1:80'\nalg = 'lc'\n[balancing]\nbackend = 'nftables'",
+        "t.toml:7:1: error: servers.node1.balancers.web.alg: nftables does not have the scheduler lc; "
+        'use one of rr, wrr, sh, or set backend = "ipvs" in [balancing]',
+    ),
+    "persistence with nftables": (
+        NODE + "[balancers.web]\naddress = '10.0.0.1:80'\npersistence_s = 9\n[balancing]\nbackend = 'nftables'",
+        "t.toml:7:1: error: servers.node1.balancers.web.persistence_s: nftables does not keep clients with a server; "
+        'use sh, or set backend = "ipvs" in [balancing]',
+    ),
+    "tunnel with nftables": (
+        NODE + "[balancers.web]\naddress = '10.0.0.1:80'\nforward = 'tunnel'\n"
+        "[servers.node1.balancing]\nbackend = 'nftables'",
+        "t.toml:7:1: error: servers.node1.balancers.web.forward: nftables forwards with nat only; "
+        'set backend = "ipvs" in [balancing]',
     ),
     "short header before any server": (
         "[balancers]\naddress = '10.0.0.1:80'" + NODE,
@@ -374,6 +474,42 @@ def test_an_unknown_child_is_a_warning_unless_strict(tmp_path):
     )
     with pytest.raises(ConfigError, match=r'error: .* no server named "node2"'):
         load(path, strict=True)
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ("weights = 'cpu'", "weights: the scheduler rr knows no weights; use wrr"),
+        ("alg = 'lc'\nserver_weights = {node1 = 2}", "server_weights: the scheduler lc knows no weights; use wlc"),
+        (
+            "alg = 'sh'\nmanage_vip = true",
+            "manage_vip: 10.0.0.1 is the server's own address already; "
+            "leave manage_vip out, or use an address of its own",
+        ),
+    ],
+)
+def test_what_a_balancer_cannot_use_is_a_warning(tmp_path, keys, message):
+    """A key without effect is said with what would give it one, and the file loads."""
+    path = tmp_path / "t.toml"
+    path.write_text(f"{NODE}[servers.node1.balancers.web]\naddress = '10.0.0.1:80'\nservers = {{node1 = 81}}\n{keys}")
+    found, problems = check(path)
+    assert found is not None
+    assert [str(each).partition(": warning: servers.node1.balancers.web.")[2] for each in problems] == [message]
+
+
+def test_a_balancer_that_may_be_refused_elsewhere_is_a_warning():
+    """With backend auto, what only IPVS can do is no error, because the kernel may have it."""
+    text = NODE + "[balancers.web]\naddress = '10.0.0.1:80'\nalg = 'lc'\n[balancing]\nbackend = 'auto'"
+    assert loads(text).balancing.backend == "auto"
+
+
+def test_a_balancer_of_labels_only_is_told(tmp_path):
+    """A balancer that names nobody is allowed, and the check says who can take part."""
+    path = tmp_path / "t.toml"
+    path.write_text(NODE + "[servers.node1.balancers.web]\naddress = '10.0.0.1:80'")
+    _, (problem,) = check(path)
+    assert problem.severity == "info"
+    assert problem.hint == 'only containers with the label treescale.balancer = "web" will take part'
 
 
 def test_a_tag_of_nobody_is_a_warning(tmp_path):

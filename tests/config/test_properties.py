@@ -24,7 +24,7 @@ from tsbus.config import (
     load_console,
     loads,
 )
-from tsbus.config.forms import SCHEDULERS
+from tsbus.config.forms import PROTOCOLS, SCHEDULERS
 from tsbus.core.roles import Role
 
 KEY = "rq:rM>}U?@Lns47E1%kR.o@n%FcmmsL/@{H8]yf7"
@@ -76,6 +76,9 @@ handlers = named(
 )
 
 
+vips = st.integers(1, 10**7).map(lambda n: f"10.{n >> 16}.{n >> 8 & 255}.{n & 255}")
+
+
 @st.composite
 def trees(draw):
     """Sound trees: each server but the first is a child of one before it."""
@@ -85,12 +88,20 @@ def trees(draw):
         childs[draw(st.sampled_from(order[:place]))].append(name)
     servers = {}
     for place, name in enumerate(order):
-        members = st.dictionaries(st.sampled_from(order) | names.map(lambda tag: f"@{tag}"), ports, max_size=2)
+        # The childs of the first server are all below it; that of the others says no more.
+        members = st.dictionaries(
+            st.sampled_from(order if not place else [name]) | names.map(lambda tag: f"@{tag}"), ports, max_size=2
+        )
         found = draw(
             named(
                 Balancer,
                 alg=st.sampled_from(SCHEDULERS),
-                address=st.integers(1, 10**7).map(lambda n: f"10.{n >> 16}.{n >> 8 & 255}.{n & 255}:80"),
+                address=vips.map(lambda ip: f"{ip}:80"),
+                addresses=st.lists(vips.map(lambda ip: f"{ip}:81-90"), max_size=1).map(tuple),
+                protocol=st.sampled_from(PROTOCOLS),
+                weights=st.sampled_from(["fixed", "cpu"]),
+                panic=st.floats(0, 1),
+                health=st.booleans(),
                 containers=st.dictionaries(images, ports, max_size=2),
                 servers=members,
             )

@@ -135,7 +135,9 @@ def test_short_headers_belong_to_the_last_server_above_them():
         [balancers]
         address = "10.0.0.2:80"
         [balancers.servers]
-        a = 1
+        b = 1
+        [balancers.server_weights]
+        b = 2
         [containers]
         mongo = 82
         [servers.c]
@@ -152,7 +154,8 @@ def test_short_headers_belong_to_the_last_server_above_them():
         "b": {"default": {"mongo": 82}, "e": {"mysql": 83}},
         "c": {},
     }
-    assert tree.servers["b"].balancers["default"].servers == {"a": 1}
+    assert tree.servers["b"].balancers["default"].servers == {"b": 1}
+    assert tree.servers["b"].balancers["default"].server_weights == {"b": 2}
     assert tree.bus.ping_ms == 100
     assert tree.handlers["h"].run[3] == "[balancers]"
 
@@ -193,12 +196,14 @@ def test_json_of_the_same_shape_gives_the_same_tree():
 
 
 def test_balancers_may_stand_in_the_table_itself_and_in_tables_below():
-    """Keys directly in [balancers] make the balancer called default, tables in it make others."""
+    """Keys directly in [balancers] make the balancer called default, tables in it others, one called like a key too."""
     balancers = {"address": "10.0.0.1:1", "servers": {"a": 5}, "web": {"address": "10.0.0.1:2", "alg": "sh"}}
+    balancers["health"] = {"address": "10.0.0.1:3"}
     tree = loads(json.dumps({"servers": {"a": {"ip": "a", "service_port": 1, "balancers": balancers}}}))
     assert tree.servers["a"].balancers == {
         "default": Balancer("default", "10.0.0.1:1", servers={"a": 5}),
         "web": Balancer("web", "10.0.0.1:2", "sh"),
+        "health": Balancer("health", "10.0.0.1:3"),
     }
 
 

@@ -18,6 +18,7 @@ from tsbus.config.document import Document, parse, read
 from tsbus.config.model import (
     AllowRule,
     Balancer,
+    Balancing,
     BusSettings,
     Console,
     DockerPolicy,
@@ -38,6 +39,7 @@ from tsbus.config.writer import dump
 __all__ = [
     "AllowRule",
     "Balancer",
+    "Balancing",
     "BusSettings",
     "ConfigError",
     "Console",

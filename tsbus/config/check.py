@@ -4,10 +4,11 @@ import stat
 from collections.abc import Iterator
 from pathlib import Path as FilePath
 
+from tsbus.config.balancing import check_balancers
 from tsbus.config.document import Document
 from tsbus.config.forms import quote
 from tsbus.config.model import MAX_CHILDS, BusSettings, Console, Server, Tree
-from tsbus.config.problem import Path, Severity
+from tsbus.config.problem import Severity
 
 
 def check_tree(tree: Tree, document: Document, *, strict: bool) -> None:
@@ -24,7 +25,7 @@ def check_tree(tree: Tree, document: Document, *, strict: bool) -> None:
     parents = _check_parents(tree, document)
     _check_shape(tree, parents, document)
     _check_endpoints(tree, document)
-    _check_balancers(tree, document)
+    check_balancers(tree, document)
     _check_bus(tree.bus, document)
     _check_docker(tree, document)
 
@@ -121,29 +122,6 @@ def _check_endpoints(tree: Tree, document: Document) -> None:
             hint = "give it another ip or service_port"
             document.note("error", ("servers", server.name, "service_port"), message, hint)
         taken.setdefault(endpoint, server.name)
-
-
-def _check_balancers(tree: Tree, document: Document) -> None:
-    tags = {tag for server in tree.servers.values() for tag in server.tags}
-    for server in tree.servers.values():
-        taken = {("tcp", f"{server.ip}:{server.service_port}"): "the bus"}
-        for name, balancer in server.balancers.items():
-            path = ("servers", server.name, "balancers", name)
-            key = (balancer.protocol, balancer.address)
-            if key in taken:
-                message = f"{balancer.address} is already used by {taken[key]}"
-                document.note("error", (*path, "address"), message, "give it another address or port")
-            taken.setdefault(key, f"balancer {quote(name)}")
-            for member in balancer.servers:
-                _check_member(member, (*path, "servers", member), tree, tags, document)
-
-
-def _check_member(member: str, path: Path, tree: Tree, tags: set[str], document: Document) -> None:
-    tag = member.removeprefix("@")
-    if tag == member and member not in tree.servers:
-        document.note_unknown("error", path, f"no server named {quote(member)}", member, tree.servers)
-    elif tag != member and tag not in tags:
-        document.note_unknown("warning", path, f"no server has the tag {quote(tag)}", tag, tags)
 
 
 def _check_docker(tree: Tree, document: Document) -> None:

@@ -12,6 +12,7 @@ import re
 from collections.abc import Callable, Iterable
 from typing import Any
 
+from tsbus.config.address import parse_address, unusable
 from tsbus.core.topic import TopicError, check_pattern
 
 Complaint = tuple[str, str]
@@ -20,7 +21,11 @@ Form = Callable[[Any], Complaint | None]
 
 SCHEDULERS = ("rr", "wrr", "lc", "wlc", "lblc", "lblcr", "dh", "sh", "sed", "nq", "fo", "ovf", "mh", "twos")
 """The schedulers of the kernel's IPVS."""
-PROTOCOLS = ("tcp", "udp")
+UNWEIGHTED = ("rr", "lc", "dh")
+"""Those that know no weights."""
+NFTABLES_SCHEDULERS = ("rr", "wrr", "sh")
+"""What can be had without IPVS."""
+PROTOCOLS = ("tcp", "udp", "sctp")
 
 MAX_NAME_BYTES = 64
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
@@ -91,16 +96,22 @@ def host(value: str) -> Complaint | None:
 
 
 def address(value: str) -> Complaint | None:
-    """The address of a balancer: IP and port."""
-    ip, _, port = value.rpartition(":")
-    bracketed = ip.startswith("[") and ip.endswith("]")
+    """The address of a balancer: IP and port, or a range of ports."""
     try:
-        parsed = ipaddress.ip_address(ip[1:-1] if bracketed else ip)
+        parsed = parse_address(value)
     except ValueError:
-        parsed = None
-    if parsed and bracketed == (parsed.version == 6) and re.fullmatch(r"[0-9]{1,5}", port) and 0 < int(port) <= 65535:
-        return None
-    return f"{quote(value)} is no address", 'write IP:PORT, like "10.0.0.1:443" or "[fd00::1]:443"'
+        hint = 'write IP:PORT or IP:FIRST-LAST, like "10.0.0.1:443" or "[fd00::1]:8000-8010"'
+        return f"{quote(value)} is no address", hint
+    reason = unusable(parsed.ip)
+    return (f"{parsed.ip} {reason}", "give an address that clients reach this node at") if reason else None
+
+
+def server_address(value: str) -> Complaint | None:
+    """The address of one real server; empty for none."""
+    complaint = address(value) if value else None
+    if complaint is None and value and parse_address(value).first != parse_address(value).last:
+        return f"{quote(value)} is more than one port", 'write IP:PORT, like "10.0.0.9:80"'
+    return complaint
 
 
 def image(value: str) -> Complaint | None:

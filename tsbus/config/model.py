@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from tsbus.config import forms
+from tsbus.config.address import Address, parse_address
 from tsbus.config.plain import tree_to_plain
 from tsbus.core.roles import Role
 from tsbus.core.tree import Topology
@@ -25,6 +26,9 @@ Name = Annotated[str, forms.name]
 Tag = Annotated[str, forms.tag]
 Host = Annotated[str, forms.host]
 Port = Annotated[int, forms.between(1, 65535)]
+ServerPort = Annotated[int, forms.between(0, 65535)]
+"""Of a real server; 0 is the port that the client came to."""
+Weight = Annotated[int, forms.between(0, 65535)]
 Topic = Annotated[str, forms.topic]
 Target = Annotated[str, forms.target]
 User = Annotated[str, forms.user]
@@ -73,18 +77,48 @@ class Secret:
 
 @dataclass(frozen=True, slots=True)
 class Balancer:
-    """One kernel load balancer of a node: a virtual address, and where its connections go."""
+    """One kernel load balancer of a node: a virtual address, and where its connections go. See docs/balancer.md."""
 
     name: Name = field(metadata=_IMPLIED)
     address: Annotated[str, forms.address]
-    """IP:PORT that clients connect to."""
+    """IP:PORT that clients connect to, or IP:FIRST-LAST."""
     alg: Annotated[str, forms.one_of(forms.SCHEDULERS)] = field(default="rr", metadata=_SHOWN)
     """IPVS scheduler."""
     protocol: Annotated[str, forms.one_of(forms.PROTOCOLS)] = "tcp"
-    containers: dict[Annotated[str, forms.image], Port] = field(default_factory=dict)
+    containers: dict[Annotated[str, forms.image], ServerPort] = field(default_factory=dict)
     """Docker image -> port: every container made from the image takes part."""
-    servers: dict[Annotated[str, forms.node_or_tag], Port] = field(default_factory=dict)
+    servers: dict[Annotated[str, forms.node_or_tag], ServerPort] = field(default_factory=dict)
     """Node name or @tag -> port: these servers take part."""
+    addresses: tuple[Annotated[str, forms.address], ...] = ()
+    """More of them, with the same servers behind."""
+    server_weights: dict[Annotated[str, forms.image], Weight] = field(default_factory=dict)
+    """Key of one of the two -> weight of its servers."""
+    weights: Annotated[str, forms.one_of(("fixed", "cpu"))] = "fixed"
+    subtree: bool = True
+    """Whether containers of the nodes below take part, at their published ports."""
+    health: bool = True
+    """Whether a container's health check decides."""
+    start_grace_s: Seconds = 1.0
+    """A container without a health check takes part this long after its start."""
+    drain_timeout_s: Seconds = 30.0
+    hold_s: Seconds = 30.0
+    """Servers of a lost node stay in the table this long, without new connections."""
+    panic: Annotated[float, forms.between(0, 1)] = 0.5
+    """Lost links alone never take out more than this share of the servers."""
+    persistence_s: Annotated[int, forms.between(0, 2_678_400)] = 0
+    """How long a client stays with its server; 0: not at all. The kernel's own tool has the same bound, 31 days."""
+    forward: Annotated[str, forms.one_of(("nat", "dr", "tunnel"))] = "nat"
+    sorry_server: Annotated[str, forms.server_address] = ""
+    """IP:PORT that gets the connections while no server can."""
+    manage_vip: bool = False
+    """Whether the balancer gives the node this address."""
+    adopt: bool = False
+    """Whether it takes over a service that somebody else made at this address."""
+
+    @property
+    def listens(self) -> tuple[Address, ...]:
+        """All its addresses. Raises ValueError when one cannot be read; of a loaded balancer all can."""
+        return tuple(parse_address(text) for text in (self.address, *self.addresses))
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,6 +211,18 @@ class DockerPolicy:
 
 
 @dataclass(frozen=True, slots=True)
+class Balancing:
+    """How the balancers of a node reach its kernel."""
+
+    backend: Annotated[str, forms.one_of(("ipvs", "nftables", "auto"))] = "ipvs"
+    """auto: IPVS where the kernel has it, else nftables."""
+    sysctls: Annotated[str, forms.one_of(("set", "check", "leave"))] = "set"
+    """What is done about the settings of the kernel that the paths of packets need."""
+    reconcile_s: Annotated[float, forms.between(1, 3600)] = 30.0
+    """Between two comparisons of the wanted table with the kernel's."""
+
+
+@dataclass(frozen=True, slots=True)
 class Handler:
     """A program that the executor runs whenever an event arrives."""
 
@@ -240,6 +286,7 @@ class Server:
     policy: Policy | None = None
     executor: ExecutorPolicy | None = None
     docker: DockerPolicy | None = None
+    balancing: Balancing | None = None
     handlers: dict[str, Handler] = field(default_factory=dict)
 
 
@@ -264,6 +311,7 @@ class Tree:
     policy: Policy = field(default_factory=Policy)
     executor: ExecutorPolicy = field(default_factory=ExecutorPolicy)
     docker: DockerPolicy = field(default_factory=DockerPolicy)
+    balancing: Balancing = field(default_factory=Balancing)
     handlers: dict[str, Handler] = field(default_factory=dict)
     bus: BusSettings = field(default_factory=BusSettings)
     path: Path | None = field(default=None, compare=False, metadata=_LOCAL)
@@ -293,6 +341,10 @@ class Tree:
     def docker_for(self, node: str) -> DockerPolicy:
         """Return where the engine of `node` is and what it may do. Raises KeyError for an unknown node."""
         return self.servers[node].docker or self.docker
+
+    def balancing_for(self, node: str) -> Balancing:
+        """Return how the balancers of `node` reach its kernel. Raises KeyError for an unknown node."""
+        return self.servers[node].balancing or self.balancing
 
     def handlers_for(self, node: str) -> dict[str, Handler]:
         """Return the handlers of `node`: its own override the tree's by name. Raises KeyError for an unknown node."""

@@ -19,10 +19,10 @@ def tree_to_plain(tree: "Tree") -> dict[str, Any]:
     result = struct_to_plain(tree)
     for name, server in tree.servers.items():
         table = result["servers"][name]
-        for section, common in (("policy", tree.policy), ("executor", tree.executor), ("docker", tree.docker)):
+        for section in ("policy", "executor", "docker", "balancing"):
             own = getattr(server, section)
             if own is not None:
-                table[section] = struct_to_plain(own, base=common)
+                table[section] = struct_to_plain(own, base=getattr(tree, section))
     return result
 
 

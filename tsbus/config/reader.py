@@ -12,15 +12,16 @@ from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
 from tsbus.config.document import Document
 from tsbus.config.forms import quote
-from tsbus.config.model import Balancer, Console, DockerPolicy, ExecutorPolicy, Name, Policy, Secret, Tree
+from tsbus.config.model import Balancer, Balancing, Console, DockerPolicy, ExecutorPolicy, Name, Policy, Secret, Tree
 from tsbus.config.plain import default_of, file_key, has_default
 from tsbus.config.problem import Path
+from tsbus.config.scanner import BALANCER_TABLES
 from tsbus.core.roles import Role
 
 _BAD = object()
 """What a value becomes that was noted as a problem."""
 _WANTED = {str: "text in quotes", int: "a whole number", float: "a number", bool: "true or false", Secret: "text"}
-_INHERITED = (Policy, ExecutorPolicy, DockerPolicy)
+_INHERITED = (Policy, ExecutorPolicy, DockerPolicy, Balancing)
 _DIGITS = re.compile(r"[0-9]{1,5}")
 
 
@@ -58,6 +59,11 @@ def _zero(hint: Any) -> Any:
     if get_origin(hint) is Annotated:
         return _zero(get_args(hint)[0])
     return (get_origin(hint) or hint)()
+
+
+def _is_own(balancers: dict[str, Any], key: str) -> bool:
+    """Tell whether `key` in [balancers] is one of the direct balancer's own, and not the name of another one."""
+    return key in balancers and (key in BALANCER_TABLES or not isinstance(balancers[key], dict))
 
 
 class _Reader:
@@ -159,7 +165,7 @@ class _Reader:
         result: dict[str, Any] = {}
         if hint is Balancer:
             raw = dict(raw)
-            direct = {spec.name: raw.pop(spec.name) for spec in fields(Balancer) if spec.name in raw}
+            direct = {key: raw.pop(key) for key in _hints(Balancer) if _is_own(raw, key)}
             if direct:
                 result["default"] = self._direct_balancer(direct, raw, path)
         for key, item in raw.items():

@@ -26,7 +26,7 @@ _STRING = re.compile(
 )
 _BARE_KEY = re.compile(r"[A-Za-z0-9_-]+")
 _SCALAR = re.compile(r"[^\s,\[\]{}#\"'=][^\n,\]}#]*")
-BALANCER_TABLES = ("containers", "servers")
+BALANCER_TABLES = ("containers", "servers", "server_weights")
 
 
 class ScanError(Exception):

@@ -1,6 +1,8 @@
-"""Containers: the monitor of a node's Docker engine.
+"""Containers: the monitor of a node's Docker engine, which also acts on it for callers. docs/containers.md is for users.
 
-monitor.py decides what happened, facts.py reads the engine's words, engine.py talks to it; sampler.py works out
-figures, cgroup.py reads the kernel's counters; orders.py understands what callers want, notation.py how containers are
-described, policy.py decides what may be made; service.py joins them to the bus. docs/containers.md is for users.
+What the engine says     facts.py, transitions.py, monitor.py and contact.py decide; watch.py is the edge
+How it is talked to      engine.py; below it wire.py, streams.py, framing.py, trouble.py; threads.py for the loop
+What callers want        orders.py, notation.py, policy.py, naming.py, pulling.py decide; desk.py, verbs.py, output.py act
+What containers take     kernel.py and sampler.py decide; cgroup.py reads, stats.py joins them
+All on the bus           service.py, main.py
 """

@@ -287,6 +287,16 @@ class Engine:
         self._patient(lambda docker: docker.tag(image, repo, tag))
         self._forget_images()
 
+    def image_id(self, image: str) -> str:
+        """Return the id of an image."""
+        _check(image)
+        return str(self._object(self._quick(lambda docker: docker.inspect_image(image))).get("Id", ""))
+
+    def volume(self, name: str) -> dict[str, Any]:
+        """Return the engine's own inspection of a volume."""
+        _check(name)
+        return self._object(self._quick(lambda docker: docker.inspect_volume(name)))
+
     def rm_image(self, name: str, force: bool = False) -> dict[str, Any]:
         """Take a name from an image, and remove it with its last name. Returns `{removed: [ID], untagged: [NAME]}`."""
         _check(name)
@@ -478,7 +488,9 @@ class Engine:
         try:
             registry, _ = resolve_repository_name(repo)
             if auth is None:
-                header = get_config_header(self._session().patient, registry)
+                client = self._session().patient
+                client.reload_config()  # somebody may have logged in since
+                header = get_config_header(client, registry)
                 return {"X-Registry-Auth": header.decode()} if header else {}
         except Exception as error:
             raise EngineError(ErrorKind.INVALID, f"no login for {repo}: {error}") from error

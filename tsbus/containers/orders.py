@@ -25,6 +25,9 @@ _FORMS: Final = {
 }
 """What is said when a text does not match."""
 
+MAX_SHOWN: Final = 4096
+"""Characters of one key that the audit log shows."""
+
 Name = Annotated[str, Meta(min_length=1, max_length=256)]
 Text = Annotated[str, Meta(max_length=4096)]
 Names = Annotated[list[Name], Meta(min_length=1, max_length=MAX_NAMED)]
@@ -41,15 +44,15 @@ class OrderError(ValueError):
     """The caller's order is not in order; the text says in one line where, and how it is written."""
 
 
-class _Order(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class Order(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
     """A body. Keys that it does not have are an error: a mistyped option is never silently left out."""
 
 
-class Nothing(_Order, frozen=True):
+class Nothing(Order, frozen=True):
     """For commands without arguments."""
 
 
-class Snapshot(_Order, frozen=True):
+class Snapshot(Order, frozen=True):
     """`containers.snapshot`."""
 
     filters: list[Text] = []
@@ -57,13 +60,13 @@ class Snapshot(_Order, frozen=True):
     """With those that do not run."""
 
 
-class Find(_Order, frozen=True):
+class Find(Order, frozen=True):
     """`containers.find`."""
 
     containers: Names
 
 
-class On(_Order, frozen=True, kw_only=True):
+class On(Order, frozen=True, kw_only=True):
     """The containers that an order is about."""
 
     containers: Names
@@ -74,7 +77,7 @@ class On(_Order, frozen=True, kw_only=True):
 class Stop(On, frozen=True):
     """`containers.stop`, `restart`."""
 
-    timeout_s: Seconds | None = None
+    timeout_s: Annotated[float, Meta(ge=0, le=86_400)] | None = None
 
 
 class Kill(On, frozen=True):
@@ -90,7 +93,7 @@ class Remove(On, frozen=True):
     volumes: bool = False
 
 
-class Rename(_Order, frozen=True):
+class Rename(Order, frozen=True):
     """`containers.rename`."""
 
     container: Name
@@ -120,7 +123,7 @@ class Logs(On, frozen=True):
     timestamps: bool = False
 
 
-class Exec(_Order, frozen=True, kw_only=True):
+class Exec(Order, frozen=True, kw_only=True):
     """`containers.exec`."""
 
     container: Name
@@ -135,20 +138,20 @@ class Exec(_Order, frozen=True, kw_only=True):
     if_here: bool = False
 
 
-class Resize(_Order, frozen=True, kw_only=True):
+class Resize(Order, frozen=True, kw_only=True):
     """`containers.resize`."""
 
     exec: Annotated[str, Meta(pattern=_EXEC_ID)]
     size: Size
 
 
-class ImagesLs(_Order, frozen=True):
+class ImagesLs(Order, frozen=True):
     """`images.ls`, `images.prune`."""
 
     all: bool = False
 
 
-class Pull(_Order, frozen=True, kw_only=True):
+class Pull(Order, frozen=True, kw_only=True):
     """`images.pull`."""
 
     image: Image
@@ -156,21 +159,21 @@ class Pull(_Order, frozen=True, kw_only=True):
     password: str = ""
 
 
-class Tag(_Order, frozen=True, kw_only=True):
+class Tag(Order, frozen=True, kw_only=True):
     """`images.tag`."""
 
     image: Image
     name: Image
 
 
-class ImagesRm(_Order, frozen=True, kw_only=True):
+class ImagesRm(Order, frozen=True, kw_only=True):
     """`images.rm`."""
 
     images: Names
     force: bool = False
 
 
-class Health(_Order, frozen=True, kw_only=True):
+class Health(Order, frozen=True, kw_only=True):
     """The health check in a RunOrder."""
 
     command: Annotated[str, Meta(min_length=1)] | Annotated[list[str], Meta(min_length=1)] | None = None
@@ -182,7 +185,7 @@ class Health(_Order, frozen=True, kw_only=True):
     disable: bool = False
 
 
-class RunOrder(_Order, frozen=True, kw_only=True):
+class RunOrder(Order, frozen=True, kw_only=True):
     """`containers.run`, `create`: in the words of Docker's command line."""
 
     image: Image
@@ -229,7 +232,20 @@ class RunOrder(_Order, frozen=True, kw_only=True):
         return [None] * (self.count or 1)
 
 
-T = TypeVar("T", bound=_Order)
+class Done(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What is answered about one container that something was done to."""
+
+    id: str
+    name: str
+    ok: bool = True
+    error: str = ""
+    state: str = ""
+    """After it: as `Container.state`, or `removed`."""
+    exit_code: int | None = None
+    """Of `containers.wait`, if it ended."""
+
+
+T = TypeVar("T", bound=Order)
 
 
 def parse(kind: type[T], body: Any) -> T:
@@ -244,7 +260,23 @@ def parse(kind: type[T], body: Any) -> T:
     return order
 
 
-def _check(order: _Order) -> None:
+def shown(order: Order) -> dict[str, Any]:
+    """Return what the audit log shows of an order: no values of variables, no credentials, nothing very long."""
+    told: dict[str, Any] = msgspec.to_builtins(order)
+    for key in ("containers", "container", "if_here", "username", "password"):
+        told.pop(key, None)
+    for key in ("env", "labels"):
+        if key in told:
+            told[key] = sorted(told[key])
+    return {key: _cut(value) for key, value in told.items()}
+
+
+def _cut(value: Any) -> Any:
+    text = value if isinstance(value, str) else msgspec.json.encode(value).decode()
+    return value if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}... ({len(text) - MAX_SHOWN} more characters)"
+
+
+def _check(order: Order) -> None:
     """Raise OrderError for what the types of the fields alone cannot tell."""
     if any("\0" in text for text in _texts(msgspec.to_builtins(order))):
         raise OrderError("no text may hold the character NUL")
@@ -273,7 +305,7 @@ def _texts(value: object) -> Iterator[str]:
             yield from _texts(item)
 
 
-def _in_words(said: str, kind: type[_Order]) -> str:
+def _in_words(said: str, kind: type[Order]) -> str:
     """Return what msgspec says about a body, the place first."""
     text, _, place = said.partition(" - at `$")
     place = place.removesuffix("`").removeprefix(".")

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from tsbus.supervision import SupervisionError
 
-SERVICES = ("router", "executor", "events")
+SERVICES = ("router", "executor", "docker", "events")
 USER = "treescale"
 """The name that goes with the password on supervisord's own socket."""
 _PLAIN_PATH = re.compile(r"[\w./@+,=-]+")
@@ -143,6 +143,12 @@ priority=30
 stopasgroup=true
 killasgroup=true
 {_lasting(files, "executor")}
+
+; Watches and controls the containers of this machine. Without a Docker engine it waits for one.
+[program:docker]
+command={_command(commands["docker"])}
+priority=30
+{_lasting(files, "docker")}
 
 [include]
 files={files.conf_dir}/*.conf

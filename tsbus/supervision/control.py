@@ -116,10 +116,11 @@ class Supervisord:
             self._ask("addProcessGroup", group)
 
     def follow_tree(self) -> None:
-        """Take over a changed tree: the router keeps its links while it reads it, the executor starts anew."""
+        """Take over a changed tree: the router keeps its links while it reads it, the others start anew."""
         self._ask("signalProcess", "router", "HUP")
-        self._ask("stopProcess", "executor")
-        self._ask("startProcess", "executor", False)
+        for program in ("executor", "docker"):
+            self._ask("stopProcess", program)
+            self._ask("startProcess", program, False)
 
     def start_idle(self) -> bool:
         """Start the programs that are stopped or given up. Returns whether there were any."""

@@ -1,0 +1,9 @@
+#!/usr/bin/env python3
+"""The container monitor of a node: watches and controls its Docker engine (docs/containers.md). supervisord starts it."""
+
+import sys
+
+from tsbus.containers.main import main
+
+if __name__ == "__main__":
+    sys.exit(main())

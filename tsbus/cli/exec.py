@@ -57,6 +57,8 @@ class Look:
     live: bool
     prefix: bool
     quiet: bool
+    own_exit: bool = False
+    """One program on one node: its exit code is ours, which says all."""
 
 
 @click.command(name="exec")
@@ -123,17 +125,7 @@ async def _exec(
     look: Look,
 ) -> int:
     async with connect(bus, "treescale-exec") as client:
-        return (await execute(client, target, "exec.run", body, look, timeout_s=timeout_s, max_fail=max_fail)).code
-
-
-@dataclass(frozen=True, slots=True)
-class Executed:
-    """How a program ended on nodes."""
-
-    code: int
-    """For our own exit."""
-    exits: dict[str, int]
-    """The program's own exit codes, of the nodes where it had one."""
+        return await execute(client, target, "exec.run", body, look, timeout_s=timeout_s, max_fail=max_fail)
 
 
 async def execute(
@@ -146,10 +138,10 @@ async def execute(
     timeout_s: float,
     max_fail: tuple[float, bool] | None = None,
     fact: "Callable[[Reply], None] | None" = None,
-) -> Executed:
+) -> int:
     """Run `command`, which answers with a program's output and how it ended, on nodes; show it, and the account.
 
-    `fact` is given the pieces of the answers that are JSON, not output.
+    `fact` is given the pieces of the answers that are JSON, not output. Returns the exit code.
     """
     wants_input = bool(body.get("stdin"))
     async with client.request(target, command, body, timeout_s=timeout_s, input=wants_input) as call:
@@ -163,7 +155,7 @@ async def execute(
                 helpers.callback(sending.cancel)
             code = await job.follow()
         job.finish(look)
-        return Executed(code, job.exits)
+        return job.exits[0] if look.own_exit and job.exits else code
 
 
 def _limit(max_fail: tuple[float, bool] | None, nodes: int) -> float:
@@ -189,7 +181,7 @@ class _Job:
         self._view = view
         self._max_fail = max_fail
         self._fact = fact
-        self.exits: dict[str, int] = {}
+        self.exits: list[int] = []
         self._endings: dict[str, Ending] = {}
         self._progress = Progress()
 
@@ -212,7 +204,7 @@ class _Job:
         ending, facts = read_ending(reply)
         self._endings[reply.node] = ending
         if isinstance(facts.get("exit"), int):
-            self.exits[reply.node] = facts["exit"]
+            self.exits.append(facts["exit"])
         self._view.ended(reply.node, ending, facts)
         if sum(one.outcome is not Outcome.OK for one in self._endings.values()) > self._max_fail:
             self._call.cancel()
@@ -231,7 +223,7 @@ class _Job:
         seconds = self._progress.elapsed_s
         if look.as_json:
             click.echo(json.dumps(summary(self._endings, seconds)))
-        elif not look.quiet:
+        elif not look.quiet and not (look.own_exit and self.exits):
             for line in account(self._endings, seconds):
                 click.echo(line, err=True)
 

@@ -61,7 +61,7 @@ def _spared(columns: Sequence[Column], widths: list[int], width: int) -> list[in
         for column, own in zip(columns, widths, strict=True)
     ]
     shown = list(range(len(columns)))
-    for place in sorted(range(len(columns)), key=lambda place: -columns[place].spare):
+    for place in sorted(range(len(columns)), key=lambda place: (-columns[place].spare, -place)):
         if columns[place].spare and _total(narrow, shown) > width:
             shown.remove(place)
     return shown

@@ -2,7 +2,7 @@
 
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -35,10 +35,10 @@ class Done(msgspec.Struct, frozen=True, omit_defaults=True):
 class Acts:
     """The account of one command on some containers."""
 
-    def __init__(self, matches: Sequence[Match], past: str, *, as_json: bool) -> None:
-        """`past`: the word for a container that has no state any more, as `removed`."""
+    def __init__(self, matches: Sequence[Match], words: Callable[[Done], str], *, as_json: bool) -> None:
+        """`words` tells of a container with which it went well."""
         self._matches = {(match.node, match.id): match for match in matches}
-        self._past = past
+        self._words = words
         self._as_json = as_json
         self.endings: dict[str, Ending] = {}
         self.progress = Progress()
@@ -69,7 +69,7 @@ class Acts:
 
     def show(self, node: str, label: str, done: Done) -> None:
         """Print the line of a container with which it went well."""
-        click.echo(f"{label}: {safe(done.state) or self._past}")
+        click.echo(f"{label}: {self._words(done)}")
 
     def _node_ended(self, reply: "Reply") -> None:
         # Those of which the node said nothing ended as its call did.

@@ -101,11 +101,9 @@ async def _plain(
     client: "Client", matches: Sequence[Match], body: dict[str, Any], timeout_s: float, as_json: bool
 ) -> int:
     alone = len(matches) == 1
-    look = Look(as_json, fold=None, live=alone, prefix=not alone, quiet=False)
-    done = await execute(
-        client, fold(match.node for match in matches), "containers.exec", body, look, timeout_s=timeout_s
-    )
-    return next(iter(done.exits.values()), done.code) if alone else done.code
+    look = Look(as_json, fold=None, live=alone, prefix=not alone, quiet=False, own_exit=alone)
+    nodes = fold(match.node for match in matches)
+    return await execute(client, nodes, "containers.exec", body, look, timeout_s=timeout_s)
 
 
 class _Terminal:

@@ -257,10 +257,9 @@ async def _show(client: "Client", target: str, order: dict[str, Any], options: M
         pulling.take(reply.node, msgspec.json.decode(reply.body, type=PullProgress))
 
     alone = len(await nodes_of(client, target)) == 1
-    look = Look(as_json, fold=False, live=True, prefix=not alone, quiet=options["quiet"] or alone)
+    look = Look(as_json, fold=False, live=True, prefix=not alone, quiet=options["quiet"], own_exit=alone)
     timeout_s = options["timeout_s"] or NO_LIMIT_S
-    done = await execute(client, target, "containers.run", order, look, timeout_s=timeout_s, fact=fact)
-    return next(iter(done.exits.values()), done.code) if alone else done.code
+    return await execute(client, target, "containers.run", order, look, timeout_s=timeout_s, fact=fact)
 
 
 def _invented(image: str) -> str:
@@ -301,7 +300,7 @@ class _Made(Acts):
     """The account of new containers."""
 
     def __init__(self, nodes: Collection[str], *, as_json: bool, quiet: bool) -> None:
-        super().__init__((), "made", as_json=as_json)
+        super().__init__((), lambda done: done.id[:SHORT_ID], as_json=as_json)
         self._nodes = nodes
         self._told: set[str] = set()
         self._ended: set[str] = set()
@@ -332,7 +331,10 @@ class _Made(Acts):
 
     def show(self, node: str, label: str, done: Done) -> None:
         """Print the name and the id of a new container."""
-        click.echo(done.id if self._quiet else f"{label}  {done.id[:SHORT_ID]}")
+        if self._quiet:
+            click.echo(done.id)
+        else:
+            super().show(node, label, done)
 
     def cut_short(self) -> None:
         """Note that the call was cancelled before all had ended."""

@@ -118,9 +118,9 @@ class Board:
         cpu = sum(sample.cpu for sample in self.samples.values())
         memory = sum(sample.memory for sample in self.samples.values())
         cost = max(self.costs.values(), default=0.0)
-        use = f"{cpu:.0f} % of a core and {size(memory)} in use"
-        own = f"; measuring takes up to {cost:.1f} % of a core on a node" if cost else ""
-        return f"{count(nodes, 'node')}, {count(len(self.samples), 'running container')}, {use}{own}"
+        own = f" (measuring: {cost:.1f} %)" if cost else ""
+        use = f"CPU {cpu:.0f} %{own}, memory {size(memory)}"
+        return f"{count(nodes, 'node')}, {count(len(self.samples), 'running container')}, {use}"
 
     def _row(self, key: Key) -> tuple[str, ...]:
         sample = self.samples[key]

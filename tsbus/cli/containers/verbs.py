@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from tsbus.cli.containers.acts import Acts, act, code_of, tell_silent
+from tsbus.cli.containers.acts import Acts, Done, act, code_of, tell_silent
 from tsbus.cli.containers.finding import choose, find
 from tsbus.cli.containers.options import (
     ACT_S,
@@ -19,6 +19,7 @@ from tsbus.cli.containers.options import (
 )
 from tsbus.cli.edge import bus_option, connect, json_option, run
 from tsbus.cli.job import NO_LIMIT_S
+from tsbus.cli.terminal import safe
 
 _seconds = click.option(
     "-t", "--time", "timeout_s", type=click.FloatRange(min=0), metavar="S",
@@ -43,6 +44,13 @@ class _Order:
     """The command takes one container by its name."""
     timeout_s: float = ACT_S
 
+    def words(self, done: Done) -> str:
+        """Tell of a container with which it went well."""
+        if self.command == "rename":
+            return f"renamed to {safe(done.name)}"
+        code = f" ({done.exit_code})" if done.exit_code is not None else ""
+        return (safe(done.state) or self.past) + code
+
 
 def _do(bus: str | None, order: _Order, as_json: bool) -> int:
     return run(_act(bus, order, as_json))
@@ -55,7 +63,7 @@ async def _act(bus: str | None, order: _Order, as_json: bool) -> int:
         if order.question and len(matches) > 1:
             listed = ", ".join(match.label for match in matches[:10]) + (", ..." if len(matches) > 10 else "")
             confirm(f"{order.question} {len(matches)} containers ({listed})?", yes=order.yes)
-        acts = Acts(matches, order.past, as_json=as_json)
+        acts = Acts(matches, order.words, as_json=as_json)
         if order.each:  # all of them were meant, also those that nobody knows of
             acts.endings |= finding.lost
         else:

@@ -10,6 +10,8 @@ from dockerd import Dockerd
 from hypothesis import settings
 from lone_router import LoneRouter
 
+from tsbus.containers.engine import Engine
+
 # How long an example takes depends on what else the machine does: nothing here is a timed test.
 settings.register_profile("treescale", deadline=None)
 settings.load_profile("treescale")
@@ -57,3 +59,11 @@ def dockerd() -> Iterator[Dockerd]:
         yield engine
     finally:
         engine.stop()
+
+
+@pytest.fixture(scope="session")
+def engine(dockerd: Dockerd) -> Iterator[Engine]:
+    """The edge to the engine of `dockerd`."""
+    edge = Engine(dockerd.host)
+    yield edge
+    edge.close()

@@ -1,9 +1,9 @@
 """Trouble: what went wrong with an engine, as one error with a kind for programs and a text for people."""
 
-import getpass
 import grp
 import json
 import os
+import pwd
 import socket
 import ssl
 from collections.abc import Iterator
@@ -133,15 +133,16 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
         one = todo.pop(0)
         if one not in seen:
             seen.append(one)
-            inner = (one.__cause__, one.__context__, getattr(one, "reason", None), *one.args)
+            context = None if one.__suppress_context__ else one.__context__
+            inner = (one.__cause__, context, getattr(one, "reason", None), *one.args)
             todo += [cause for cause in inner if isinstance(cause, BaseException)]
     return reversed(seen)
 
 
 def _user() -> str:
     try:
-        return getpass.getuser()
-    except (KeyError, OSError):
+        return pwd.getpwuid(os.geteuid()).pw_name
+    except KeyError:
         return str(os.geteuid())
 
 

@@ -197,7 +197,7 @@ class Wire:
         poll.register(self._sock.fileno(), ready)
         left_ms = None if deadline_s is None else max(0.0, deadline_s - time.monotonic()) * 1000
         if not poll.poll(left_ms):
-            raise TimeoutError
+            raise TimeoutError from None
 
     def _read_head(self, deadline_s: float) -> tuple[int, dict[str, str], bytes]:
         """The status of the answer, its fields in small letters, and what came behind the head."""

@@ -47,6 +47,8 @@ DRAIN_GRACE_S: Final = 5.0
 """So long after its stop time-out a container that still runs is not draining any more."""
 SUSPICION_S: Final = 2.0
 """A list that contradicts what is known is looked into when no event has explained it for so long."""
+SETTLED_S: Final = 30.0
+"""So long after its last event the engine's state of a container is not behind its events any more."""
 OVERTAKEN_S: Final = 10.0
 """So long after an inspection told of something, older events of it may still come in."""
 RETRY_S: Final = 1.0
@@ -91,9 +93,9 @@ Effect = Inspect | Publish
 class _Tracked:
     """What is under way with one container. Its record is in `Monitor.records` once followers know of it."""
 
-    trigger: EngineEvent | None = None
-    """The event that is told when the inspection is answered."""
-    waiting: deque[EngineEvent] = field(default_factory=deque)
+    trigger: tuple[EngineEvent, float] | None = None
+    """The event that is told when the inspection is answered, and when it came."""
+    waiting: deque[tuple[EngineEvent, float]] = field(default_factory=deque)
     """Events behind it."""
     check: str = ""
     """Why what is known is to be compared with an inspection: `first`, `gap` or `list`."""
@@ -211,31 +213,37 @@ class Monitor:
                     self._retries[id_] = now + RETRY_S
                 else:
                     self.counters["unanswered"] += 1
-                    self._go_on_without(id_, one, now)
+                    self._go_on_without(id_, one)
         return self._take(now)
 
     def listed(self, summaries: Iterable[Summary], asked_at: float, now: float, after_gap: bool) -> list[Effect]:
         """Compare with the engine's list of all containers, which was asked for at `asked_at`.
 
-        `after_gap`: events may have been lost before it, so a restart in between must be looked for too.
+        `after_gap`: events may have been lost before it, so each container is inspected, those that differ first.
         """
         reason = "first" if self._first_list else "gap" if after_gap else "list"
         listed = {one.id: one for one in summaries if one.id not in self._gone}
-        for id_ in listed.keys() | self.records.keys():
+        same: list[str] = []
+        for id_ in [*listed, *(self._tracked.keys() - listed.keys())]:
             line, record = listed.get(id_), self.records.get(id_)
-            doubted = line is None or record is None or differs(record, line)
-            one = self._tracked.get(id_)
-            if one is None:
-                one = self._tracked[id_] = _Tracked(touched=-1.0)
-            if reason != "list":
-                if doubted or (record is not None and is_alive(record)):
-                    self._check(id_, one, reason)
-            elif not doubted:
+            one = self._tracked.setdefault(id_, _Tracked(touched=-1.0))
+            if record is not None and line is not None and not differs(record, line):
                 one.suspect_at = None
-            elif one.touched < asked_at and one.trigger is None and not one.waiting and one.suspect_at is None:
+                same.append(id_)
+            elif reason != "list":
+                self._check(id_, one, reason)
+            elif (
+                not self._in_gap
+                and one.touched < asked_at
+                and one.trigger is None
+                and not one.waiting
+                and one.suspect_at is None
+            ):
                 one.suspect_at = now
                 self._suspects.add(id_)
         if reason != "list":
+            for id_ in same:  # a restart, or a whole run, has left no trace in the list
+                self._check(id_, self._tracked[id_], reason)
             self._first_list = self._in_gap = False
         return self._take(now)
 
@@ -254,7 +262,7 @@ class Monitor:
             elif one.suspect_at + SUSPICION_S <= now:
                 self._suspects.discard(id_)
                 one.suspect_at = None
-                self._check(id_, one, "list")
+                self._check(id_, one, self._doubt)
         return self._take(now)
 
     @property
@@ -297,13 +305,13 @@ class Monitor:
             one = self._tracked[id_] = _Tracked(check="" if event.action == "create" else self._doubt)
         one.touched, one.suspect_at = now, None
         if id_ not in self.records and one.trigger is None and not one.waiting and event.action == "create":
-            one.trigger = event
+            one.trigger = (event, now)
             one.again = id_ in self._asked
             self._ask(id_)
         elif not self._is_held(id_, one):
             self._apply(id_, one, event, now)
         elif len(one.waiting) < MAX_WAITING:
-            one.waiting.append(event)
+            one.waiting.append((event, now))
             self._ask(id_)
         else:
             self.counters["overflows"] += 1
@@ -321,7 +329,7 @@ class Monitor:
         return one.trigger is not None or id_ not in self.records
 
     def _apply(self, id_: str, one: _Tracked, event: EngineEvent, now: float) -> None:
-        """Tell of an event, or ask for what it takes to do so. The container is known and nothing holds it."""
+        """Tell of an event that came at `now`, or ask for what that takes. The container is known, nothing holds it."""
         record = self.records[id_]
         if id_ in self._asked:
             one.again = True
@@ -332,6 +340,9 @@ class Monitor:
         if step is None:
             self.counters["known"] += 1
             return
+        if step.action == "destroyed" and is_alive(record):
+            self._tell(id_, Step("died", ended(record, None, step.time_ns), step.time_ns), "reconcile", now)
+            step = Step("destroyed", self.records[id_], step.time_ns)
         if step.action == "draining":
             already = id_ in self._drains
             self._drains[id_] = now + record.stop_timeout_s + DRAIN_GRACE_S
@@ -345,20 +356,19 @@ class Monitor:
 
     def _needs_inspection(self, id_: str, one: _Tracked, event: EngineEvent, record: Container, now: float) -> None:
         if event.action == "start":
-            if self._is_overtaken(one, event, record, now) or (
-                now < one.overtaken_until and event.time_ns <= record.finished_ns
-            ):
+            if self._is_overtaken(one, event, record, now):
                 self.counters["known"] += 1
                 return
-            if is_alive(record):
-                # Either an inspection was faster, or an end was lost: it will show.
+            overtaken = now < one.overtaken_until
+            if is_alive(record) or (overtaken and event.time_ns <= record.finished_ns):
                 self.counters["known"] += 1
-                if now >= one.overtaken_until:
-                    self._check(id_, one, self._doubt)
+                one.overtaken_until = 0.0  # with this event all of the run before have come
+                if not overtaken:
+                    self._check(id_, one, self._doubt)  # the end of a run was lost
                 return
         elif event.action != "update" and not is_alive(record):
             return  # networks come before a start and go after an end: part of these
-        one.trigger = event
+        one.trigger = (event, now)
         self._ask(id_)
 
     def _step_of(self, one: _Tracked, event: EngineEvent, record: Container) -> Step | None:
@@ -421,32 +431,32 @@ class Monitor:
         one.tries = 0
         if one.trigger is not None:
             trigger, one.trigger = one.trigger, None
-            self._tell_trigger(id_, one, trigger, seen, now)
+            self._tell_trigger(id_, one, *trigger, seen)
         elif id_ not in self.records:
             self._introduce(id_, one, seen, now)
         elif one.check:
             reason, one.check = one.check, ""
             self._compare(id_, one, seen, reason, now)
-        self._go_on(id_, now)
+        self._go_on(id_)
 
-    def _go_on(self, id_: str, now: float) -> None:
+    def _go_on(self, id_: str) -> None:
         """Apply what waited behind an inspection, until something has to wait again."""
         while (one := self._tracked.get(id_)) is not None and one.waiting and not self._is_held(id_, one):
-            self._apply(id_, one, one.waiting.popleft(), now)
+            self._apply(id_, one, *one.waiting.popleft())
         if one is not None and one.check and id_ in self.records:
             self._check(id_, one, one.check)
 
-    def _go_on_without(self, id_: str, one: _Tracked, now: float) -> None:
+    def _go_on_without(self, id_: str, one: _Tracked) -> None:
         """Tell what can be told though the engine does not answer about a container; the next list looks again."""
         one.tries, one.check, one.again = 0, "", False
         if one.trigger is not None:
             trigger, one.trigger = one.trigger, None
-            self._tell_trigger(id_, one, trigger, None, now)
-            self._go_on(id_, now)
+            self._tell_trigger(id_, one, *trigger, None)
+            self._go_on(id_)
         elif id_ not in self.records:
             del self._tracked[id_]
 
-    def _tell_trigger(self, id_: str, one: _Tracked, event: EngineEvent, seen: Container | None, now: float) -> None:
+    def _tell_trigger(self, id_: str, one: _Tracked, event: EngineEvent, now: float, seen: Container | None) -> None:
         """Tell of an event that waited for its inspection. The container may be gone, or already be in a later run."""
         if event.action == "create":
             about = unstarted(seen) if seen else _made_of(event)
@@ -458,7 +468,13 @@ class Monitor:
             if seen is not None and (after := refreshed(record, seen)) != record:
                 self._tell(id_, Step("changed", after, event.time_ns), "event", now)
             return
-        if seen is not None and seen.started_ns == record.started_ns and seen.started_ns:
+        overtaken = now < one.overtaken_until
+        one.overtaken_until = 0.0
+        if (
+            seen is not None
+            and seen.started_ns
+            and (seen.started_ns == record.started_ns or (overtaken and seen.started_ns > event.time_ns))
+        ):
             self.counters["known"] += 1
             return
         one.guessed = seen is None or not 0 < seen.started_ns <= event.time_ns
@@ -484,7 +500,8 @@ class Monitor:
         """Tell what an inspection saw and followers do not know."""
         record = self.records[id_]
         if seen is not None:
-            steps = steps_between(record, seen, guessed=one.guessed)
+            settled = now - one.touched > SETTLED_S
+            steps = steps_between(record, seen, guessed=one.guessed, settled=settled)
         else:
             steps = []
             if is_alive(record):

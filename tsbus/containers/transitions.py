@@ -98,7 +98,8 @@ def refreshed(known: Container, seen: Container) -> Container:
     Addresses only if it is still the same run.
     """
     if not (is_alive(known) and is_alive(seen) and known.started_ns == seen.started_ns):
-        seen = replace(seen, endpoints=known.endpoints, networks=known.networks, pid=known.pid)
+        networks = {name: known.networks.get(name, "") for name in seen.networks}
+        seen = replace(seen, endpoints=known.endpoints, networks=networks, pid=known.pid)
     return replace(
         seen,
         name=known.name,
@@ -132,16 +133,20 @@ def first_steps(seen: Container, *, whole_life: bool) -> list[Step]:
     return [Step("created", known, seen.created_ns), *steps_between(known, seen)]
 
 
-def steps_between(known: Container, seen: Container, *, guessed: bool = False) -> list[Step]:
+def steps_between(known: Container, seen: Container, *, guessed: bool = False, settled: bool = False) -> list[Step]:
     """Return the transitions from what followers know to what an inspection saw; none if it saw nothing new.
 
     `guessed`: the start of the known run is the time of its event, so a start shortly before it is the same run.
+    `settled`: nothing has been heard of the container for long.
     """
     steps: list[Step] = []
     same_run = seen.started_ns in (0, known.started_ns) or (guessed and seen.started_ns <= known.started_ns)
     if same_run and is_alive(seen) and not is_alive(known):
-        # The engine tells of an end before it notes it: what it says of the state is older than what we know.
-        seen = replace(known, name=seen.name)
+        if settled:
+            same_run = False  # so an end was told that was none
+        else:
+            # The engine tells of an end before it notes it: what it says of the state is older than what we know.
+            seen = replace(known, name=seen.name)
     if seen.name != known.name:
         steps.append(Step("renamed", replace(known, name=seen.name), 0, was=known.name))
         known = steps[-1].container

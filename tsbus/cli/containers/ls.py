@@ -233,8 +233,8 @@ async def _ls(bus: str | None, target: str, filters: Sequence[str], look: Look, 
     if not endings:
         raise no_monitor(tally.endings)
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
-    for line in look.lines(tally, now_ns, width):
-        click.echo(line)
+    if lines := list(look.lines(tally, now_ns, width)):
+        click.echo("\n".join(lines))
     if look.as_json:
         click.echo(json.dumps(summary(tally.endings, progress.elapsed_s)))
     elif look.quiet:

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterable
+from functools import lru_cache
 
 from tsbus.cli.terminal import duration, safe
 from tsbus.records import Container, Endpoint, Image
@@ -12,6 +13,7 @@ STYLES = {"Up": "green", "Exited": "red", "Dead": "red", "Restarting": "yellow",
 _DIGITS = re.compile(r"(\d+)")
 
 
+@lru_cache(4096)
 def natural(name: str) -> tuple[tuple[int, str], ...]:
     """Return a key that sorts web2 before web10."""
     return tuple((int(part), "") if part.isdecimal() else (-1, part) for part in _DIGITS.split(name))

@@ -1,8 +1,11 @@
-"""Containers: the monitor of a node's Docker engine, which also acts on it for callers. docs/containers.md is for users.
+"""Containers: the monitor of a node's Docker engine, which also acts on it for callers.
 
 What the engine says     facts.py, transitions.py, monitor.py and contact.py decide; watch.py is the edge
 How it is talked to      engine.py; below it wire.py, streams.py, framing.py, trouble.py; threads.py for the loop
-What callers want        orders.py, notation.py, policy.py, naming.py, pulling.py decide; desk.py, verbs.py, output.py act
+What callers want        orders.py, notation.py, policy.py, naming.py, pulling.py decide; desk.py, verbs.py and
+                         output.py act
 What containers take     kernel.py and sampler.py decide; cgroup.py reads, stats.py joins them
 All on the bus           service.py, main.py
+
+docs/containers.md is for users.
 """

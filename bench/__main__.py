@@ -27,6 +27,8 @@ CONTESTANTS = {
     "ours-forest": "bench.ours_crowd:OursForest",
     "ours-stopped": "bench.ours_promises:OursStopped",
     "ours-commands": "bench.ours_promises:OursCommands",
+    "ours-container-events": "bench.ours_container_news:OursContainerEvents",
+    "ours-container-list": "bench.ours_container_news:OursContainerList",
     "zmq.proxy": "bench.peers.zmqproxy:ZmqProxy",
     "zmq.proxy-1frame": "bench.peers.zmqproxy_1frame:ZmqProxy1Frame",
     "nats": "bench.peers.nats:Nats",

@@ -102,7 +102,7 @@ class OursCommands(Ours):
                 "treescale --help": [self._program("treescale"), "--help"],
                 "treescale status": [self._program("treescale"), "status"],
             }
-            return {f"{name} ms": self._median(argv, where) for name, argv in commands.items()}
+            return {f"{name} ms": median_ms(argv, where) for name, argv in commands.items()}
 
     async def _wait_tree(self) -> None:
         async with tsbus.connect(self.endpoint(0, ""), timeout_s=PATIENCE_S) as client:
@@ -113,11 +113,12 @@ class OursCommands(Ours):
     def _program(name: str) -> str:
         return str(Path(sys.executable).with_name(name))
 
-    @staticmethod
-    def _median(argv: Sequence[str], env: dict[str, str]) -> float:
-        times = []
-        for _ in range(11):
-            start = time.monotonic()
-            subprocess.run(argv, env=env, check=True, capture_output=True)
-            times.append(time.monotonic() - start)
-        return statistics.median(times) * 1e3
+
+def median_ms(argv: Sequence[str], env: dict[str, str], runs: int = 11) -> float:
+    """Milliseconds that a program takes from its start to its exit, the median of `runs`."""
+    times = []
+    for _ in range(runs):
+        start = time.monotonic()
+        subprocess.run(argv, env=env, check=True, capture_output=True)
+        times.append(time.monotonic() - start)
+    return statistics.median(times) * 1e3

@@ -255,6 +255,10 @@ SCENARIOS: dict[str, list[Scenario]] = {
     "idle": [Scenario("an idle chain of three", ("ours", "nats", "redis", "mosquitto"), idle, ())],
     "stopped": [Scenario("1 GB of events for a stopped child", ("ours-stopped",), promises, ())],
     "commands": [Scenario("commands from start to exit", ("ours-commands",), promises, ())],
+    "container-events": [Scenario("engine's event to the root, three hops", ("ours-container-events",), promises, ())],
+    "container-list": [
+        Scenario("50 nodes with 20 containers each, from start to exit", ("ours-container-list",), promises, ())
+    ],
     "forest": [Scenario("111 nodes on this machine, a 10-10 tree", ("ours-forest",), forest, (), restarts=False)],
     "salt": [crowds("20 nodes told to answer and to run /bin/true", "salt", ("ping", "exec"))],
     "serf": [crowds("20 nodes: event to the last handler, killed node known", "serf", ("event", "killed known"))],

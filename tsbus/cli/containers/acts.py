@@ -9,6 +9,7 @@ import click
 import msgspec
 
 from tsbus.cli.containers.finding import Finding, Match
+from tsbus.cli.containers.words import SHORT_ID, shorten_ids
 from tsbus.cli.edge import Code
 from tsbus.cli.job import follow, waiting
 from tsbus.cli.report import Ending, account, ending_of, exit_code, summary
@@ -57,9 +58,10 @@ class Acts:
     def done(self, node: str, done: Done) -> None:
         """Note and show how it ended for a container."""
         match = self._matches.get((node, done.id))
-        label = match.label if match else f"{node}/{safe(done.name or done.id[:12])}"
+        name = done.name or done.id[:SHORT_ID]
+        label = match.label if match else f"{node}/{safe(name)}" if name else node
         outcome = Outcome.OK if done.ok else Outcome.FAILED
-        self.endings[label] = Ending(outcome, safe(done.error))
+        self.endings[label] = Ending(outcome, shorten_ids(safe(done.error)))
         self.progress.clear()
         if self._as_json:
             click.echo(json.dumps({"node": node} | msgspec.to_builtins(done)))
@@ -76,6 +78,7 @@ class Acts:
         ending = ending_of(reply)
         if ending.outcome is Outcome.OK:
             ending = Ending(Outcome.FAILED, "it is not there any more")
+        ending = Ending(ending.outcome, shorten_ids(ending.reason))
         for match in self._matches.values():
             if match.node == reply.node:
                 self.endings.setdefault(match.label, ending)

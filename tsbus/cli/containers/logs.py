@@ -111,7 +111,7 @@ async def _logs(bus: str | None, target: str, names: Sequence[str], body: dict[s
             if reply.last:
                 writer.end(reply.node)
                 endings[reply.node] = ending = ending_of(reply)
-                if following and len(matches) > 1 and ending.outcome is not Outcome.OK:
+                if following and len(matches) > 1 and ending.outcome not in (Outcome.OK, Outcome.CANCELLED):
                     click.echo(f"{reply.node}: {label(ending.outcome)}: {ending.reason}", err=True)
 
         body |= {"containers": [match.id for match in matches], "if_here": True}
@@ -173,7 +173,7 @@ class Writer:
         if len(names) == 1:
             return names[0], line
         name, mark, rest = line.partition(b" | ")
-        return (name.decode(errors="replace"), rest) if mark else ("?", line)
+        return (name.decode(errors="replace").rstrip(), rest) if mark else ("?", line)
 
     def _as_text(self, name: str, line: bytes, node: str, second: bool) -> bytes:
         shown = clean(line.decode(errors="backslashreplace")).encode() if self._escapes else line

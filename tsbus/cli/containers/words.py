@@ -10,6 +10,7 @@ from tsbus.records import Container, Endpoint, Image
 SHORT_ID = 12
 STYLES = {"Up": "green", "Exited": "red", "Dead": "red", "Restarting": "yellow", "Draining": "yellow"}
 """First word of a state -> its colour."""
+_ID = re.compile(r"(?:sha256:)?\b([0-9a-f]{12})[0-9a-f]{52}\b")
 _DIGITS = re.compile(r"(\d+)")
 
 
@@ -70,5 +71,9 @@ def _bracketed(address: str) -> str:
 
 def image_words(image: Image, *, whole: bool = False) -> str:
     """Return the name of an image as it was given; `whole`: with the digits of what is only an id."""
-    given = safe(image.given)
-    return given if whole else re.sub(r"(sha256:)?([0-9a-f]{12})[0-9a-f]{52}$", r"\2", given)
+    return safe(image.given) if whole else shorten_ids(safe(image.given))
+
+
+def shorten_ids(text: str) -> str:
+    """Return `text` with the first digits of the ids in it."""
+    return _ID.sub(r"\1", text)

@@ -10,13 +10,23 @@ import math
 import os
 import re
 import threading
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import quote, urlencode
 
-from tsbus.containers.facts import Summary, container_of, facts_of, image_line, parse_name, summary_of, usage_of
+from tsbus.containers.facts import (
+    EngineEvent,
+    Summary,
+    container_of,
+    facts_of,
+    image_line,
+    parse_name,
+    summary_of,
+    usage_of,
+)
 from tsbus.containers.streams import EventStream, Exec, Output, Pull
 from tsbus.containers.trouble import EngineError, ErrorKind, explain, no_docker
 from tsbus.containers.wire import TlsFiles, Wire, address_of
@@ -80,17 +90,18 @@ class _Session:
 class Engine:
     """One engine. Every method raises EngineError. Whatever is called first connects."""
 
-    def __init__(self, host: str = "", tls: TlsFiles | None = None, timeout_s: float = 10) -> None:
+    def __init__(self, host: str = "", tls: TlsFiles | None = None, timeout_s: float = 10, only: str = "") -> None:
         """`host` is `unix:///path` or `tcp://host:port`; empty: what DOCKER_HOST says, else /var/run/docker.sock.
 
         `tls`: else what DOCKER_TLS_VERIFY and DOCKER_CERT_PATH say. `timeout_s`: how long a call that only asks may
-        take, and each start of a stream.
+        take, and each start of a stream. `only`: a label, `key=value`; there are no containers here but those with it.
         """
         try:
             self._address = address_of(host, tls, os.environ)
         except ValueError as error:
             raise EngineError(ErrorKind.INVALID, str(error)) from error
         self._timeout_s = timeout_s
+        self._only = only
         self._lock = threading.Lock()
         self._opened: _Session | None = None
         self._images: dict[str, dict[str, Any]] = {}
@@ -124,11 +135,12 @@ class Engine:
     def events(self, since_ns: int | None = None) -> EventStream:
         """Return the engine's events from `since_ns` on (Unix ns), of which it keeps the last 256, else from now on."""
         since = {} if since_ns is None else {"since": _seconds(since_ns)}
-        return EventStream(self._wire("GET", "/events", {"filters": json.dumps(WATCHED), **since}), self._forget_images)
+        return EventStream(self._wire("GET", "/events", {"filters": json.dumps(WATCHED), **since}), self._take)
 
     def list(self) -> Sequence[Summary]:
         """Return all containers, those that do not run included."""
-        return [summary_of(one) for one in self._quick(lambda docker: docker.containers(all=True))]
+        filters = {"label": self._only} if self._only else None
+        return [summary_of(one) for one in self._quick(lambda docker: docker.containers(all=True, filters=filters))]
 
     def inspect(self, container: str) -> Container:
         """Return all that the engine knows of a container."""
@@ -138,11 +150,16 @@ class Engine:
     def inspect_raw(self, container: str) -> dict[str, Any]:
         """Return the engine's own inspection of a container."""
         _check(container)
-        return self._object(self._quick(lambda docker: docker.inspect_container(container)))
+        raw = _object(self._quick(lambda docker: docker.inspect_container(container)))
+        if not self._is_ours((raw.get("Config") or {}).get("Labels") or {}):
+            raise EngineError(ErrorKind.NOT_FOUND, f"No such container: {container}")
+        return raw
 
     def create(self, name: str | None, spec: Mapping[str, Any]) -> str:
         """Make a container and return its id. `spec` is the API's: Config with HostConfig and NetworkingConfig."""
-        return str(self._patient(lambda docker: docker.create_container_from_config(dict(spec), name))["Id"])
+        labels = dict(spec.get("Labels") or {}) | dict([self._only.split("=", 1)] if self._only else [])
+        told = {**spec, "Labels": labels}
+        return str(self._patient(lambda docker: docker.create_container_from_config(told, name))["Id"])
 
     def start(self, container: str) -> None:
         """Start a container; nothing happens when it runs."""
@@ -151,13 +168,12 @@ class Engine:
 
     def stop(self, container: str, timeout_s: float | None = None) -> None:
         """Stop a container: its signal, after `timeout_s` (None: as it was made) SIGKILL. Returns when it has ended."""
-        _check(container)
-        self._patient(lambda docker: docker.stop(container, _whole(timeout_s)))
+        seconds = self._stop_seconds(container, timeout_s)
+        self._patient(lambda docker: docker.stop(container, seconds))
 
     def restart(self, container: str, timeout_s: float | None = None) -> None:
         """Stop a container as `stop` does and start it."""
-        _check(container)
-        seconds = 10 if timeout_s is None else math.ceil(timeout_s)
+        seconds = self._stop_seconds(container, timeout_s)
         self._patient(lambda docker: docker.restart(container, seconds))
 
     def pause(self, container: str) -> None:
@@ -188,13 +204,13 @@ class Engine:
     def top(self, container: str, ps_args: str | None = None) -> dict[str, Any]:
         """Return `{"Titles": [...], "Processes": [[...], ...]}` of a running container."""
         _check(container)
-        return self._object(self._quick(lambda docker: docker.top(container, ps_args)))
+        return _object(self._quick(lambda docker: docker.top(container, ps_args)))
 
     def stats_once(self, container: str) -> dict[str, Any]:
         """Return one raw reading of the engine's counters; engines before Docker 23 take a second for it."""
         _check(container)
         one_shot = True if _version(self._session().version) >= (1, 41) else None
-        return self._object(self._quick(lambda docker: docker.stats(container, stream=False, one_shot=one_shot)))
+        return _object(self._quick(lambda docker: docker.stats(container, stream=False, one_shot=one_shot)))
 
     # Output and input.
 
@@ -266,8 +282,8 @@ class Engine:
     def images(self, all: bool = False) -> Rows:  # noqa: A002
         """Return the images, with `all` the nameless steps of builds too; each as `images.ls` of docs/containers.md."""
         lines = self._quick(lambda docker: docker.images(all=all))
-        used = [one.get("ImageID") for one in self._quick(lambda docker: docker.containers(all=True))]
-        return [image_line(one, used.count(one.get("Id"))) for one in lines]
+        used = Counter(one.get("ImageID") for one in self._quick(lambda docker: docker.containers(all=True)))
+        return [image_line(one, used[one.get("Id")]) for one in lines]
 
     def pull(self, image: str, auth: Auth | None = None) -> Pull:
         """Fetch an image; iterate for the steps to its end. Without `auth`, this user's `docker login` is used."""
@@ -290,12 +306,12 @@ class Engine:
     def image_id(self, image: str) -> str:
         """Return the id of an image."""
         _check(image)
-        return str(self._object(self._quick(lambda docker: docker.inspect_image(image))).get("Id", ""))
+        return str(_object(self._quick(lambda docker: docker.inspect_image(image))).get("Id", ""))
 
     def volume(self, name: str) -> dict[str, Any]:
         """Return the engine's own inspection of a volume."""
         _check(name)
-        return self._object(self._quick(lambda docker: docker.inspect_volume(name)))
+        return _object(self._quick(lambda docker: docker.inspect_volume(name)))
 
     def rm_image(self, name: str, force: bool = False) -> dict[str, Any]:
         """Take a name from an image, and remove it with its last name. Returns `{removed: [ID], untagged: [NAME]}`."""
@@ -304,14 +320,14 @@ class Engine:
 
     def prune_images(self, all: bool = False) -> dict[str, Any]:  # noqa: A002
         """Remove images without a name, with `all` those without a container. Returns `{removed, freed_bytes}`."""
-        done = self._object(self._patient(lambda docker: docker.prune_images({"dangling": not all})))
+        done = _object(self._patient(lambda docker: docker.prune_images({"dangling": not all})))
         removed = _removed(done.get("ImagesDeleted") or [])["removed"]
         return {"removed": removed, "freed_bytes": int(done.get("SpaceReclaimed") or 0)}
 
     def info(self) -> dict[str, Any]:
         """Return `docker.info` of docs/containers.md; `engine` is an EngineFacts whose `node` is empty."""
         version = self._quick(lambda docker: docker.version())
-        info = self._object(self._quick(lambda docker: docker.info()))
+        info = _object(self._quick(lambda docker: docker.info()))
         return {
             "engine": facts_of(version, info),
             "containers": info.get("Containers", 0),
@@ -323,7 +339,7 @@ class Engine:
 
     def df(self) -> dict[str, dict[str, int]]:
         """Return `docker.df` of docs/containers.md. The engine walks its disk for it: it may take minutes."""
-        return usage_of(self._object(self._patient(lambda docker: docker.df())))
+        return usage_of(_object(self._patient(lambda docker: docker.df())))
 
     # How it is done.
 
@@ -398,24 +414,19 @@ class Engine:
         if self._opened:
             self._opened.close()
         self._opened = None
-        self._images.clear()
+        self._images = {}
 
     def _quick(self, call: "Callable[[APIClient], Any]") -> Any:
-        return self._call(self._session().quick, call)
+        return self._call(self._session().quick, call, self._timeout_s)
 
     def _patient(self, call: "Callable[[APIClient], Any]") -> Any:
-        return self._call(self._session().patient, call)
+        return self._call(self._session().patient, call, PATIENCE_S)
 
-    def _call(self, client: "APIClient", call: "Callable[[APIClient], Any]") -> Any:
+    def _call(self, client: "APIClient", call: "Callable[[APIClient], Any]", timeout_s: float) -> Any:
         try:
             return call(client)
         except Exception as error:  # docker-py lets the errors of four libraries through
-            raise self._explain(error) from error
-
-    def _object(self, said: Any) -> dict[str, Any]:
-        if not isinstance(said, dict):
-            raise no_docker(self._address)
-        return said
+            raise explain(error, self._address, timeout_s) from error
 
     def _wire(self, *request: Any, **more: Any) -> Wire:
         """A stream from the engine, as `_send`, that has begun."""
@@ -446,6 +457,24 @@ class Engine:
         except Exception as error:
             raise self._explain(error) from error
 
+    def _stop_seconds(self, container: str, timeout_s: float | None) -> int:
+        """How long the engine waits before SIGKILL: it must be known, because that long an answer may take."""
+        if timeout_s is None:
+            return self.inspect(container).stop_timeout_s
+        _check(container)
+        return math.ceil(timeout_s)
+
+    def _is_ours(self, labels: Mapping[str, Any]) -> bool:
+        key, _, value = self._only.partition("=")
+        return not key or labels.get(key) == value
+
+    def _take(self, event: EngineEvent) -> bool:
+        """Note what an event says about images; tell whether it is for those who follow us."""
+        if event.kind == "image":
+            self._forget_images()
+        # The engine's own filter would keep back the events of images and networks, which do not have the label.
+        return event.kind != "container" or self._is_ours(event.attributes)
+
     def _has_terminal(self, container: str) -> bool:
         """Whether a container has a terminal, so that its output is one stream of bare bytes."""
         return bool(self.inspect_raw(container)["Config"]["Tty"])
@@ -460,7 +489,8 @@ class Engine:
         if not isinstance(image_id, str) or not _NAME.fullmatch(image_id):
             return None
         with self._lock:
-            names = self._images.get(image_id)
+            images = self._images
+            names = images.get(image_id)
         if names is None:
             try:
                 said = self._quick(lambda docker: docker.inspect_image(image_id))
@@ -468,16 +498,17 @@ class Engine:
                 if error.kind is not ErrorKind.NOT_FOUND:  # removed by force: its containers stay
                     raise
                 said = {}
-            names = {key: self._object(said).get(key) for key in ("RepoTags", "RepoDigests")}
+            names = {key: _object(said).get(key) for key in ("RepoTags", "RepoDigests")}
             with self._lock:
-                self._images[image_id] = names
-                while len(self._images) > MAX_IMAGES:
-                    del self._images[next(iter(self._images))]
+                # What was forgotten meanwhile is another dict now.
+                images[image_id] = names
+                while len(images) > MAX_IMAGES:
+                    del images[next(iter(images))]
         return names
 
     def _forget_images(self) -> None:
         with self._lock:
-            self._images.clear()
+            self._images = {}
 
     def _explain(self, error: BaseException) -> EngineError:
         return explain(error, self._address, self._timeout_s)
@@ -504,6 +535,12 @@ def _check(name: str) -> None:
         raise EngineError(ErrorKind.INVALID, f"{name[:80]!r} is no name or id of a container or image")
 
 
+def _object(said: Any) -> dict[str, Any]:
+    if not isinstance(said, dict):
+        raise EngineError(ErrorKind.FAILED, "the engine's answer cannot be understood")
+    return said
+
+
 def _seconds(time_ns: int) -> str:
     return f"{time_ns // 10**9}.{time_ns % 10**9:09d}"
 
@@ -516,10 +553,6 @@ def _version(text: object) -> tuple[int, ...]:
 
 def _dotted(version: tuple[int, ...]) -> str:
     return ".".join(str(part) for part in version)
-
-
-def _whole(timeout_s: float | None) -> int | None:
-    return None if timeout_s is None else math.ceil(timeout_s)
 
 
 def _removed(said: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

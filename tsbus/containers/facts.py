@@ -186,7 +186,8 @@ def usage_of(raw: Mapping[str, Any]) -> dict[str, dict[str, int]]:
     containers = [_map(one) for one in _list(raw.get("Containers"))]
     volumes = [_map(_map(one).get("UsageData")) for one in _list(raw.get("Volumes"))]
     cache = [_map(one) for one in _list(raw.get("BuildCache"))]
-    layers = _number(raw.get("LayersSize"))
+    # Podman does not count the layers.
+    layers = _number(raw.get("LayersSize")) or sum(_number(one.get("Size")) for one in images)
     used = [one for one in images if _number(one.get("Containers"))]
     # Layers that images share are counted once in the whole and are no image's own.
     in_use = sum(_number(one.get("Size")) - _number(one.get("SharedSize")) for one in used)

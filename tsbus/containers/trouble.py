@@ -117,7 +117,7 @@ def _known(cause: BaseException, address: Address, timeout_s: float) -> EngineEr
         case ConnectionError() | ssl.SSLError():
             text = f"the engine at {address} has ended the connection: did it stop?"
         case FramingError() | HTTPException() | json.JSONDecodeError():
-            return no_docker(address)
+            kind, text = ErrorKind.FAILED, f"the answer of {address} cannot be understood ({cause})"
         case OSError() if cause.errno:
             text = f"no engine can be reached at {address}: {cause.strerror}"
         case _:

@@ -321,6 +321,11 @@ TOML_CASES = {
         't.toml:6:1: error: docker.host: "/run/docker.sock" is no address of an engine; '
         'write it like "unix:///var/run/docker.sock" or "tcp://10.0.0.1:2376"',
     ),
+    "label without a value": (
+        NODE + "[docker]\nonly = 'treescale.node'",
+        't.toml:6:1: error: docker.only: "treescale.node" is no label with a value; '
+        'write it like "treescale.node=web1"',
+    ),
     "mount that leads elsewhere": (
         NODE + "[docker]\nhost_mounts = ['/srv/**:ro', '/srv/../etc']",
         't.toml:6:30: error: docker.host_mounts[1]: "/srv/../etc" is no path that can be allowed; '

@@ -134,6 +134,13 @@ def engine(value: str) -> Complaint | None:
     return (f"{quote(value)} is no address of an engine", hint) if value else None
 
 
+def label(value: str) -> Complaint | None:
+    """A label of containers and its value; empty for none."""
+    if not value or (re.fullmatch(r"[^\s=]{1,256}=\S{1,256}", value) and value.isprintable()):
+        return None
+    return f"{quote(value)} is no label with a value", 'write it like "treescale.node=web1"'
+
+
 def host_path(value: str) -> Complaint | None:
     """A path of the host that containers may have: itself, with /** all below it too."""
     path = value.removesuffix("/**") or "/"

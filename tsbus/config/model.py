@@ -193,6 +193,8 @@ class DockerPolicy:
     """Path of the certificate that the engine's is checked with, of a `tcp://` host."""
     tls_cert: Word = ""
     tls_key: Word = ""
+    only: Annotated[str, forms.label] = ""
+    """`key=value`, where several nodes share an engine: the containers of this node are those with this label."""
     limit_admin: bool = False
     """Whether what follows binds role admin as well."""
     privileged: bool = False

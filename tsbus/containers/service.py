@@ -33,20 +33,21 @@ class Service:
         self._engine = engine_of(self._policy)
         self._ready = asyncio.Event()
         self.watch: Watch | None = None
+        self.workers: tuple[Worker, ...] = ()
 
     async def serve(self, client: Client) -> None:
         """Work with `client` until cancelled."""
         watch = self.watch = Watch(self._engine, client, enabled=self._policy.enabled)
         desk = Desk(self._policy, self._audit, watch)
         statistics = Statistics(client.node)
-        workers = make_workers(desk, statistics)
+        self.workers = make_workers(desk, statistics)
         try:
             async with asyncio.TaskGroup() as group:
                 group.create_task(watch.run())
                 group.create_task(measure(client, watch, statistics))
-                for worker in workers:
+                for worker in self.workers:
                     group.create_task(worker.serve(client))
-                for worker in workers:
+                for worker in self.workers:
                     await worker.wait_ready()
                 self._ready.set()
         except ExceptionGroup as errors:
@@ -62,7 +63,7 @@ class Service:
 def engine_of(policy: DockerPolicy) -> Engine:
     """Return the engine that the configuration names. Raises EngineError."""
     tls = TlsFiles(policy.tls_ca, policy.tls_cert, policy.tls_key) if policy.tls_ca or policy.tls_cert else None
-    return Engine(policy.host, tls)
+    return Engine(policy.host, tls, only=policy.only)
 
 
 def make_workers(desk: Desk, statistics: Statistics) -> tuple[Worker, ...]:

@@ -26,10 +26,10 @@ class EventStream(Iterator[EngineEvent]):
     A cut network is silent: whoever hears nothing for long asks `Engine.ping` and closes this one.
     """
 
-    def __init__(self, wire: Wire, on_image: Callable[[], None]) -> None:
-        """`on_image` is called for each event of an image."""
+    def __init__(self, wire: Wire, take: Callable[[EngineEvent], bool]) -> None:
+        """`take` is called with each event and returns whether it is to be passed on."""
         self._wire = wire
-        self._on_image = on_image
+        self._take = take
         self._events = self._read()
 
     def __next__(self) -> EngineEvent:
@@ -43,9 +43,7 @@ class EventStream(Iterator[EngineEvent]):
         try:
             for raw in _objects(self._wire):
                 event = event_of(raw)
-                if event and event.kind == "image":
-                    self._on_image()
-                if event:
+                if event and self._take(event):
                     yield event
         except (OSError, FramingError):
             return

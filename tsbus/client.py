@@ -107,6 +107,15 @@ class Subscription:
             self._connection.soon()  # an acknowledgement may wait to be sent
         return item
 
+    async def wait_lost(self) -> None:
+        """Wait until the router is gone, and with it the events until `wait_known`; or the client is closed."""
+        connection = self._connection
+        await connection.changed.until(lambda: not connection.connected)
+
+    async def wait_known(self) -> None:
+        """Wait until the router knows the subscription, again if it was gone. Raises ConnectionLost once closed."""
+        await self._connection.confirm()
+
     async def close(self) -> None:
         """End the subscription; who iterates it comes to the end."""
         if not self._closed:

@@ -271,6 +271,18 @@ def happen(world: World, word: str, place: int, detail: int) -> None:
             world.do(word, id_)
 
 
+def one_drain_a_run(told):
+    """Leave out what time does: a drain that is taken back, and told again at the next stop."""
+    kept = {}
+    for id_, steps_ in told.items():
+        kept[id_], drains = [], False
+        for step in steps_:
+            if step[0] != "draining" or not drains:
+                kept[id_].append(step)
+            drains = step[0] == "draining" or (drains and step[0] not in ("started", "died"))
+    return kept
+
+
 @settings(max_examples=1000)
 @given(steps())
 def test_without_a_gap_exactly_what_happened_is_told(program):
@@ -280,7 +292,7 @@ def test_without_a_gap_exactly_what_happened_is_told(program):
         happen(world, *step)
     world.come_to_rest()
     world.check_truth()
-    assert world.follower.told == world.engine.told
+    assert one_drain_a_run(world.follower.told) == one_drain_a_run(world.engine.told)
     assert world.follower.repaired == world.monitor.counters["repairs"] == 0
     assert world.busiest <= MAX_INSPECTS
 

@@ -489,10 +489,14 @@ class Monitor:
 
     def _introduce(self, id_: str, one: _Tracked, seen: Container | None, now: float) -> None:
         """Tell of a container that followers have not heard of."""
-        reason, one.check = one.check, ""
+        reason = one.check
         if seen is None:
             del self._tracked[id_]
             return
+        if (
+            not one.waiting
+        ):  # else look again afterwards: the inspection may be newer than what follows them and was lost
+            one.check = ""
         steps = first_steps(seen, whole_life=reason != "first")
         self._reconcile(id_, one, steps, reason, now)
 

@@ -1,0 +1,572 @@
+"""Mirror: the containers of many nodes in one view, kept up by their events.
+
+    async with follow(client, "@web", on_change=redraw) as mirror:
+        for node, container in mirror.containers(Filter.parse("image=nginx", "state=running")):
+            ...
+
+`Mirror` is a pure fold of events and snapshots. `follow` feeds one from the bus: it asks each node for a snapshot when
+it begins and where an event is missing, and otherwise only listens. docs/containers.md tells of the events.
+"""
+
+import asyncio
+import re
+import time
+from collections.abc import Callable, Coroutine, Iterable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from typing import Final, Literal, Self
+
+import msgspec
+
+from tsbus.client import Client, Opening, Subscription
+from tsbus.core.accounting import Outcome
+from tsbus.core.events import Event
+from tsbus.core.exchanges import Reply
+from tsbus.core.message import Gap
+from tsbus.core.target import fold, spell
+from tsbus.errors import BusError, UnknownTarget
+from tsbus.log import Log
+from tsbus.records import Container, ContainerEvent, EngineFacts, Image, SnapshotHead
+
+MONITOR: Final = "containers"
+"""The name by which a node's monitor joins its router."""
+MAX_KEPT: Final = 4096
+"""Events of a node that are kept while its snapshot is under way; after more it is asked again."""
+SNAPSHOT_S: Final = 15.0
+"""So long a node may take for its snapshot."""
+FIRST_RETRY_S: Final = 0.5
+MAX_RETRY_S: Final = 30.0
+"""A node that answers, but not with a snapshot, is asked again after so long at first, then twice as long each time."""
+ABSENT_TRIES: Final = 4
+"""A node without a monitor is asked so often; then it is left alone until it says something."""
+
+_log = Log("mirror")
+
+# Filters --------------------------------------------------------------------------------------------------------------
+
+
+class FilterError(ValueError):
+    """A filter that is none; the text says what there is."""
+
+
+_KEYS: Final = ("image", "label", "state", "health", "node", "name")
+_STATES: Final = ("created", "running", "paused", "restarting", "removing", "exited", "dead")
+_HEALTHS: Final = ("starting", "healthy", "unhealthy", "none")
+_HUB: Final = ("docker.io/", "index.docker.io/")
+_ID = re.compile(r"(?:sha256:)?([0-9a-f]{4,64})\Z")
+
+
+@dataclass(frozen=True, slots=True)
+class Filter:
+    """Which containers are wanted: of each key one of its values must fit. Without any it fits all."""
+
+    wanted: tuple[tuple[str, tuple[str, ...]], ...] = ()
+
+    @classmethod
+    def parse(cls, *texts: str) -> Self:
+        """Read texts like "image=nginx" or "label=tier=web". Raises FilterError.
+
+        Keys: `image` (a name with or without tag, a digest, or the beginning of an id), `label` (`key` or `key=value`),
+        `state`, `health` (`none`: without a check), `node` and `name` (patterns with `*`; a name without one may be any
+        part of it).
+        """
+        wanted: dict[str, list[str]] = {}
+        for text in texts:
+            key, _, value = text.partition("=")
+            if key not in _KEYS or not value:
+                raise FilterError(f"{text!r} is no filter; write KEY=VALUE, where KEY is one of {', '.join(_KEYS)}")
+            known = {"state": _STATES, "health": _HEALTHS}.get(key)
+            if known and value not in known:
+                raise FilterError(f"{text!r}: the {key} is one of {', '.join(known)}")
+            wanted.setdefault(key, []).append(normal_image(value) if key == "image" else value)
+        return cls(tuple((key, tuple(values)) for key, values in wanted.items()))
+
+    def matches(self, node: str, container: Container) -> bool:
+        """Tell whether it fits a container of `node`."""
+        return all(any(_fits(key, value, node, container) for value in values) for key, values in self.wanted)
+
+
+ALL: Final = Filter()
+
+
+def _fits(key: str, value: str, node: str, container: Container) -> bool:
+    match key:
+        case "image":
+            return image_fits(value, container.image)
+        case "label":
+            name, equals, text = value.partition("=")
+            return container.labels.get(name) == text if equals else name in container.labels
+        case "state":
+            return container.state == value
+        case "health":
+            return (container.health or "none") == value
+        case "node":
+            return fnmatchcase(node, value)
+    return fnmatchcase(container.name, value) if set(value) & set("*?[") else value in container.name
+
+
+def normal_image(name: str) -> str:
+    """Return an image's name without what Docker adds by itself: `docker.io/library/nginx:1` is `nginx:1`."""
+    for hub in _HUB:
+        name = name.removeprefix(hub)
+    return name.removeprefix("library/") if name.count("/") == 1 else name
+
+
+def image_fits(wanted: str, image: Image) -> bool:
+    """Tell whether `wanted`, as `normal_image` returns it, means an image.
+
+    It may be as the image was given, its repository, which is any tag of it, repository and tag, a digest with or
+    without its repository, or the beginning of a digest or id. An image without a tag has the tag `latest`.
+    """
+    given, repo = normal_image(image.given), normal_image(image.repo)
+    name, at, digest = wanted.partition("@")
+    if at:
+        return wanted == given or (digest == image.digest and _untagged(name) == repo)
+    if wanted in (given, repo) or (repo and wanted == f"{repo}:{image.tag or 'latest'}"):
+        return True
+    found = _ID.match(wanted)
+    return found is not None and any(
+        one.removeprefix("sha256:").startswith(found[1]) for one in (image.id, image.digest)
+    )
+
+
+def _untagged(name: str) -> str:
+    """Return an image's name without its tag; a colon before a slash is a port."""
+    head, colon, tail = name.rpartition(":")
+    return head if colon and "/" not in tail else name
+
+
+# The fold -------------------------------------------------------------------------------------------------------------
+
+Standing = Literal["live", "engine down", "stale", "lost", "unknown"]
+
+
+@dataclass(slots=True, eq=False)
+class NodeView:
+    """What is known of one node's containers."""
+
+    node: str
+    containers: dict[str, Container] = field(default_factory=dict)
+    """By id; the last that was known, whatever the state."""
+    engine: EngineFacts | None = None
+    epoch: int = 0
+    seq: int = 0
+    complete: bool = False
+    """Every event of the node until now is in it."""
+    lost: bool = False
+    """The node cannot be reached."""
+    since_ns: int = 0
+    """Since when it is not complete, or lost; 0 where nobody knows."""
+    why: str = ""
+    """Why there is no newer view: the words of whoever should have answered."""
+    asking: bool = False
+    """A snapshot is under way."""
+    _kept: list[ContainerEvent] = field(default_factory=list)
+
+    @property
+    def state(self) -> Standing:
+        """`unknown`: there was never a view of it; `stale`: it may have changed since `since_ns`."""
+        if self.lost:
+            return "lost"
+        if not self.complete:
+            return "stale" if self.epoch else "unknown"
+        return "live" if self.engine is not None and self.engine.up else "engine down"
+
+
+class Mirror:
+    """Folds events and snapshots into one view, whatever order they come in. Not thread-safe."""
+
+    def __init__(self, wanted: Filter = ALL) -> None:
+        """`wanted`: what `containers` and `find` look at unless they are told otherwise."""
+        self.wanted = wanted
+        self.nodes: dict[str, NodeView] = {}
+
+    def view(self, node: str) -> NodeView:
+        """Return the view of a node; a new one is unknown."""
+        view = self.nodes.get(node)
+        if view is None:
+            view = self.nodes[node] = NodeView(node)
+        return view
+
+    def containers(self, wanted: Filter | None = None) -> Iterator[tuple[str, Container]]:
+        """Return all containers that fit, each with its node, in no order; also the last known of lost nodes."""
+        fits = (self.wanted if wanted is None else wanted).matches
+        for view in self.nodes.values():
+            for container in view.containers.values():
+                if fits(view.node, container):
+                    yield view.node, container
+
+    def find(self, name: str) -> list[tuple[str, Container]]:
+        """Return what `name` means, as (node, container): on each node the one called so, else all whose ids begin so.
+
+        A whole id is a beginning too.
+        """
+        found: dict[str, list[Container]] = {}
+        for node, one in self.containers():
+            if one.name == name or (name and one.id.startswith(name)):
+                found.setdefault(node, []).append(one)
+        return [
+            (node, one) for node, ones in found.items() for one in ([one for one in ones if one.name == name] or ones)
+        ]
+
+    # What happens.
+
+    def event(self, event: ContainerEvent) -> bool:
+        """Take an event. False: one before it is missing, so this node needs a snapshot."""
+        view = self.view(event.node)
+        if event.epoch < view.epoch:
+            return True
+        if view.complete and event.epoch == view.epoch and event.seq <= view.seq + 1:
+            if event.seq > view.seq:
+                _apply(view, event)
+            return True
+        if view.complete:
+            self._break(view, "events of it were missed", event.time_ns)
+        if len(view._kept) < MAX_KEPT:
+            view._kept.append(event)
+        else:
+            view._kept[:] = [event]  # what is missing before it shows when the snapshot comes
+        return view.asking
+
+    def asked(self, node: str) -> None:
+        """A snapshot of the node was asked for: until it comes, events are kept."""
+        self.view(node).asking = True
+
+    def snapshot(self, head: SnapshotHead, containers: Iterable[Container]) -> bool:
+        """Take a node's answer, and the events that came meanwhile. False: it needs another one."""
+        view = self.view(head.node)
+        view.asking = False
+        if view.complete and (head.epoch, head.seq) <= (view.epoch, view.seq):
+            return True  # one that was overtaken
+        view.containers = {one.id: one for one in containers}
+        if view.engine is None or view.engine.since_ns <= head.engine.since_ns:
+            view.engine = head.engine
+        view.epoch, view.seq = head.epoch, head.seq
+        view.complete, view.lost, view.since_ns, view.why = True, False, 0, ""
+        kept, view._kept = view._kept, []
+        # All of them, also those behind a gap: they are kept again.
+        return not sum(not self.event(event) for event in kept)
+
+    def failed(self, node: str, why: str) -> None:
+        """No snapshot came."""
+        view = self.view(node)
+        view.asking, view.why = False, why
+
+    def engine(self, facts: EngineFacts) -> bool:
+        """The node's engine came or went. False: the node needs a snapshot."""
+        view = self.view(facts.node)
+        view.engine = facts
+        return view.complete or view.asking
+
+    def stale(self, node: str, why: str, time_ns: int) -> None:
+        """Events of the node may be missing, or its monitor is gone: its containers are the last that were known."""
+        self._break(self.view(node), why, time_ns)
+
+    def lost(self, node: str, why: str, time_ns: int) -> None:
+        """The node cannot be reached any more, as of `time_ns` (Unix)."""
+        view = self.view(node)
+        if not view.lost:
+            view.lost, view.since_ns, view.why = True, view.since_ns or time_ns, why
+        view.complete = False
+
+    def _break(self, view: NodeView, why: str, time_ns: int) -> None:
+        if view.complete:
+            view.complete, view.since_ns, view.why = False, time_ns, why
+
+
+def _apply(view: NodeView, event: ContainerEvent) -> None:
+    view.seq = event.seq
+    if event.action == "destroyed":
+        view.containers.pop(event.container.id, None)
+    else:
+        view.containers[event.container.id] = event.container
+
+
+# On the bus -----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """What `on_change` is told."""
+
+    node: str
+    event: ContainerEvent | None = None
+    """What happened to a container; None: the view of the whole node is another, or its state."""
+
+
+_read_event: Final = msgspec.json.Decoder(ContainerEvent).decode
+_read_facts: Final = msgspec.json.Decoder(EngineFacts).decode
+_read_head: Final = msgspec.json.Decoder(SnapshotHead).decode
+_read_containers: Final = msgspec.json.Decoder(list[Container]).decode
+
+
+def follow(
+    client: Client,
+    target: str = "*",
+    *,
+    filters: Iterable[str] = (),
+    on_change: Callable[[Change], object] | None = None,
+) -> "Opening[LiveMirror]":
+    """Mirror the containers of the nodes of `target`. Await it, or use it with `async with`.
+
+    It is there at once, with a view of each node, still unknown; `wait_settled` waits for the first answers. `filters`
+    (see `Filter`) say what its `containers` returns and which containers `on_change` is told of. `on_change` is called
+    for every change and must return soon. Raises FilterError, UnknownTarget and what else `Client.request` does.
+    """
+    return Opening(_follow(client, target, Filter.parse(*filters), on_change or _nobody))
+
+
+def _nobody(_: Change) -> None:
+    """Take a change that nobody asked for."""
+
+
+async def _follow(client: Client, target: str, wanted: Filter, on_change: Callable[[Change], object]) -> "LiveMirror":
+    async with client.request(target, "router.ping") as call:
+        nodes = await call.nodes()
+    live = LiveMirror(client, nodes, wanted, on_change)
+    try:
+        await live.open()
+    except BaseException:
+        await live.close()
+        raise
+    return live
+
+
+class LiveMirror(Mirror):
+    """A mirror that follows the bus, until it is closed. It asks where something is missing, and never polls."""
+
+    def __init__(
+        self, client: Client, nodes: frozenset[str], wanted: Filter, on_change: Callable[[Change], object]
+    ) -> None:
+        """Programs use `follow`."""
+        super().__init__(wanted)
+        for node in sorted(nodes):
+            self.view(node)
+        self._client = client
+        self._on_change = on_change
+        self._loop = asyncio.get_running_loop()
+        self._subscriptions: list[Subscription] = []
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._due: set[str] = set()
+        """Nodes that are asked in the next turn of the loop."""
+        self._again: set[str] = set()
+        """Nodes that have to be asked again once they have answered."""
+        self._tries: dict[str, int] = {}
+        self._retries: dict[str, asyncio.TimerHandle] = {}
+        self._unsettled = set(nodes)
+        self._settled = asyncio.Event()
+
+    async def open(self) -> None:
+        """Subscribe, then ask all nodes."""
+        # Subscriptions go before the requests on every link, so no event falls between a snapshot and the first event.
+        for pattern, callback in {
+            "container.*": self._on_container,
+            "docker.*": self._on_docker,
+            "node.*": self._on_node,
+            "worker.*": self._on_worker,
+        }.items():
+            on_gap = None if self._subscriptions else self._on_gap
+            self._subscriptions.append(await self._client.subscribe(pattern, callback=callback, on_gap=on_gap))
+        self._ask(self.nodes)
+        self._start(self._watch(self._subscriptions[0]))
+
+    async def close(self) -> None:
+        """Stop following; what is known stays."""
+        for timer in self._retries.values():
+            timer.cancel()
+        self._retries.clear()
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        for subscription in self._subscriptions:
+            await subscription.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    async def wait_settled(self, timeout_s: float | None = None) -> bool:
+        """Wait until each node has answered, or cannot. Returns whether all have within `timeout_s`."""
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self._settled.wait(), timeout_s)
+        return self._settled.is_set()
+
+    # What the bus says.
+
+    def _on_container(self, event: Event) -> None:
+        try:
+            told = _read_event(event.body)
+        except msgspec.DecodeError as error:
+            _log.warning("mirror.bad-event", topic=event.topic, node=event.origin, error=str(error))
+            return
+        if told.node != event.origin or told.node not in self.nodes:
+            return
+        before = self.nodes[told.node].containers.get(told.container.id, told.container)
+        if not self.event(told):
+            self._changed(told.node)
+            self._ask((told.node,))
+        elif self.nodes[told.node].complete and any(
+            self.wanted.matches(told.node, one) for one in (before, told.container)
+        ):
+            self._changed(told.node, told)
+
+    def _on_docker(self, event: Event) -> None:
+        if event.topic == "docker.repaired" or event.origin not in self.nodes:
+            return
+        try:
+            facts = _read_facts(event.body)
+        except msgspec.DecodeError as error:
+            _log.warning("mirror.bad-event", topic=event.topic, node=event.origin, error=str(error))
+            return
+        if facts.node == event.origin:
+            if not self.engine(facts):
+                self._ask((facts.node,))
+            self._changed(facts.node)
+
+    def _on_node(self, event: Event) -> None:
+        if event.who != "router" or event.topic not in ("node.up", "node.lost"):
+            return
+        try:
+            nodes = spell(str(event.json()["nodes"]))
+        except (ValueError, TypeError, KeyError):
+            return
+        if event.topic == "node.lost":
+            for node in nodes & self.nodes.keys():
+                self.lost(node, f"{event.origin} lost the link", event.time_ms * 1_000_000)
+                self._changed(node)
+        else:
+            # If we are among those that were away, it is the others of which something may be missing.
+            self._ask(self.nodes if self._client.connected and self._client.node in nodes else nodes)
+
+    def _on_worker(self, event: Event) -> None:
+        if event.who != "router" or event.origin not in self.nodes or event.json().get("name") != MONITOR:
+            return
+        if event.topic == "worker.joined":
+            self._ask((event.origin,))
+        else:
+            self.stale(event.origin, "its monitor ended", event.time_ms * 1_000_000)
+            self._changed(event.origin)
+
+    def _on_gap(self, _: Gap) -> None:
+        """Events were dropped on the way, and nobody knows whose."""
+        self._ask(self.nodes)
+
+    async def _watch(self, subscription: Subscription) -> None:
+        """Ask all again when the router of this node was away."""
+        with suppress(BusError):  # the client was closed
+            while True:
+                await subscription.wait_lost()
+                for node in self.nodes:
+                    self.stale(node, "not connected to the router here", time.time_ns())
+                    self._changed(node)
+                await subscription.wait_known()
+                self._ask(self.nodes)
+
+    def _changed(self, node: str, event: ContainerEvent | None = None) -> None:
+        try:
+            self._on_change(Change(node, event))
+        except Exception as error:
+            _log.warning("mirror.handler-error", node=node, error=f"{type(error).__name__}: {error}")
+
+    # Asking.
+
+    def _ask(self, nodes: Iterable[str]) -> None:
+        """Ask for snapshots because something happened: at the end of this turn of the loop, all in one request."""
+        for node in nodes:
+            if node in self.nodes:
+                self._tries.pop(node, None)
+                self._ask_one(node)
+
+    def _ask_one(self, node: str) -> None:
+        if (timer := self._retries.pop(node, None)) is not None:
+            timer.cancel()
+        if self.nodes[node].asking:
+            if node not in self._due:
+                self._again.add(node)
+            return
+        if not self._due:
+            self._loop.call_soon(self._request)
+        self._due.add(node)
+        self.asked(node)
+
+    def _request(self) -> None:
+        nodes, self._due = self._due, set()
+        self._start(self._fetch(nodes))
+
+    def _start(self, work: Coroutine[None, None, None]) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _fetch(self, nodes: set[str]) -> None:
+        """Ask `nodes` and take what they answer."""
+        heads: dict[str, SnapshotHead] = {}
+        found: dict[str, list[Container]] = {}
+        left, why, outcome = set(nodes), "no answer", Outcome.TIMEOUT
+        try:
+            async with self._client.request(fold(nodes), "containers.snapshot", timeout_s=SNAPSHOT_S) as call:
+                async for reply in call:
+                    node = reply.node
+                    if node not in left:
+                        continue
+                    if reply.last:
+                        left.discard(node)
+                    try:
+                        self._take(reply, heads, found)
+                    except msgspec.DecodeError as error:
+                        left.discard(node)
+                        self._unanswered(node, Outcome.FAILED, f"its snapshot cannot be read: {error}")
+        except UnknownTarget as error:
+            if len(nodes) > 1:  # one of them is not there any more: the others do not suffer for it
+                await asyncio.gather(*(self._fetch({node}) for node in sorted(left)))
+                return
+            why, outcome = str(error), Outcome.FAILED
+        except BusError as error:
+            why, outcome = str(error), Outcome.UNREACHABLE
+        for node in left:
+            self._unanswered(node, outcome, why)
+
+    def _take(self, reply: Reply, heads: dict[str, SnapshotHead], found: dict[str, list[Container]]) -> None:
+        """Take a piece of a node's answer: the head, then containers. Raises DecodeError."""
+        node = reply.node
+        if reply.last and reply.status is not Outcome.OK:
+            self._unanswered(node, reply.status, reply.body.decode(errors="replace"))
+            return
+        if reply.body and node in heads:
+            found[node] += _read_containers(reply.body)
+        elif reply.body:
+            heads[node], found[node] = _read_head(reply.body), []
+        if reply.last:
+            self._answered(node, heads.get(node), found.get(node, []))
+
+    def _answered(self, node: str, head: SnapshotHead | None, containers: list[Container]) -> None:
+        if head is None or head.node != node or head.count != len(containers):
+            self._unanswered(node, Outcome.FAILED, "the snapshot is not whole")
+            return
+        self._tries.pop(node, None)
+        complete = self.snapshot(head, containers)
+        self._done(node, again=not complete)
+
+    def _unanswered(self, node: str, outcome: Outcome, text: str) -> None:
+        if outcome is Outcome.UNREACHABLE:
+            self.failed(node, text)
+            self.lost(node, text or "cannot be reached", time.time_ns())
+        else:
+            self.failed(node, text or outcome.name.lower().replace("_", " "))
+            tries = self._tries[node] = self._tries.get(node, 0) + 1
+            if outcome is not Outcome.NO_SUCH_SERVICE or tries < ABSENT_TRIES:
+                delay_s = min(FIRST_RETRY_S * 2 ** (tries - 1), MAX_RETRY_S)
+                self._retries[node] = self._loop.call_later(delay_s, self._ask_one, node)
+        self._done(node, again=False)
+
+    def _done(self, node: str, *, again: bool) -> None:
+        self._unsettled.discard(node)
+        if not self._unsettled:
+            self._settled.set()
+        self._changed(node)
+        if again or node in self._again:
+            self._again.discard(node)
+            self._ask_one(node)

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
         RefusedError,
         UnknownTarget,
     )
+    from tsbus.mirror import Filter, Mirror, follow
     from tsbus.worker import Worker
 
 __version__ = "0.1.0"
@@ -45,8 +46,10 @@ __all__ = [
     "CommandError",
     "ConnectionLost",
     "Event",
+    "Filter",
     "Gap",
     "Interest",
+    "Mirror",
     "NoRouter",
     "Outcome",
     "PayloadTooLarge",
@@ -62,6 +65,7 @@ __all__ = [
     "Worker",
     "connect",
     "connect_blocking",
+    "follow",
 ]
 
 _HOMES = {
@@ -98,6 +102,11 @@ _HOMES = {
         "Refused",
         "RefusedError",
         "UnknownTarget",
+    ),
+    "tsbus.mirror": (
+        "Filter",
+        "Mirror",
+        "follow",
     ),
     "tsbus.worker": ("Worker",),
 }

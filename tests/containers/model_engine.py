@@ -78,7 +78,7 @@ class ModelEngine:
             oom=False,
             pid=self._made + 1000,
             restarts=life.seen.restarts + 1 if again else 0,
-            networks={name: f"172.17.0.{self.now_ns // MS % 250}" for name in life.seen.networks},
+            networks=dict.fromkeys(life.seen.networks, f"172.17.0.{self.now_ns // MS % 250}"),
             endpoints=(Endpoint(port=80, ip=f"172.17.0.{self.now_ns // MS % 250}", network="bridge"),),
         )
         life.seen, life.stopped, life.draining, life.oom = seen, False, False, False

@@ -1,116 +1,176 @@
-"""Table: what a kernel's load balancer holds, as frozen values that the planner and the kernel's edges share. Pure.
+"""Table: what a kernel's load balancer (IPVS) holds, as frozen values. Pure.
 
-plan.py makes the wanted table, ipvs.py reads the actual one and changes it, steps.py compares the two. Addresses are
-texts in the canonical form of `ipaddress` ("fd00::1", not "FD00:0::1").
+A service is a virtual address (or a firewall mark) and how its connections are spread; destinations are where they go.
+plan.py makes the wanted table, ipvs.py reads the actual one and changes it, steps.py compares the two.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from ipaddress import ip_address
+from dataclasses import dataclass
+from enum import IntEnum
+from ipaddress import IPv4Address, IPv6Address
 from typing import Final, Literal, NamedTuple
 
-Protocol = Literal["tcp", "udp", "sctp"]
-Forward = Literal["nat", "dr", "tunnel"]
-
-FALLBACK: Final = 0x08
-"""Scheduler flag of sh and mh: a connection whose server has weight 0 goes to another one instead of nowhere."""
-BY_PORT: Final = 0x10
-"""Scheduler flag of sh and mh: the client's port counts too."""
-ONE_PACKET: Final = 0x04
-"""Each UDP packet is scheduled for itself."""
-MAX_WEIGHT: Final = 65_535
+IP = IPv4Address | IPv6Address
+MAX_WEIGHT: Final = 65535
+"""What ipvsadm takes; the kernel would take more, and its schedulers would multiply it beyond their integers."""
+_MAX_PORT: Final = 65535
+_MAX_U32: Final = 2**32 - 1
+_MAX_PERSISTENT_S: Final = 31 * 86400
+"""What ipvsadm takes, too."""
+_BITS: Final = {4: 32, 6: 128}
 
 
-def family_of(ip: str) -> Literal[4, 6]:
-    """Return 4 or 6. Raises ValueError when `ip` is no address."""
-    return 4 if ip_address(ip).version == 4 else 6
+class Protocol(IntEnum):
+    """What a virtual address may carry, with the numbers of IP."""
+
+    TCP = 6
+    UDP = 17
+    SCTP = 132
 
 
-class ServiceKey(NamedTuple):
-    """What the kernel knows a service by: protocol, address and port, or a firewall mark and the family."""
+class Forward(IntEnum):
+    """How packets get to a destination, with the kernel's numbers."""
 
-    family: Literal[4, 6]
+    NAT = 0
+    """Its address is written into them; replies must come back this way."""
+    LOCAL = 1
+    """Only ever read: to the host itself, as some tools write it."""
+    TUNNEL = 2
+    """Wrapped in packets to it (IPIP); it must have the virtual address, and answers the client itself."""
+    DIRECT = 3
+    """Sent to its hardware address, unchanged; it must have the virtual address, and answers the client itself."""
+    OTHER = 7
+    """Only ever read: a number without a meaning here. The kernel keeps any."""
+
+    @classmethod
+    def _missing_(cls, value: object) -> "Forward":
+        return cls.OTHER
+
+
+class Address(NamedTuple):
+    """Names a destination within its service."""
+
+    ip: IP
+    port: int
+
+    def __str__(self) -> str:
+        return f"[{self.ip}]:{self.port}" if self.ip.version == 6 else f"{self.ip}:{self.port}"
+
+
+class Virtual(NamedTuple):
+    """Names a service: what clients connect to. Port 0 means every port, for persistent services only."""
+
     protocol: Protocol
-    ip: str
+    ip: IP
     port: int
-    fwmark: int = 0
-    """With a mark the other three are "tcp", "" and 0: the kernel has no protocol for it."""
+
+    @property
+    def version(self) -> Literal[4, 6]:
+        """Of IP."""
+        return self.ip.version
 
     def __str__(self) -> str:
-        if self.fwmark:
-            return f"mark {self.fwmark:#x}" + (" (IPv6)" if self.family == 6 else "")
-        return f"{self.protocol} " + (f"[{self.ip}]:{self.port}" if self.family == 6 else f"{self.ip}:{self.port}")
+        return f"{self.protocol.name.lower()} {Address(self.ip, self.port)}"
 
 
-class DestinationKey(NamedTuple):
-    """What the kernel knows a real server of one service by."""
+class Mark(NamedTuple):
+    """Names a service: packets that the firewall has given this mark (1 to 2**32-1), of one version of IP."""
 
-    ip: str
-    port: int
-    """0 in a service by mark: the port that the client came to."""
+    number: int
+    version: Literal[4, 6] = 4
 
     def __str__(self) -> str:
-        return f"[{self.ip}]:{self.port}" if ":" in self.ip else f"{self.ip}:{self.port}"
+        return f"mark {self.number} (IPv{self.version})"
+
+
+Key = Virtual | Mark
 
 
 @dataclass(frozen=True, slots=True)
 class Service:
-    """A virtual service."""
+    """One virtual service."""
 
-    key: ServiceKey
+    key: Key
     scheduler: str = "rr"
-    persistence_s: int = 0
-    """A client stays with its server this long after its last connection; 0: not at all."""
-    prefix: int = 0
-    """Clients of one network of this prefix length count as one client for persistence; 0: each for itself."""
-    flags: int = 0
-    """Of the scheduler: FALLBACK, BY_PORT, ONE_PACKET."""
-    ours: bool = True
-    """Whether it has our mark of ownership, a flag bit that the kernel keeps and does not use."""
+    persistent_s: int = 0
+    """So long (seconds) after its last connection a client gets the same destination again; 0: not kept."""
+    client_prefix: int = 0
+    """For persistence, clients whose addresses share so many bits are one client; 0: each address by itself."""
+    one_packet: bool = False
+    """UDP only: every packet is scheduled for itself."""
+    hash_fallback: bool = False
+    """Schedulers sh and mh: a client whose destination cannot be used gets another, not a refusal."""
+    hash_port: bool = False
+    """Schedulers sh and mh: the client's port counts, too."""
+    owned: bool = False
+    """Made by TreeScale. The kernel keeps this as a flag that it does not know; an edit by ipvsadm removes it."""
+
+    def __post_init__(self) -> None:
+        if self.client_prefix == _BITS[self.key.version]:
+            object.__setattr__(self, "client_prefix", 0)  # one value for one meaning: what was written is what is read
+
+    def check(self) -> None:
+        """Raise ValueError when a kernel cannot hold this. One that was read may hold more than we write."""
+        _check("the length of the scheduler's name", len(self.scheduler), 1, 15)
+        _check("persistent_s", self.persistent_s, 0, _MAX_PERSISTENT_S)
+        _check("client_prefix", self.client_prefix, 0, _BITS[self.key.version])
+        match self.key:
+            case Virtual(port=port):
+                _check("the port", port, 0 if self.persistent_s else 1, _MAX_PORT)
+            case Mark(number=number):
+                _check("the mark", number, 1, _MAX_U32)
 
 
 @dataclass(frozen=True, slots=True)
 class Destination:
-    """A real server of a service."""
+    """One place where connections of a service go."""
 
-    key: DestinationKey
+    address: Address
     weight: int = 1
-    """0 to MAX_WEIGHT; 0 gets no new connections."""
-    forward: Forward = "nat"
+    """0: no new connections; those that are there go on."""
+    forward: Forward = Forward.NAT
     upper: int = 0
-    """Connections from which on it gets no new ones; 0: no limit."""
+    """With so many connections it gets no new ones, until they are fewer than `lower`; 0: any number."""
     lower: int = 0
-    """Connections below which it gets new ones again."""
+    """0: three quarters of `upper`, as the kernel does it."""
+
+    def check(self) -> None:
+        """Raise ValueError when a kernel cannot hold this, or should not."""
+        _check("the port", self.address.port, 0, _MAX_PORT)
+        _check("the weight", self.weight, 0, MAX_WEIGHT)
+        _check("the upper threshold", self.upper, 0, _MAX_U32)
+        _check("the lower threshold", self.lower, 0, self.upper)
 
 
 @dataclass(frozen=True, slots=True)
 class Counts:
-    """What the kernel counts for a service or a real server: totals, and rates of the last seconds by its estimator."""
+    """What the kernel has counted for one destination since it was added, and its rates of now."""
 
-    active: int = 0
-    """Established connections."""
-    inactive: int = 0
-    """Entries in any other state, those that only time out included."""
-    persistent: int = 0
-    connections: int = 0
-    in_packets: int = 0
-    out_packets: int = 0
-    in_bytes: int = 0
-    out_bytes: int = 0
-    cps: int = 0
-    in_pps: int = 0
-    out_pps: int = 0
-    in_bps: int = 0
-    """Bytes per second, as the kernel says it."""
-    out_bps: int = 0
+    active: int
+    """Connections that are established."""
+    inactive: int
+    """Connections in any other state; all of UDP."""
+    persistent: int
+    connections: int
+    """Ever made."""
+    in_packets: int
+    out_packets: int
+    in_bytes: int
+    out_bytes: int
+    connections_s: int
+    """Per second, by the kernel's own estimator (a mean over some seconds), as the four below."""
+    in_packets_s: int
+    out_packets_s: int
+    in_bytes_s: int
+    out_bytes_s: int
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """A service and its real servers."""
+class Entry(NamedTuple):
+    """A service with its destinations, as the kernel has them."""
 
     service: Service
-    destinations: Mapping[DestinationKey, Destination] = field(default_factory=dict)
+    destinations: dict[Address, tuple[Destination, Counts]]
 
 
-Table = Mapping[ServiceKey, Entry]
+def _check(what: str, value: int, least: int, most: int) -> None:
+    if not least <= value <= most:
+        raise ValueError(f"{what} is {value}: it can be {least} to {most}")

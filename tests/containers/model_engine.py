@@ -55,7 +55,7 @@ class ModelEngine:
             state="created",
             health="starting" if checked else "",
             networks={"bridge": ""},
-            endpoints=(Endpoint(port=80),),
+            endpoints=(Endpoint(port=80, network="bridge"),),
             created_ns=self._pass(),
             restart_policy=policy,
         )
@@ -109,7 +109,7 @@ class ModelEngine:
             oom=life.oom,
             finished_ns=finished_ns,
             networks=dict.fromkeys(seen.networks, ""),
-            endpoints=(Endpoint(port=80),),
+            endpoints=(Endpoint(port=80, network="bridge"),),
         )
         self._emit(seen.id, "die", exitCode=str(exit_code), tell=("died", exit_code))
         self._emit_network(seen.id, "disconnect")

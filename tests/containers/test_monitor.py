@@ -13,6 +13,7 @@ from tsbus.containers.monitor import (
     DRAIN_GRACE_S,
     MAX_INSPECTS,
     MAX_TRIES,
+    MAX_UNHURRIED,
     MAX_WAITING,
     SETTLED_S,
     SUSPICION_S,
@@ -499,14 +500,19 @@ def test_an_engine_that_does_not_answer(world: World, running: str) -> None:
 
 
 def test_inspections_are_bounded(world: World) -> None:
-    """Of a hundred new containers sixteen are asked for at once; the others follow."""
+    """Of a hundred new containers eight are asked for at once, so that those that start meanwhile do not wait."""
     for _ in range(100):
         world.do("create")
     world.deliver()
+    assert len(world.inspections) == MAX_UNHURRIED
+    assert world.monitor.stats()["to_inspect"] == 100 - MAX_UNHURRIED
+    for id_ in world.engine.lives:
+        world.do("start", id_)
+    world.deliver()
     assert len(world.inspections) == MAX_INSPECTS
-    assert world.monitor.stats()["to_inspect"] == 100 - MAX_INSPECTS
     world.come_to_rest()
-    assert len(world.follower.known) == 100
+    assert world.busiest == MAX_INSPECTS
+    world.check_truth()
 
 
 def test_waiting_events_are_bounded(world: World) -> None:

@@ -37,6 +37,8 @@ from tsbus.records import Container, ContainerEvent, EngineFacts, Health, Image
 
 MAX_INSPECTS: Final = 16
 """Inspections under way at once; more wait."""
+MAX_UNHURRIED: Final = 8
+"""Of these for what nobody waits for. The engine answers about a container that it starts when it has started it."""
 MAX_WAITING: Final = 256
 """Events of one container that may wait; of more than that only the outcome is told."""
 MEMORY: Final = 1024
@@ -104,6 +106,8 @@ class _Tracked:
     tries: int = 0
     touched: float = 0.0
     """When its last event came."""
+    newest_ns: int = 0
+    """Engine time of its newest event."""
     suspect_at: float | None = None
     """When a list contradicted what is known; no event has come since."""
     overtaken_until: float = 0.0
@@ -130,12 +134,15 @@ class Monitor:
         """Engine time of the newest event, from which a new stream should go on."""
         self._engine_told = False
         self._first_list = self._in_gap = True
+        self._replayed_until = 0.0
         self._tracked: dict[str, _Tracked] = {}
         self._queue: dict[str, None] = {}
         """Containers that are to be inspected because an event waits for it."""
         self._checks: dict[str, None] = {}
         """Containers that are to be inspected when there is room."""
         self._asked: set[str] = set()
+        self._unhurried: set[str] = set()
+        """Those of `_asked` that come from `_checks`."""
         self._retries: dict[str, float] = {}
         self._drains: dict[str, float] = {}
         self._suspects: set[str] = set()
@@ -161,7 +168,7 @@ class Monitor:
         else:
             self.engine = replace(self.engine, reason=reason)
         self._in_gap = True
-        asked, self._asked = self._asked, set()
+        asked, self._asked, self._unhurried = self._asked, set(), set()
         for id_ in asked & self._tracked.keys():
             self._tracked[id_].again = False
             self._ask(id_)
@@ -198,6 +205,7 @@ class Monitor:
         """The engine answered; None: it has no such container. An answer that is not waited for is left out."""
         if id_ in self._asked:
             self._asked.discard(id_)
+            self._unhurried.discard(id_)
             if id_ in self._tracked:
                 self._answer(id_, self._tracked[id_], seen, now)
         return self._take(now)
@@ -206,6 +214,7 @@ class Monitor:
         """The engine failed to answer about this container: it is asked again, or told of without."""
         if id_ in self._asked:
             self._asked.discard(id_)
+            self._unhurried.discard(id_)
             one = self._tracked.get(id_)
             if one is not None:
                 one.tries += 1
@@ -245,6 +254,7 @@ class Monitor:
             for id_ in same:  # a restart, or a whole run, has left no trace in the list
                 self._check(id_, self._tracked[id_], reason)
             self._first_list = self._in_gap = False
+            self._replayed_until = now + OVERTAKEN_S
         return self._take(now)
 
     def tick(self, now: float) -> list[Effect]:
@@ -304,10 +314,16 @@ class Monitor:
                 return
             one = self._tracked[id_] = _Tracked(check="" if event.action == "create" else self._doubt)
         one.touched, one.suspect_at = now, None
+        newer_ns, one.newest_ns = one.newest_ns, max(one.newest_ns, event.time_ns)
+        if event.time_ns < newer_ns and (self._in_gap or now < self._replayed_until):
+            # Of what was lost in an earlier gap, newer things than this are known.
+            self.counters["late"] += 1
+            self._check(id_, one, "gap")
+            return
         if id_ not in self.records and one.trigger is None and not one.waiting and event.action == "create":
             one.trigger = (event, now)
             one.again = id_ in self._asked
-            self._ask(id_)
+            self._ask_later(id_)
         elif not self._is_held(id_, one):
             self._apply(id_, one, event, now)
         elif len(one.waiting) < MAX_WAITING:
@@ -413,15 +429,18 @@ class Monitor:
         if id_ not in self._asked:
             self._queue[id_] = None
 
+    def _ask_later(self, id_: str) -> None:
+        """Have the container inspected when there is room."""
+        if id_ not in self._asked and id_ not in self._queue:
+            self._checks[id_] = None
+
     def _check(self, id_: str, one: _Tracked, reason: str) -> None:
         """Have what is known compared with an inspection, when nothing of the container is under way."""
         if one.check != "gap":
             one.check = reason
-        if one.trigger is None and id_ not in self._queue and id_ not in self._retries:
-            if id_ in self._asked:
-                one.again = True
-            else:
-                self._checks[id_] = None
+        if one.trigger is None and id_ not in self._retries:
+            one.again = id_ in self._asked
+            self._ask_later(id_)
 
     def _answer(self, id_: str, one: _Tracked, seen: Container | None, now: float) -> None:
         if one.again:
@@ -592,9 +611,16 @@ class Monitor:
 
     def _take(self, now: float) -> list[Effect]:
         """Return the effects so far, with as many inspections as there is room for."""
-        while self.engine.up and len(self._asked) < MAX_INSPECTS and (queue := self._queue or self._checks):
-            id_ = next(iter(queue))
-            del queue[id_]
+        while self.engine.up and len(self._asked) < MAX_INSPECTS and (self._queue or self._checks):
+            if self._queue:
+                id_ = next(iter(self._queue))
+                del self._queue[id_]
+            elif len(self._unhurried) < MAX_UNHURRIED:
+                id_ = next(iter(self._checks))
+                del self._checks[id_]
+                self._unhurried.add(id_)
+            else:
+                break
             self._asked.add(id_)
             self.counters["inspections"] += 1
             self._effects.append(Inspect(id_))

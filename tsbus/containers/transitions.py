@@ -73,11 +73,11 @@ def unstarted(container: Container) -> Container:
 
 
 def _without_addresses(container: Container) -> Container:
-    ports = dict.fromkeys((one.protocol, one.port) for one in container.endpoints)
+    ports = dict.fromkeys((one.protocol, one.port, one.network) for one in container.endpoints)
     return replace(
         container,
         pid=0,
-        endpoints=tuple(Endpoint(protocol=protocol, port=port) for protocol, port in ports),
+        endpoints=tuple(Endpoint(protocol=protocol, port=port, network=network) for protocol, port, network in ports),
         networks=dict.fromkeys(container.networks, ""),
     )
 

@@ -2,12 +2,14 @@
 
 import base64
 import contextlib
+import io
 import json
 import os
 import signal
 import socket
 import subprocess
 import sys
+import tarfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -478,6 +480,17 @@ def test_prune(engine, dockerd):
     assert old in done["removed"]
     assert done["freed_bytes"] == 0  # its one layer is that of box:1 too
     assert engine.rm_image("lost:1")["untagged"] == ["lost:1"]
+
+
+def test_an_image_is_made_of_files(engine):
+    """An archive of files becomes an image with a name; an archive that is none is an error."""
+    archive = io.BytesIO()
+    with tarfile.open(fileobj=archive, mode="w") as tar:
+        tar.addfile(tarfile.TarInfo("empty"))
+    engine.import_image("files:1", archive.getvalue())
+    assert [one["names"] for one in engine.images() if one["id"] == engine.image_id("files:1")] == [["files:1"]]
+    engine.rm_image("files:1")
+    failure(lambda: engine.import_image("files:2", b"no archive"))
 
 
 def test_info_and_usage(engine, ticker):

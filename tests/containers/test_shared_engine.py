@@ -32,6 +32,7 @@ def test_there_are_only_ones_own_containers(web1: Engine, make: Make) -> None:
     own = make(Labels={LABEL: "web1"}, start=False)
     others = [make(Labels=labels, start=False) for labels in ({}, {LABEL: "web10"}, {LABEL: ""}, {"other": "web1"})]
     assert [one.id for one in web1.list()] == [own]
+    assert (web1.info()["containers"], web1.info()["running"]) == (1, 0)
     assert web1.inspect(own).id == own
     for other in others:
         with pytest.raises(EngineError, match=f"No such container: {other}") as caught:

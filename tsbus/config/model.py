@@ -186,7 +186,7 @@ class DockerPolicy:
     """Where the Docker engine of a node is, and what callers may make it do that could make them root of the node."""
 
     enabled: bool = True
-    """Whether the container monitor talks to the engine at all."""
+    """If not, the engine is left alone; to the tree, this is a node without containers."""
     host: Annotated[str, forms.engine] = ""
     """`unix:///path` or `tcp://host:port`; empty: what DOCKER_HOST says, else /var/run/docker.sock."""
     tls_ca: Word = ""

@@ -295,6 +295,13 @@ class Engine:
         wire = self._send("POST", "/images/create", query, headers=header)
         return Pull(wire, self._explain, PATIENCE_S)
 
+    def import_image(self, name: str, archive: bytes) -> None:
+        """Make an image of the files in a tar archive."""
+        _check(name)
+        repo, tag, _ = parse_name(name)
+        self._patient(lambda docker: docker.import_image_from_data(archive, repo, tag))
+        self.image_id(name)  # docker-py keeps what goes wrong to itself
+
     def tag(self, image: str, name: str) -> None:
         """Give an image one more name."""
         _check(image)
@@ -328,10 +335,11 @@ class Engine:
         """Return `docker.info` of docs/containers.md; `engine` is an EngineFacts whose `node` is empty."""
         version = self._quick(lambda docker: docker.version())
         info = _object(self._quick(lambda docker: docker.info()))
+        ours = self.list() if self._only else []
         return {
             "engine": facts_of(version, info),
-            "containers": info.get("Containers", 0),
-            "running": info.get("ContainersRunning", 0),
+            "containers": len(ours) if self._only else info.get("Containers", 0),
+            "running": sum(one.state == "running" for one in ours) if self._only else info.get("ContainersRunning", 0),
             "images": info.get("Images", 0),
             "driver": info.get("Driver", ""),
             "warnings": info.get("Warnings") or [],

@@ -36,8 +36,11 @@ class Service:
         self.workers: tuple[Worker, ...] = ()
 
     async def serve(self, client: Client) -> None:
-        """Work with `client` until cancelled."""
-        watch = self.watch = Watch(self._engine, client, enabled=self._policy.enabled)
+        """Work with `client` until cancelled. Switched off, it serves nothing: this node is one without a monitor."""
+        if not self._policy.enabled:
+            self._ready.set()
+            await asyncio.Event().wait()
+        watch = self.watch = Watch(self._engine, client)
         desk = Desk(self._policy, self._audit, watch)
         statistics = Statistics(client.node)
         self.workers = make_workers(desk, statistics)

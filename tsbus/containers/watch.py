@@ -44,10 +44,8 @@ _log = Log("docker")
 class Watch:
     """Follows one engine for one node, from `run` to its cancellation."""
 
-    def __init__(self, engine: Engine, client: Client, *, enabled: bool = True) -> None:
-        """Unless it is `enabled` the engine is left alone, and everybody who asks is told so."""
+    def __init__(self, engine: Engine, client: Client) -> None:
         self.engine = engine
-        self._enabled = enabled
         self.monitor = Monitor(client.node, time.time_ns() // 1_000_000)
         self._client = client
         self._contact = Contact()
@@ -81,7 +79,7 @@ class Watch:
     async def wait_engine(self) -> None:
         """Return if the engine is there. Raises EngineError when it is away, after one more attempt to reach it."""
         await self._tried.wait()
-        if not self.monitor.engine.up and self._enabled:
+        if not self.monitor.engine.up:
             # Who asks may have just started it.
             self._retry.set()
             with suppress(TimeoutError):
@@ -134,9 +132,6 @@ class Watch:
     async def run(self) -> None:
         """Follow the engine, for ever."""
         try:
-            if not self._enabled:
-                self._failed(EngineError(ErrorKind.DOWN, "switched off: enabled = false in [docker] of this node"))
-                await asyncio.Event().wait()
             while True:
                 delay_s = await self._follow_once()
                 self._retry.clear()

@@ -89,7 +89,9 @@ def without_monitors(endings: Mapping[str, Ending]) -> dict[str, Ending]:
 
 def no_monitor(nodes: Iterable[str]) -> Fault:
     """Return the fault of a target without any monitor."""
-    return Fault(f"no container monitor runs on {fold(nodes)}: start ts-docker there", Code.FAILED)
+    return Fault(
+        f"no container monitor runs on {fold(nodes)}: start ts-docker there, or take enabled = false out of [docker]"
+    )
 
 
 async def find(client: "Client", target: str, names: Iterable[str]) -> Finding:

@@ -119,11 +119,14 @@ def image_fits(wanted: str, image: Image) -> bool:
     It may be as the image was given, its repository, which is any tag of it, repository and tag, a digest with or
     without its repository, or the beginning of a digest or id. An image without a tag has the tag `latest`.
     """
-    given, repo = normal_image(image.given), normal_image(image.repo)
+    given, repo, tag = normal_image(image.given), normal_image(image.repo), image.tag
+    if not repo and not given.startswith("sha256:"):  # of one that was gone too soon no more is known
+        repo = _untagged(given.partition("@")[0])
+        tag = given.removeprefix(repo).partition("@")[0].removeprefix(":")
     name, at, digest = wanted.partition("@")
     if at:
         return wanted == given or (digest == image.digest and _untagged(name) == repo)
-    if wanted in (given, repo) or (repo and wanted == f"{repo}:{image.tag or 'latest'}"):
+    if wanted in (given, repo) or (repo and wanted == f"{repo}:{tag or 'latest'}"):
         return True
     found = _ID.match(wanted)
     return found is not None and any(
@@ -291,6 +294,8 @@ class Change:
     """What `on_change` is told."""
 
     node: str
+    state: Standing
+    """Of the node's view."""
     event: ContainerEvent | None = None
     """What happened to a container; None: the view of the whole node is another, or its state."""
 
@@ -467,7 +472,7 @@ class LiveMirror(Mirror):
 
     def _changed(self, node: str, event: ContainerEvent | None = None) -> None:
         try:
-            self._on_change(Change(node, event))
+            self._on_change(Change(node, self.nodes[node].state, event))
         except Exception as error:
             _log.warning("mirror.handler-error", node=node, error=f"{type(error).__name__}: {error}")
 

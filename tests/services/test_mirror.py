@@ -204,6 +204,10 @@ IMAGES = [
     ("nginx", Image(given="docker.io/library/nginx:2", repo="docker.io/library/nginx", tag="2"), True),
     ("team/app", Image(given="r:5000/team/app:7", repo="r:5000/team/app", tag="7"), False),
     ("r:5000/team/app", Image(given="r:5000/team/app:7", repo="r:5000/team/app", tag="7"), True),
+    ("nginx", Image(given="nginx:1"), True),
+    ("nginx:1", Image(given="docker.io/library/nginx:1"), True),
+    ("nginx:latest", Image(given="nginx"), True),
+    ("nginx:latest", Image(given="nginx:1"), False),
     ("sha256", Image(given="sha256:" + "e" * 64, id="sha256:" + "e" * 64), False),
     ("eeee", Image(given="sha256:" + "e" * 64, id="sha256:" + "e" * 64), True),
 ]

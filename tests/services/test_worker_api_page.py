@@ -13,10 +13,11 @@ import pytest
 
 import tsbus
 from tsbus import Worker
+from tsbus.records import Container, EngineFacts, Image, SnapshotHead
 from tsbus.testing import MemoryTree
 
 PAGE = Path(__file__).parents[2] / "docs/worker-api.md"
-WORKER, CLIENT, BLOCKING, TESTING = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
+WORKER, CLIENT, MIRROR, BLOCKING, TESTING = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
 
 
 def page_worker() -> Worker:
@@ -52,6 +53,27 @@ async def test_worker_and_client(monkeypatch: pytest.MonkeyPatch, capsys: pytest
         lines[-1],
     ]
     assert lines[-1].startswith("greeter.saw b uid:0 {'topic': 'container.died', 'from': 'b'}")
+
+
+async def test_mirror(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """The mirror's example shows what a monitor has, and is told when that changes."""
+    nginx = Container(id="1" * 64, name="front", image=Image(given="nginx:1"), state="running")
+    other = Container(id="2" * 64, name="db", image=Image(given="postgres"), state="running")
+    monitor = Worker("containers")
+
+    @monitor.command("snapshot", role="observe")
+    async def snapshot(call: tsbus.Request) -> None:
+        engine = EngineFacts(node=call.node, up=True)
+        await call.send(SnapshotHead(node=call.node, epoch=1, seq=0, engine=engine, count=2))
+        await call.send([nginx, other])
+
+    async with MemoryTree({"root": ["a"], "a": []}, tags={"web": ["a"]}) as tree:
+        await tree.run(monitor, "a")
+        client = await tree.connect("root")
+        monkeypatch.setattr(tsbus, "connect", lambda: client)
+        code = compile(MIRROR, str(PAGE), "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
+        await eval(code, {})  # noqa: S307
+    assert capsys.readouterr().out.splitlines() == ["a live", "a front running"]
 
 
 async def test_testing() -> None:

@@ -18,6 +18,8 @@ async def stdin_chunks(size: int) -> AsyncIterator[bytes]:
     room = threading.Semaphore(READ_AHEAD)
     chunks: asyncio.Queue[bytes] = asyncio.Queue()
     # Not sys.stdin.buffer: its lock, held by the reading thread, would stop the interpreter's end.
+    if sys.stdin is None:  # started with it closed
+        return
     fd = sys.stdin.fileno()
 
     def read() -> None:
@@ -25,10 +27,17 @@ async def stdin_chunks(size: int) -> AsyncIterator[bytes]:
         with contextlib.suppress(RuntimeError):  # the loop is closed: nobody wants more
             while chunk:
                 room.acquire()
-                chunk = os.read(fd, size)
+                chunk = _read(fd, size)
                 loop.call_soon_threadsafe(chunks.put_nowait, chunk)
 
     threading.Thread(target=read, daemon=True).start()
     while chunk := await chunks.get():
         room.release()
         yield chunk
+
+
+def _read(fd: int, size: int) -> bytes:
+    try:
+        return os.read(fd, size)
+    except OSError:  # a terminal that was hung up: whoever waits for input must learn that none comes
+        return b""

@@ -8,7 +8,7 @@ import signal
 import sys
 import termios
 import tty
-from collections.abc import Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -121,30 +121,42 @@ class _Terminal:
         """Run the program to its end; returns its exit code."""
         interactive = bool(body.get("stdin"))
         body["size"] = _size()
-        task = asyncio.current_task()
-        assert task is not None  # noqa: S101  (we run in one)
-        loop = asyncio.get_running_loop()
-        async with self._client.request(
-            self._node, "containers.exec", body, timeout_s=timeout_s, input=interactive
-        ) as call:
+        async with (
+            self._client.request(self._node, "containers.exec", body, timeout_s=timeout_s, input=interactive) as call,
+            self._signals(),
+        ):
             with raw_terminal() if interactive else contextlib.nullcontext():
-                # Raw, Ctrl-C is a byte for the program; what ends us from outside must give the terminal back.
-                for number in (signal.SIGTERM, signal.SIGHUP):
-                    loop.add_signal_handler(number, task.cancel)
-                loop.add_signal_handler(signal.SIGWINCH, self._resize)
                 typing = asyncio.create_task(_type(call)) if interactive else None
                 try:
                     async for reply in call:
                         self._take(reply)
+                except asyncio.CancelledError:
+                    return Code.INTERRUPTED
                 finally:
-                    for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGWINCH):
-                        loop.remove_signal_handler(number)
                     for helper in (typing, self._resizing):
                         if helper is not None:
                             helper.cancel()
         for line in account({self._node: self._ending}, 0.0) if self._exit is None else ():
             click.echo(line, err=True)
         return exit_code([self._ending.outcome]) if self._exit is None else self._exit
+
+    @contextlib.asynccontextmanager
+    async def _signals(self) -> AsyncIterator[None]:
+        """Let what ends us from outside cancel the call, so that the terminal is given back, and a new size be told."""
+        task, loop = asyncio.current_task(), asyncio.get_running_loop()
+        assert task is not None  # noqa: S101  (we run in one)
+        actions: dict[signal.Signals, Callable[[], object]] = {
+            signal.SIGTERM: task.cancel,
+            signal.SIGHUP: task.cancel,
+            signal.SIGWINCH: self._resize,
+        }
+        for number, action in actions.items():
+            loop.add_signal_handler(number, action)
+        try:
+            yield
+        finally:
+            for number in actions:
+                loop.remove_signal_handler(number)
 
     def _take(self, reply: "Reply") -> None:
         if reply.last:

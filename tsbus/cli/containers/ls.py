@@ -15,8 +15,9 @@ import msgspec
 from tsbus.cli.containers.finding import no_monitor, without_monitors
 from tsbus.cli.containers.options import ASK_S, any_target_argument
 from tsbus.cli.containers.words import SHORT_ID, STYLES, count, image_words, natural, port_words, state_words
-from tsbus.cli.edge import Code, bus_option, connect, json_option, run
+from tsbus.cli.edge import bus_option, connect, json_option, run
 from tsbus.cli.report import Ending, ending_of, exit_code, label, summary
+from tsbus.cli.screen import Screen, within
 from tsbus.cli.table import Column, table
 from tsbus.cli.terminal import Progress, duration, safe, size
 from tsbus.core.accounting import Outcome
@@ -26,6 +27,12 @@ from tsbus.records import Container, EngineFacts, Sample, SnapshotHead, StatsEve
 if TYPE_CHECKING:
     from tsbus import Reply
     from tsbus.client import Client
+    from tsbus.mirror import Mirror
+
+PAUSE_S = 0.1
+"""Between two drawings at least, when much changes."""
+REDRAW_S = 1.0
+"""On a terminal the ages grow; this asks nobody anything."""
 
 
 def _style(cell: str) -> dict[str, Any]:
@@ -63,7 +70,7 @@ class Tally:
     def close(self, now_ns: int) -> None:
         """Count nodes whose engine is down as such: what they said is what was last known."""
         for node, engine in self.engines.items():
-            if not engine.up:
+            if not engine.up and self.endings[node].outcome is Outcome.OK:
                 age = f" for {duration(max(now_ns - engine.since_ns, 0) / 1e9)}" if engine.since_ns else ""
                 self.endings[node] = Ending(Outcome.FAILED, f"engine down{age}: {safe(engine.reason)}")
 
@@ -205,6 +212,8 @@ def ls(
     """
     look = Look(show_all, sort, whole, quiet, as_json, bool(filters))
     if watch:
+        if sort in ("cpu", "memory"):
+            raise click.UsageError(f"--watch asks nobody, so it cannot sort by {sort}: see treescale container stats.")
         return run(_watch(bus, target, filters, look))
     return run(_ls(bus, target, filters, look, timeout_s))
 
@@ -278,5 +287,38 @@ def note_samples(reply: "Reply", tally: Tally) -> None:
 
 
 async def _watch(bus: str | None, target: str, filters: Sequence[str], look: Look) -> int:
-    raise NotImplementedError
-    return Code.OK
+    """Draw at every change, until Ctrl-C."""
+    from tsbus.mirror import follow
+
+    changed = asyncio.Event()
+    async with (
+        connect(bus, "treescale-container") as client,
+        follow(client, target, filters=filters, on_change=lambda _: changed.set()) as mirror,
+    ):
+        await mirror.wait_settled(ASK_S)
+        with Screen() as screen:
+            while True:
+                changed.clear()
+                now_ns = time.time_ns()
+                tally = tally_of(mirror)
+                tally.close(now_ns)
+                width = shutil.get_terminal_size().columns if screen.is_terminal else None
+                screen.show(list(look.lines(tally, now_ns, width)))
+                await asyncio.sleep(PAUSE_S)
+                await within(changed, REDRAW_S if screen.is_terminal else None)
+
+
+def tally_of(mirror: "Mirror") -> Tally:
+    """Return what a mirror knows."""
+    tally = Tally(rows=list(mirror.containers()))
+    for node, view in mirror.nodes.items():
+        if view.engine is not None:
+            tally.engines[node] = view.engine
+        if view.lost:
+            tally.endings[node] = Ending(Outcome.UNREACHABLE, safe(view.why))
+        elif view.complete:
+            tally.endings[node] = Ending(Outcome.OK)
+        else:
+            known = view.engine is not None
+            tally.endings[node] = Ending(Outcome.FAILED if known else Outcome.NO_SUCH_SERVICE, safe(view.why))
+    return tally

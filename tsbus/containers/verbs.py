@@ -23,6 +23,7 @@ from tsbus.containers.orders import Done, OrderError, RunOrder
 from tsbus.containers.output import Writings, ended
 from tsbus.containers.pulling import Layers
 from tsbus.containers.threads import Pump
+from tsbus.mirror import Filter, FilterError
 from tsbus.records import Container, SnapshotHead
 
 PARALLEL: Final = 8
@@ -45,18 +46,13 @@ class Asking:
     async def snapshot(self, call: Request) -> None:
         """`containers.snapshot`: all that is known, as of one moment."""
         order = self._desk.order(orders.Snapshot, call)
-        from tsbus.mirror import Filter, FilterError
-
-        try:
-            filters = [Filter.parse(text) for text in order.filters]
-        except FilterError as error:
-            raise CommandError(str(error)) from None
+        wanted = _filter(order.filters)
         await self._watch.wait_complete()
         monitor = self._watch.monitor
         chosen = [
             one
             for one in monitor.records.values()
-            if (order.all or one.state in _ALIVE) and all(each.matches(call.node, one) for each in filters)
+            if (order.all or one.state in _ALIVE) and wanted.matches(call.node, one)
         ]
         head = SnapshotHead(
             node=call.node, epoch=monitor.epoch, seq=monitor.seq, engine=monitor.engine, count=len(chosen)
@@ -144,6 +140,13 @@ class Asking:
         order = self._desk.order(orders.ImagesLs, call)
         await self._desk.engine_is_up()
         return {"images": await self._desk.do(self._desk.engine.images, order.all)}
+
+
+def _filter(texts: Sequence[str]) -> Filter:
+    try:
+        return Filter.parse(*texts)
+    except FilterError as error:
+        raise CommandError(str(error)) from None
 
 
 def verdict(

@@ -22,7 +22,7 @@ from tsbus.core.roles import Role
         (orders.Stop, {"containers": []}, "containers: Expected `array` of length >= 1"),
         (orders.Stop, None, "missing required field `containers`"),
         (orders.Stop, ["a"], "the body must be a JSON object"),
-        (orders.Stop, {"containers": ["a"], "timeout_s": -1}, "timeout_s: Expected `int` >= 0"),
+        (orders.Stop, {"containers": ["a"], "timeout_s": -1}, "timeout_s: Expected `float` >= 0.0"),
         (orders.Kill, {"containers": ["a"], "signal": "; rm"}, 'signal: write a signal like "TERM"'),
         (orders.Rename, {"container": "a", "name": "-b"}, "name: a name has letters"),
         (orders.Wait, {"containers": ["a"], "for": "ever"}, "for: Invalid enum value 'ever'"),

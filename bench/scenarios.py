@@ -232,6 +232,25 @@ def crowds(title: str, peer: str, operations: tuple[str, ...]) -> Scenario:
     return Scenario(title, ("ours-crowd", peer), partial(crowd, operations=operations), compare, restarts=False)
 
 
+def watching(contestant: Any, awake: int) -> Figures:
+    """What one who watches containers takes; the containers are the same for all."""
+    figures: Figures = contestant.measure(awake)
+    return figures
+
+
+def watchers(title: str, awake: int) -> Scenario:
+    all_of_them = (
+        "nobody",
+        "ours-statistics",
+        "ours-monitor",
+        "ours-unwatched",
+        "docker-stats",
+        "docker-py",
+        "glances",
+    )
+    return Scenario(title, all_of_them, partial(watching, awake=awake), ())
+
+
 SCENARIOS: dict[str, list[Scenario]] = {
     "throughput": [
         streams("one publisher, one subscriber, three hops", Load()),
@@ -259,6 +278,8 @@ SCENARIOS: dict[str, list[Scenario]] = {
     "container-list": [
         Scenario("50 nodes with 20 containers each, from start to exit", ("ours-container-list",), promises, ())
     ],
+    "statistics": [watchers("200 containers watched, 20 of them awake each second", awake=20)],
+    "statistics-idle": [watchers("200 idle containers watched", awake=0)],
     "forest": [Scenario("111 nodes on this machine, a 10-10 tree", ("ours-forest",), forest, (), restarts=False)],
     "salt": [crowds("20 nodes told to answer and to run /bin/true", "salt", ("ping", "exec"))],
     "serf": [crowds("20 nodes: event to the last handler, killed node known", "serf", ("event", "killed known"))],

@@ -137,25 +137,24 @@ def test_an_idle_container_is_only_probed():
     sampler, boxes = Sampler("n"), {name(number): Box() for number in range(100)}
     rounds = [one_round(sampler, boxes, float(second)) for second in range(60)]
     for wishes in rounds[2:]:
-        assert set(wishes.values()) <= {Depth.PROBE, Depth.ALL}
-        assert list(wishes.values()).count(Depth.ALL) <= 15
+        assert list(wishes.values()).count(Depth.PROBE) >= 85
     for key in boxes:
-        full = [second for second, wishes in enumerate(rounds) if wishes[key] == Depth.ALL]
+        full = [second for second, wishes in enumerate(rounds) if wishes[key] > Depth.PROBE]
         assert max(b - a for a, b in itertools.pairwise(full)) <= FULL_READ_S
 
 
 def test_a_busy_container_is_read_each_second():
-    """One that does something is read each second, its pressure each 2 s, its limits each 10 s."""
+    """One that does something is read each second, its pressure each 2 s, its limits each minute."""
     sampler, boxes = Sampler("n"), {name(1): Box()}
     seen = []
-    for second in range(60):
+    for second in range(120):
         boxes[name(1)].cpu_s += 0.25
         seen.append(one_round(sampler, boxes, float(second))[name(1)])
         if second:
             assert told(sampler.snapshot(0, 0.0))[name(1)[:12]].cpu == 25
     assert Depth.PROBE not in seen
-    assert seen.count(Depth.ALL) in (6, 7)
-    assert 20 <= seen.count(Depth.PRESSURE) <= 30
+    assert seen.count(Depth.ALL) in (2, 3)
+    assert 55 <= seen.count(Depth.PRESSURE) <= 60
 
 
 def test_waking_up_is_measured_over_the_last_second():

@@ -151,9 +151,10 @@ def test_memory_agrees_with_docker_stats(engine, boxes, cgroups):
         "dd if=/dev/zero of=/tmp/cached bs=1M count=16 2>/dev/null; exec sleep 1000"
     )
     box = boxes.run(script, tmpfs={"/hold": "size=32m"})
-    wait_for(lambda: "sleep" in boxes.engine.top(box)["Processes"][0][-1].partition(" ")[0], "the files")
-    meter, machine = Meter(box, boxes.pid(box), cgroups), MachineMeter()
-    wait_for(lambda: meter.read().memory > 40 * MIB, "memory in use")
+    pid = boxes.pid(box)
+    wait_for(lambda: Path(f"/proc/{pid}/cmdline").read_bytes().startswith(b"sleep"), "the files")
+    meter, machine = Meter(box, pid, cgroups), MachineMeter()
+    wait_for(lambda: meter.read().memory > 24 * MIB, "memory in use")
     deadline = time.monotonic() + LIMIT_S
     while True:
         stats = engine.stats(box, stream=False)["memory_stats"]
@@ -164,7 +165,9 @@ def test_memory_agrees_with_docker_stats(engine, boxes, cgroups):
             break
         assert time.monotonic() < deadline, (ours, stats)
     meter.close()
-    assert 24 * MIB < ours.memory < 34 * MIB
+    assert ours.memory > 24 * MIB
+    if not IN_GUEST:  # there the cached file is in memory for good
+        assert ours.memory < 34 * MIB
     assert ours.memory_limit == stats["limit"] == machine.read().memory
     assert ours.pids_limit == 0
     machine.close()

@@ -19,7 +19,9 @@ PERIOD_S: Final = 1.0
 LATE_S: Final = 0.1
 """A round that begins so much after its time is counted as late."""
 FULL_READ_S: Final = 10.0
-"""How often everything is read, of an idle container too: its limits, and what others do to it (network, memory)."""
+"""How often an idle container is read, for what is done to it: packets that come, memory that is taken."""
+LIMITS_S: Final = 60.0
+"""How often limits are read, whose files are not held open."""
 PRESSURE_S: Final = 2.0
 """How often the kernel works out its averages of pressure: sooner there is nothing new."""
 KEYFRAME_S: Final = 30.0
@@ -41,7 +43,7 @@ Source = Literal["kernel", "engine"]
 """Whose numbers they are: `engine` where the kernel's counters of a container cannot be read."""
 
 
-class Machine(msgspec.Struct, frozen=True):
+class Machine(msgspec.Struct, frozen=True, gc=False):
     """The machine at the moment of a reading."""
 
     cpu_ns: int
@@ -52,7 +54,7 @@ class Machine(msgspec.Struct, frozen=True):
     """Bytes that it has: the limit of containers without one. 0 if unknown."""
 
 
-class Counters(msgspec.Struct, frozen=True, kw_only=True):
+class Counters(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """What has been counted of a container since it started; memory, pids and limits as they are. 0 without a limit."""
 
     cpu_ns: int
@@ -71,7 +73,7 @@ class Counters(msgspec.Struct, frozen=True, kw_only=True):
     pressure: Pressure | None = None
 
 
-class Reading(msgspec.Struct, frozen=True):
+class Reading(msgspec.Struct, frozen=True, gc=False):
     """Counters of a container and of the machine at one moment."""
 
     counters: Counters
@@ -224,9 +226,22 @@ class Cost:
 class _Track:
     """What is known of one container."""
 
-    __slots__ = ("active", "before", "full_s", "has_cpu", "pressure_s", "read_s", "sample", "sent", "source")
+    __slots__ = (
+        "active",
+        "before",
+        "has_cpu",
+        "limits_s",
+        "number",
+        "pressure_s",
+        "read_s",
+        "sample",
+        "sent",
+        "source",
+    )
 
-    def __init__(self) -> None:
+    def __init__(self, number: int) -> None:
+        self.number = number
+        """So that not all are due in the same round."""
         self.before: Reading | None = None
         self.sample = Sample()
         self.sent: Sample | None = None
@@ -235,9 +250,9 @@ class _Track:
         self.has_cpu = False
         self.source: Source = "kernel"
         self.read_s = 0.0
-        self.full_s = 0.0
         self.pressure_s = 0.0
-        """When everything, and the pressure, is to be read again."""
+        self.limits_s = 0.0
+        """When these, and all that is above them in Depth, were read; or as if, for the sake of order."""
 
 
 class Sampler:
@@ -263,11 +278,11 @@ class Sampler:
             return Depth.ALL
         if now_s - track.read_s < MIN_INTERVAL_S:
             return None
-        if deep or now_s >= track.full_s:
+        if deep or now_s - track.limits_s >= LIMITS_S:
             return Depth.ALL
-        if not track.active:
-            return Depth.PROBE
-        return Depth.PRESSURE if now_s >= track.pressure_s else Depth.COUNTERS
+        if now_s - track.pressure_s >= (PRESSURE_S if track.active else FULL_READ_S):
+            return Depth.PRESSURE
+        return Depth.COUNTERS if track.active else Depth.PROBE
 
     @property
     def knows_cpu(self) -> bool:
@@ -291,20 +306,22 @@ class Sampler:
         """Take a reading of `container` that was as deep as `depth`."""
         track = self._tracks.get(container)
         if track is None:
-            track = self._tracks[container] = _Track()
-            # Not all again at once ten seconds later.
-            track.full_s = now_s + FULL_READ_S * (len(self._tracks) % 10 + 1) / 10
+            track = self._tracks[container] = _Track(len(self._tracks))
+            track.limits_s = now_s - track.number % LIMITS_S
         elif depth == Depth.ALL:
-            track.full_s = now_s + FULL_READ_S
-        if depth >= Depth.PRESSURE:
-            track.pressure_s = now_s + PRESSURE_S
+            track.limits_s = now_s
         before = track.before
         # A container that was started anew counts from 0 again.
         if before and before.counters.cpu_ns > reading.counters.cpu_ns:
             before = None
         track.sample = sample(before, reading)
         track.has_cpu = before is not None
-        track.active = before is None or before.counters.cpu_ns != reading.counters.cpu_ns
+        active = before is None or before.counters.cpu_ns != reading.counters.cpu_ns
+        if track.active and not active:
+            track.pressure_s = now_s - track.number % FULL_READ_S
+        elif depth >= Depth.PRESSURE:
+            track.pressure_s = now_s
+        track.active = active
         track.before, track.source, track.read_s = reading, source, now_s
 
     def drop(self, container: str) -> None:
@@ -323,7 +340,9 @@ class Sampler:
             self._keyframe_s = now_s + KEYFRAME_S
         told = {}
         for container, track in self._tracks.items():
-            if track.has_cpu and (full or track.sent is None or has_changed(track.sent, track.sample)):
+            if not track.has_cpu or (track.sample is track.sent and not full):
+                continue
+            if full or track.sent is None or has_changed(track.sent, track.sample):
                 told[container] = track.sample
                 track.sent = track.sample
         gone, self._gone = self._gone, []

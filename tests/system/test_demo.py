@@ -1,12 +1,40 @@
-"""The demo when it is interrupted. That it goes well to its end is checked by running it: see .ci/run."""
+"""The demo: to its end with a Docker engine, without one, and interrupted. What it made is always gone."""
 
 import os
+import re
 import signal
 import subprocess
 import tempfile
 from pathlib import Path
 
+import pytest
+
+from tsbus.cli.demo import containers
+from tsbus.cli.demo.borrowed import Borrowed
+
 ROOT = Path(__file__).parents[2]
+
+
+class Showing:
+    """A demo under way, with all its files in a folder of its own."""
+
+    def __init__(self, folder, *options, host):
+        self.folder = folder
+        env = os.environ | {"TMPDIR": folder, "XDG_RUNTIME_DIR": folder, "DOCKER_HOST": host}
+        argv = [ROOT / "bin/treescale", "demo", *options]
+        self.process = subprocess.Popen(argv, stdout=subprocess.PIPE, text=True, env=env)
+
+    def wait_for(self, text):
+        """Read on until a line has `text`."""
+        assert any(text in line for line in self.process.stdout), f"it has not said {text!r}"
+
+    def end(self):
+        """Read the rest, and see that nothing is left; returns the rest and the exit code."""
+        rest = self.process.stdout.read()
+        code = self.process.wait()
+        assert list(Path(self.folder).iterdir()) == []
+        assert processes_with(self.folder) == []
+        return rest, code
 
 
 def processes_with(text):
@@ -23,15 +51,98 @@ def processes_with(text):
     return found
 
 
-def test_ctrl_c_leaves_nothing():
-    """Ctrl-C in the middle of the demo ends it with code 130 and leaves no process and no file behind."""
+@pytest.fixture
+def show():
+    """A function that starts the demo."""
+    shown = []
     with tempfile.TemporaryDirectory(prefix="ts-") as folder:  # short enough for sockets
-        env = os.environ | {"TMPDIR": folder, "XDG_RUNTIME_DIR": folder}
-        argv = [ROOT / "bin/treescale", "demo"]
-        with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True, env=env) as demo:
-            assert any("7 up" in line for line in demo.stdout)
-            demo.send_signal(signal.SIGINT)
-            assert "files removed" in demo.stdout.read()
-        assert demo.returncode == 130
-        assert list(Path(folder).iterdir()) == []
-        assert processes_with(folder) == []
+
+        def start(*options, host=f"unix://{folder}/none"):
+            shown.append(Showing(folder, *options, host=host))
+            return shown[-1]
+
+        yield start
+        for each in shown:
+            each.process.send_signal(signal.SIGINT)
+            each.process.wait()
+
+
+def things_in(engine):
+    """The containers and images of an engine."""
+    return {one.id: one.state for one in engine.list()}, {one["id"]: one["names"] for one in engine.images()}
+
+
+@pytest.fixture
+def neighbour(engine):
+    """Somebody else who uses the engine; afterwards it has what it had before."""
+    other = engine.create("demo-neighbour", {"Image": "box:1", "Labels": {"treescale.demo": "neighbour"}})
+    engine.start(other)
+    before = things_in(engine)
+    yield
+    assert things_in(engine) == before
+    engine.rm(other, force=True)
+
+
+def test_ctrl_c_leaves_nothing(show):
+    """Ctrl-C in the middle of the demo ends it with code 130 and leaves no process and no file behind."""
+    demo = show()
+    demo.wait_for("7 up")
+    demo.process.send_signal(signal.SIGINT)
+    rest, code = demo.end()
+    assert "is removed" in rest
+    assert code == 130
+
+
+def test_with_an_engine(show, dockerd, neighbour):
+    """The whole demo goes well, shows containers with their events, figures and a death, and leaves nothing behind."""
+    shown, code = show("--once", host=dockerd.host).end()
+    assert code == 0
+    name = r"demo-[0-9a-f]{4}"
+    for number, action in ((1, "created"), (2, "created"), (1, "started"), (2, "started"), (1, "died")):
+        assert re.search(rf"at root: .* web{number} +container.{action} +{name}-{number} ", shown), (number, action)
+    assert "2 nodes, 2 running containers, CPU " in shown
+    assert "2 nodes, 2 containers, 1 running" in shown
+    assert re.search(r"^The root knew it \d+\.\d ms after the engine.$", shown, re.MULTILINE)
+    assert re.findall(r"^== (\d)\.", shown, re.MULTILINE) == list("1234567")
+    assert '"greeting":"hello reader' in shown
+
+
+def test_ctrl_c_between_containers(show, dockerd, neighbour):
+    """Ctrl-C while containers are being made leaves no container and no image behind either."""
+    demo = show(host=dockerd.host)
+    demo.wait_for("treescale container run")
+    demo.process.send_signal(signal.SIGINT)
+    assert demo.end()[1] == 130
+
+
+@pytest.mark.parametrize(
+    ("host", "why"),
+    [("unix:///nowhere/docker.sock", "no engine at /nowhere/docker.sock"), ("ssh://host", "ssh://host")],
+)
+def test_without_an_engine(monkeypatch, capsys, host, why):
+    """Without an engine the part about containers is one line that says why, and no node looks for one."""
+    monkeypatch.setenv("DOCKER_HOST", host)
+    docker = Borrowed("0000", containers.NODES)
+    docker.find()
+    containers.show(None, None, docker)
+    docker.remove()
+    assert docker.policies == {}
+    *_, line = capsys.readouterr().out.splitlines()
+    assert line.startswith("Left out, because no Docker engine can be used: ")
+    assert why in line
+
+
+def test_an_image_that_is_there_will_do(monkeypatch, engine, dockerd, neighbour):
+    """On a machine without busybox the demo takes an image that the engine has, and does not remove it."""
+    monkeypatch.setenv("DOCKER_HOST", dockerd.host)
+    monkeypatch.setenv("PATH", "/nowhere")
+    docker = Borrowed("0000", containers.NODES)
+    docker.find()
+    assert docker.make_image() is False
+    docker = Borrowed("0000", containers.NODES)
+    docker.find()
+    engine.tag("box:1", "alpine:latest")
+    assert docker.make_image() is True
+    assert docker.image == "alpine:latest"
+    docker.remove()
+    assert engine.rm_image("alpine:latest")["untagged"] == ["alpine:latest"]

@@ -22,7 +22,7 @@ from typing import Any
 import pytest
 
 LAB = Path(__file__).parent / "lab"
-LIMIT_S = 120
+LIMIT_S = 300
 REPORTS = "TREESCALE_GUEST_REPORTS"
 """The variable that says to a pytest in a guest where the reports go."""
 

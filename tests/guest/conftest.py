@@ -1,28 +1,16 @@
-"""Fixtures of the tests in a guest: an empty IPVS table, and ipvsadm to look at it with other eyes."""
+"""Fixtures of the tests in a guest."""
 
-import subprocess
 from collections.abc import Iterator
 
 import pytest
+from ipvsadm import run
 
 from tsbus.balancer.ipvs import Kernel
 
 
-def run(*words: str) -> str:
-    """What a program says; AssertionError with its errors when it fails."""
-    done = subprocess.run(words, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, f"{' '.join(words)}: {done.stderr}"
-    return done.stdout
-
-
-def saved() -> list[str]:
-    """The table as ipvsadm saves it: the words that would make it again."""
-    return sorted(line.strip() for line in run("ipvsadm", "-Sn").splitlines())
-
-
 @pytest.fixture
 def kernel() -> Iterator[Kernel]:
+    """The kernel with an empty table."""
     run("ipvsadm", "-C")
     with Kernel() as kernel:
         yield kernel
-    run("ipvsadm", "-C")

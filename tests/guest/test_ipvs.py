@@ -6,9 +6,9 @@ from ipaddress import IPv4Address, IPv6Address, ip_address
 from socket import AF_INET
 
 import pytest
-from conftest import run, saved
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
+from ipvsadm import run, saved
 from pyroute2 import IPVS, IPVSDest, IPVSService
 
 from tsbus.balancer.ipvs import (
@@ -244,12 +244,12 @@ def test_no_permission() -> None:
     assert issubclass(NoPermission, IpvsError)
 
 
-def test_no_module() -> None:
+def test_no_module(kernel: Kernel) -> None:
     """Where the module is not loaded the kernel loads it; where it cannot be, the text says so."""
+    kernel.close()
     modules = [line.split()[0] for line in run("lsmod").splitlines() if line.startswith("ip_vs_")]
     loader = run("sysctl", "-n", "kernel.modprobe").strip()
-    for name in ("xt_ipvs", *modules, "ip_vs"):
-        run("modprobe", "-r", name)
+    run("modprobe", "-r", "xt_ipvs", *modules, "ip_vs")
     run("sysctl", "-w", "kernel.modprobe=/bin/false")
     try:
         assert alone() == "this kernel has no IPVS: load it with `modprobe ip_vs`, or run one that has it"

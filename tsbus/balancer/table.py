@@ -143,7 +143,10 @@ class Destination:
 
 @dataclass(frozen=True, slots=True)
 class Counts:
-    """What the kernel has counted for one destination since it was added, and its rates of now."""
+    """What the kernel has counted for one destination. Connections of now, and totals and rates that lag up to 2 s.
+
+    One that is added again while connections from before live is the old one to the kernel: its counters go on.
+    """
 
     active: int
     """Connections that are established."""

@@ -1,0 +1,280 @@
+"""The helper rules on a Docker host with a real IPVS: each way of a packet works with them, and fails without.
+
+The cases are those that docs/decisions/helper-rules.md lists; each test asks for what rules.py says and nothing else.
+"""
+
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import replace
+from ipaddress import ip_address
+
+import pytest
+from conftest import run
+from lan import PORT, Answer, Lan, address
+
+from tsbus.balancer.devices import DEVICE
+from tsbus.balancer.ipvs import Kernel
+from tsbus.balancer.netfilter import HostEdge
+from tsbus.balancer.rules import Front, Listen, Needs, needs, real_server_needs
+from tsbus.balancer.steps import Pool
+from tsbus.balancer.table import Address, Destination, Forward, Key, Mark, Protocol, Service, Virtual
+
+pytestmark = pytest.mark.guest
+
+KINDS = pytest.mark.parametrize("kind", ["tcp", "udp"])
+VERSIONS = pytest.mark.parametrize("version", [4, 6])
+
+DOCKER = """\
+*nat
+:DOCKER - [0:0]
+-A PREROUTING -m addrtype --dst-type LOCAL -j DOCKER
+-A OUTPUT ! -d {loopback} -m addrtype --dst-type LOCAL -j DOCKER
+-A POSTROUTING -s {one} ! -o docker0 -j MASQUERADE
+-A POSTROUTING -s {two} ! -o br-two -j MASQUERADE
+-A DOCKER -i docker0 -j RETURN
+-A DOCKER -i br-two -j RETURN
+COMMIT
+*filter
+:FORWARD DROP [0:0]
+:DOCKER - [0:0]
+:DOCKER-USER - [0:0]
+:DOCKER-ISOLATION-STAGE-1 - [0:0]
+:DOCKER-ISOLATION-STAGE-2 - [0:0]
+-A FORWARD -j DOCKER-USER
+-A FORWARD -j DOCKER-ISOLATION-STAGE-1
+-A FORWARD -o docker0 -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT
+-A FORWARD -o docker0 -j DOCKER
+-A FORWARD -i docker0 ! -o docker0 -j ACCEPT
+-A FORWARD -i docker0 -o docker0 -j ACCEPT
+-A FORWARD -o br-two -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT
+-A FORWARD -o br-two -j DOCKER
+-A FORWARD -i br-two ! -o br-two -j ACCEPT
+-A FORWARD -i br-two -o br-two -j ACCEPT
+-A DOCKER-USER -j RETURN
+-A DOCKER-ISOLATION-STAGE-1 -i docker0 ! -o docker0 -j DOCKER-ISOLATION-STAGE-2
+-A DOCKER-ISOLATION-STAGE-1 -i br-two ! -o br-two -j DOCKER-ISOLATION-STAGE-2
+-A DOCKER-ISOLATION-STAGE-1 -j RETURN
+-A DOCKER-ISOLATION-STAGE-2 -o docker0 -j DROP
+-A DOCKER-ISOLATION-STAGE-2 -o br-two -j DROP
+-A DOCKER-ISOLATION-STAGE-2 -j RETURN
+COMMIT
+"""
+"""The rules of an engine with two networks, of the form that engines 20 to 27 write."""
+
+
+class Stage:
+    """A Docker host with an IPVS, and the ways to it."""
+
+    def __init__(self, lan: Lan) -> None:
+        self.lan, self.host = lan, lan.host
+        self.kernel = self.host.call(Kernel)
+        self.edge = self.host.call(HostEdge, "ipvs")
+        self.clear()
+
+    def clear(self) -> None:
+        """As it is before a balancer comes."""
+        self.host.run("ipvsadm", "-C")
+        self.docker()
+        for name in ("net.ipv4.vs.conntrack", "net.ipv4.vs.expire_nodest_conn"):
+            self.host.sysctl(name, 0)
+        self.bridge_filter(on=False)
+
+    def docker(self) -> None:
+        """Docker's rules, made anew; as after its restart, all others are gone."""
+        nets = {4: ("127.0.0.0/8", "172.17.0.0/16", "172.18.0.0/16"), 6: ("::1/128", "fd17::/64", "fd18::/64")}
+        for tool, version in (("iptables-restore", 4), ("ip6tables-restore", 6)):
+            names = dict(zip(("loopback", "one", "two"), nets[version], strict=True))
+            self.host.run(tool, text=DOCKER.format(**names))
+
+    def bridge_filter(self, *, on: bool) -> None:
+        for tool in ("iptables", "ip6tables"):
+            self.host.sysctl(f"net.bridge.bridge-nf-call-{tool}", on)
+
+    def front(self, kind: str, *servers: str, vip: str = "host", version: int = 4, ports: tuple[int, int] = (80, 80),
+              forward: Forward = Forward.NAT) -> Front:  # fmt: skip
+        ip = ip_address(address(vip, version) if vip == "host" else vip)
+        listen = Listen(Protocol[kind.upper()], ip, *ports)
+        one = ports[0] == ports[1]
+        key: Key = Virtual(listen.protocol, ip, ports[0]) if one else Mark(0x54530007, listen.version)
+        port = 0 if forward is not Forward.NAT else PORT
+        places = [Address(ip_address(address(each, version)), port or ports[0]) for each in servers]
+        pool = Pool(Service(key), {each: Destination(each, forward=forward) for each in places})
+        return Front("web", (listen,), pool, manage_vip=vip != "host")
+
+    def balance(self, front: Front) -> None:
+        self.kernel_has(front)
+        done = self.host.call(self.edge.apply, self.needs(front))
+        assert done.problems == ()
+
+    def needs(self, front: Front) -> Needs:
+        return needs([front], self.host.call(self.edge.read))
+
+    def kernel_has(self, front: Front) -> None:
+        self.host.call(self.kernel.add_service, front.pool.service)
+        for one in front.pool.destinations.values():
+            self.host.call(self.kernel.add_destination, front.pool.service.key, one)
+
+    def answers(self, client: str, kind: str, version: int = 4, times: int = 2, port: int = 80) -> set[Answer]:
+        """Of so many connections."""
+        found = Counter(self.lan.ask(client, kind, (address("host", version), port)) for _ in range(times))
+        assert found.total() == times
+        return set(found)
+
+
+@pytest.fixture(scope="module")
+def bare() -> Iterator[Stage]:
+    run("modprobe", "-a", "ip_vs", "ipip", "dummy")
+    with Lan() as lan:
+        yield Stage(lan)
+
+
+@pytest.fixture
+def stage(bare: Stage) -> Iterator[Stage]:
+    yield bare
+    bare.host.call(bare.edge.apply, Needs())
+    bare.clear()
+
+
+def seen(*servers: str, by: str, version: int = 4) -> set[Answer]:
+    """The answers of servers that see this address."""
+    return {Answer(server, address(by, version)) for server in servers}
+
+
+@KINDS
+@VERSIONS
+def test_local_containers_see_the_client(stage: Stage, kind: str, version: int) -> None:
+    """Clients elsewhere and on the host reach containers, which see their addresses, although rules masquerade."""
+    stage.balance(stage.front(kind, "c1", "c2", version=version))
+    assert stage.answers("client", kind, version) == seen("c1", "c2", by="client", version=version)
+    assert stage.answers("host", kind, version) == seen("c1", "c2", by="host", version=version)
+
+
+@KINDS
+@VERSIONS
+def test_another_node(stage: Stage, kind: str, version: int) -> None:
+    """Clients elsewhere, on the host and in containers reach another node, which sees the host."""
+    stage.balance(stage.front(kind, "node", version=version))
+    for client in ("client", "host", "c1"):
+        assert stage.answers(client, kind, version, times=1) == seen("node", by="host", version=version)
+
+
+def test_another_node_needs_all_of_it(stage: Stage) -> None:
+    """Without tracking, without masquerading or without the accept rule nothing comes back from another node."""
+    front = stage.front("udp", "node")
+    stage.balance(front)
+    whole = stage.needs(front)
+    stage.host.sysctl("net.ipv4.vs.conntrack", 0)
+    assert stage.lan.silent("client", (address("host"), 80))
+    stage.host.sysctl("net.ipv4.vs.conntrack", 1)
+    for kind in ("masquerade", "accept"):
+        rules = tuple(rule for rule in whole.rules if rule.kind != kind)
+        stage.host.call(stage.edge.apply, replace(whole, rules=rules))
+        assert stage.lan.silent("client", (address("host"), 80))
+    stage.host.call(stage.edge.apply, whole)
+    assert stage.answers("client", "udp") == seen("node", by="host")
+
+
+@VERSIONS
+@pytest.mark.parametrize("bridge_filter", [False, True])
+def test_containers_of_one_bridge(stage: Stage, version: int, bridge_filter: bool) -> None:
+    """A container reaches the others of its bridge through the balancer, and itself."""
+    stage.bridge_filter(on=bridge_filter)
+    stage.balance(stage.front("tcp", "c1", "c2", version=version))
+    assert {each.server for each in stage.answers("c1", "tcp", version, times=2)} == {"c1", "c2"}
+    assert stage.answers("client", "tcp", version) == seen("c1", "c2", by="client", version=version)
+
+
+def test_containers_of_one_bridge_without_masquerading(stage: Stage) -> None:
+    """Without masquerading a container answers one of its own bridge directly, and that one does not know it."""
+    stage.kernel_has(stage.front("udp", "c2"))
+    stage.host.sysctl("net.ipv4.vs.conntrack", 1)
+    assert stage.lan.silent("c1", (address("host"), 80))
+
+
+@KINDS
+def test_containers_of_two_bridges(stage: Stage, kind: str) -> None:
+    """A container reaches one of another bridge through the balancer, which Docker's isolation would forbid."""
+    stage.balance(stage.front(kind, "c1"))
+    assert {each.server for each in stage.answers("c3", kind)} == {"c1"}
+
+
+@VERSIONS
+def test_a_range_of_ports(stage: Stage, version: int) -> None:
+    """Packets to any port of a range get the mark of their service, from elsewhere and from the host."""
+    stage.balance(stage.front("tcp", "c1", version=version, ports=(8000, 8010)))
+    for port in (8000, 8010):
+        for client in ("client", "host"):
+            found = stage.answers(client, "tcp", version, times=1, port=port)
+            assert found == seen("c1", by=client, version=version)
+    with pytest.raises(ConnectionRefusedError):
+        stage.answers("client", "tcp", version, port=8011)
+
+
+def test_a_range_to_another_node(stage: Stage) -> None:
+    """A service by mark is masqueraded and accepted, too."""
+    stage.balance(stage.front("tcp", "node", ports=(8000, 8010)))
+    assert stage.answers("client", "tcp", port=8005) == seen("node", by="host")
+
+
+def test_an_address_of_its_own(stage: Stage) -> None:
+    """A managed address is on our own device while a balancer has it, and clients of the net find it."""
+    front = stage.front("tcp", "c1", vip="10.0.0.100")
+    stage.balance(front)
+    assert stage.lan.ask("client", "tcp", ("10.0.0.100", 80)) == Answer("c1", address("client"))
+    assert "10.0.0.100/32" in stage.host.run("ip", "address", "show", "dev", DEVICE)
+    stage.host.call(stage.edge.apply, Needs())
+    assert DEVICE not in stage.host.run("ip", "link")
+
+
+@pytest.mark.parametrize("forward", [Forward.DIRECT, Forward.TUNNEL])
+def test_direct_routing_and_tunnel(stage: Stage, forward: Forward) -> None:
+    """A node that has what real_server_needs() says answers the client itself; the balancer needs no rules."""
+    front = stage.front("tcp", "node", vip="10.0.0.100", ports=(PORT, PORT), forward=forward)
+    node = stage.lan["node"]
+    if forward is Forward.TUNNEL:
+        node.ip("link set tunl0 up")
+    edge = node.call(HostEdge, "ipvs")
+    assert node.call(edge.apply, real_server_needs([ip_address("10.0.0.100")], forward)).problems == ()
+    stage.balance(front)
+    assert stage.needs(front).rules == ()
+    assert stage.lan.ask("client", "tcp", ("10.0.0.100", PORT)) == Answer("node", address("client"))
+    client = stage.lan["client"].run("ip", "neighbour", "show", "10.0.0.100")
+    assert stage.host.run("cat", "/sys/class/net/eth0/address").strip() in client or "lladdr" in client
+    counts = [each for _, each in stage.host.call(stage.kernel.services)[front.pool.service.key].destinations.values()]
+    assert [each.connections for each in counts] == [1]
+    node.call(edge.apply, Needs())
+    node.call(edge.close)
+    stage.lan["client"].ip("neighbour flush all")
+
+
+def test_a_restart_of_docker(stage: Stage) -> None:
+    """When Docker makes its rules anew and ours are gone, they are put back by the next comparison, and then stay."""
+    front = stage.front("tcp", "node")
+    stage.balance(front)
+    before = stage.host.run("iptables", "-S")
+    stage.docker()
+    assert "TREESCALE" not in stage.host.run("iptables", "-S")
+    assert stage.host.call(stage.edge.apply, stage.needs(front)).changes
+    assert stage.answers("client", "tcp") == seen("node", by="host")
+    assert stage.host.run("iptables", "-S") == before
+    assert not stage.host.call(stage.edge.apply, stage.needs(front)).changes
+
+
+def test_a_published_port(stage: Stage) -> None:
+    """A port that Docker publishes at the same address takes the packets away from the balancer."""
+    stage.balance(stage.front("tcp", "c1"))
+    stage.host.run("iptables", "-t", "nat", "-A", "DOCKER", "!", "-i", "docker0", "-p", "tcp", "--dport", "80",
+                   "-j", "DNAT", "--to-destination", f"{address('c2')}:{PORT}")  # fmt: skip
+    with suppress(TimeoutError):
+        stage.lan.ask("client", "tcp", (address("host"), 80), 1.0)
+    ((_, counts),) = stage.host.call(stage.kernel.services)[stage.front("tcp").pool.service.key].destinations.values()
+    assert counts.connections == 0
+
+
+def test_foreign_services_are_left_alone(stage: Stage) -> None:
+    """A service that is not ours is not masqueraded, also with ours on the same address."""
+    stage.balance(stage.front("udp", "node"))
+    stage.kernel_has(stage.front("udp", "node", ports=(81, 81)))
+    assert stage.lan.silent("client", (address("host"), 81))
+    assert stage.answers("client", "udp") == seen("node", by="host")

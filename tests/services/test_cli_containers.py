@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tsbus.cli.containers.engines import accepting
-from tsbus.cli.containers.finding import Finding, Match, choose
+from tsbus.cli.containers.finding import Finding, Match, choose, order_for
 from tsbus.cli.containers.groups import container, docker, image
 from tsbus.cli.containers.images import Row, grouped
 from tsbus.cli.containers.logs import Writer
@@ -97,6 +97,13 @@ def test_a_container_that_is_named_twice_is_acted_on_once():
     """By its name and by its id."""
     finding = Finding([match("a", "web", 1), match("a", "web", 1, given="11")])
     assert len(choose(finding, ["web", "11", "web"], "*", single=True)) == 1
+
+
+def test_containers_are_ordered_by_id_or_of_very_many_nodes_by_name():
+    """An id cannot mean another container by then; a node takes a thousand of them."""
+    few, many = [[match(f"n{number}", "web", number % 10) for number in range(count)] for count in (3, 1111)]
+    assert order_for(few) == {"containers": [one.id for one in few], "if_here": True}
+    assert order_for(many) == {"containers": ["web"], "if_here": True}
 
 
 # The list.

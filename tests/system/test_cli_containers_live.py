@@ -358,6 +358,71 @@ def test_events_are_told_in_words_and_filtered(site):
     assert line.endswith("solo (nginx:1.27, exit 3)\n")
 
 
+# Staying.
+
+
+def test_watch_draws_at_every_change(site):
+    """It asks once and then only listens; a container that ended leaves the list."""
+    with Terminal(site, "container", "ls", "@web", "--watch") as terminal:
+        terminal.read_until(b"2 nodes, 5 containers, 5 running")
+        asked = len(site.nodes["b"].asked)
+        solo = site.nodes["b"]._match("solo")[0]
+        site.do(site.nodes["b"].change(solo, "died", state="exited", exit_code=3))
+        terminal.read_until(b"4 running (1 not shown")
+        assert len(site.nodes["b"].asked) == asked
+
+
+# With a real engine.
+
+
+def test_the_life_of_a_container_with_a_real_engine(lone_bus, dockerd):
+    """Made, listed, read, entered, measured, stopped, waited for and removed: the service and the commands agree."""
+    config = Path(lone_bus).with_name("treescale.toml")
+    argv = [sys.executable, ROOT / "services/ts_docker.py", "--config", config, "--bus", lone_bus]
+    argv += ["--audit-dir", config.parent]
+    service = subprocess.Popen(argv, env={**os.environ, "DOCKER_HOST": dockerd.host})
+
+    def run(words, *more):
+        return CliRunner().invoke(cli, ["--bus", lone_bus, *words.split(), *more])
+
+    def told(words, *more):
+        result = run(words, *more)
+        assert result.exit_code == 0, result.output
+        return result.stdout
+
+    try:
+        end = time.monotonic() + LIMIT_S
+        while run("docker info").exit_code or "Docker" not in run("docker info").stdout:
+            assert time.monotonic() < end
+        script = "echo hello; echo oops >&2; trap 'exit 3' TERM; while true; do sleep 0.1; done"
+        assert told("container run solo box:1 --name story --memory 32m -l a=b sh -c", script).startswith(
+            "solo/story: "
+        )
+        assert "solo  story  box:1  Up " in told("container ls --filter label=a=b --filter name=story")
+        logs = run("container logs solo story")
+        assert (logs.stdout, logs.stderr) == ("hello\n", "oops\n")
+        assert run("container exec solo story sh -c", "echo in; exit 4").exit_code == 4
+        assert "32 MiB" in told("container stats solo story --no-stream")
+        assert "sh -c" in told("container top solo story")
+        assert json.loads(told("container inspect solo story --json").splitlines()[0])["container"]["Name"] == "/story"
+        assert told("container pause solo story") == "solo/story: paused\n"
+        assert told("container unpause solo story") == "solo/story: running\n"
+        assert told("container stop solo story") == "solo/story: exited\n"
+        assert told("container wait solo story") == "solo/story: exited (3)\n"
+        assert "Exited (3)" in told("container ls -a")
+        assert told("container rename solo story tale") == "solo/story: renamed to tale\n"
+        assert told("container rm solo tale") == "solo/tale: removed\n"
+        gone = run("container run solo box:1 --attach --rm -- sh -c", "echo bye; exit 5")
+        assert (gone.exit_code, gone.stdout) == (5, "bye\n")
+        assert told("image tag solo box:1 box:2") == ""
+        assert "box:2" in told("image ls")
+        assert "untagged box:2" in told("image rm solo box:2")
+        assert run("container start solo tale").exit_code == 2
+    finally:
+        service.terminate()
+        service.wait()
+
+
 # Names for the shell.
 
 
@@ -436,11 +501,12 @@ def started(site, *args):
 
 def completed(site, env):
     argv = [sys.executable, "-c", "from tsbus.cli.main import cli; cli.main(prog_name='treescale')"]
-    for _ in range(20):  # a machine that is busy may take longer than a shell would wait
+    end = time.monotonic() + LIMIT_S
+    words = []
+    while not words and time.monotonic() < end:  # a machine that is busy may take longer than a shell would wait
         done = subprocess.run(argv, env=environment(site, env), capture_output=True, text=True, check=False)
-        if done.stdout:
-            break
-    return done.stdout.splitlines()
+        words = done.stdout.split()
+    return words
 
 
 def until_wanted(site, pattern):

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 import msgspec
 
-from tsbus.cli.containers.finding import Finding, Match
+from tsbus.cli.containers.finding import Finding, Match, order_for
 from tsbus.cli.containers.words import SHORT_ID, shorten_ids
 from tsbus.cli.edge import Code
 from tsbus.cli.job import follow, waiting
@@ -118,8 +118,7 @@ async def act(
     if one:
         body["container"] = matches[0].id if len(matches) == 1 else matches[0].given
     else:
-        # One call for all nodes, so each of them is told of the others' containers as well.
-        body |= {"containers": [match.id for match in matches], "if_here": True}
+        body |= order_for(matches)
     nodes = fold(match.node for match in matches)
     async with (
         client.request(nodes, f"containers.{command}", body, timeout_s=timeout_s) as call,

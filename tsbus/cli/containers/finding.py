@@ -16,6 +16,8 @@ from tsbus.core.target import fold
 if TYPE_CHECKING:
     from tsbus.client import Client
 
+MAX_NAMED = 1000
+"""Containers that a node takes in one order."""
 MAX_LISTED = 10
 """Containers that an error lists."""
 
@@ -94,8 +96,10 @@ def no_monitor(nodes: Iterable[str]) -> Fault:
     )
 
 
-async def find(client: "Client", target: str, names: Iterable[str]) -> Finding:
-    """Ask the nodes of `target` for containers. Raises Fault where a name is no answer's fault but the caller's."""
+async def find(client: "Client", target: str, names: Sequence[str]) -> Finding:
+    """Ask the nodes of `target` for containers. Raises Fault for too many names."""
+    if len(names) > MAX_NAMED:
+        raise Fault(f"{len(names)} names are too many: at most {MAX_NAMED} at once", Code.USAGE)
     matches: list[Match] = []
     hints: dict[str, set[str]] = {}
     silent: dict[str, Ending] = {}
@@ -139,6 +143,16 @@ def choose(finding: Finding, names: Sequence[str], target: str, *, single: bool)
             )
         chosen.update(((match.node, match.id), match) for match in best)
     return list(chosen.values())
+
+
+def order_for(matches: Sequence[Match]) -> dict[str, object]:
+    """Return the part of an order that names containers, the same for all nodes: each passes over those of others.
+
+    By their ids, which cannot mean another container meanwhile; as far as a node takes so many.
+    """
+    ids = [match.id for match in matches]
+    given = list(dict.fromkeys(match.given for match in matches))
+    return {"containers": ids if len(ids) <= MAX_NAMED else given, "if_here": True}
 
 
 def _listed(matches: Sequence[Match]) -> str:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from tsbus.cli.containers.finding import choose, find
+from tsbus.cli.containers.finding import choose, find, order_for
 from tsbus.cli.containers.options import names_argument, target_argument
 from tsbus.cli.edge import bus_option, connect, json_option, run
 from tsbus.cli.report import Ending, account, ending_of, exit_code, summary
@@ -38,7 +38,7 @@ async def _each(
         finding = await find(client, target, names)
         matches = choose(finding, names, target, single=False)
         endings: dict[str, Ending] = dict(finding.lost)
-        body = {"containers": [match.id for match in matches], "if_here": True, **options}
+        body = {**order_for(matches), **options}
         nodes = fold(match.node for match in matches)
         async with client.request(nodes, f"containers.{command}", body, timeout_s=PATIENCE_S) as call:
             async for reply in call:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from tsbus.cli.containers.acts import code_of
-from tsbus.cli.containers.finding import Match, choose, find
+from tsbus.cli.containers.finding import Match, choose, find, order_for
 from tsbus.cli.containers.options import ACT_S, names_argument, target_argument
 from tsbus.cli.containers.times import moment
 from tsbus.cli.containers.words import natural
@@ -114,7 +114,7 @@ async def _logs(bus: str | None, target: str, names: Sequence[str], body: dict[s
                 if following and len(matches) > 1 and ending.outcome not in (Outcome.OK, Outcome.CANCELLED):
                     click.echo(f"{reply.node}: {label(ending.outcome)}: {ending.reason}", err=True)
 
-        body |= {"containers": [match.id for match in matches], "if_here": True}
+        body |= order_for(matches)
         nodes = fold(match.node for match in matches)
         timeout_s = NO_LIMIT_S if following else ACT_S
         async with client.request(nodes, "containers.logs", body, timeout_s=timeout_s) as call:

@@ -471,6 +471,39 @@ def test_an_end_that_was_none_is_taken_back(world: World, running: str) -> None:
     world.check_truth()
 
 
+def test_an_inspection_that_an_event_overtook(world: World, running: str) -> None:
+    """What an inspection saw before an event that is already told is not told as news; it is asked for again."""
+    world.cut(0)
+    world.deliver()
+    world.arrive_list()
+    world.read(0)
+    world.do("pause", running)
+    world.deliver()
+    told = world.monitor.seq
+    world.answer(0)
+    assert world.monitor.seq == told
+    assert len(world.inspections) == 1
+    world.come_to_rest()
+    world.check_truth()
+    assert world.monitor.seq == told
+
+
+def test_a_replay_of_what_was_lost_before_newer_things(world: World, running: str) -> None:
+    """An event from before those that are known is not applied: an inspection tells what came of it."""
+    world.do("pause", running)
+    world.do("pause", running)
+    lost = [world.stream.popleft(), world.stream.popleft()]
+    world.do("rename", running)
+    world.deliver()
+    world.monitor.cut()
+    world.stream.extend(lost[:1])
+    told = world.monitor.seq
+    world.come_to_rest()
+    world.check_truth()
+    assert world.monitor.seq == told
+    assert world.monitor.counters["late"] == 1
+
+
 def test_a_container_that_is_gone_before_anybody_asks(world: World) -> None:
     """What an inspection cannot tell any more is told from the events: name, image and labels."""
     attributes = {"name": "short", "image": "nginx:1", "tier": "web"}

@@ -375,12 +375,11 @@ class Monitor:
             if self._is_overtaken(one, event, record, now):
                 self.counters["known"] += 1
                 return
-            overtaken = now < one.overtaken_until
-            if is_alive(record) or (overtaken and event.time_ns <= record.finished_ns):
+            if is_alive(record):
                 self.counters["known"] += 1
-                one.overtaken_until = 0.0  # with this event all of the run before have come
-                if not overtaken:
+                if now >= one.overtaken_until:
                     self._check(id_, one, self._doubt)  # the end of a run was lost
+                one.overtaken_until = 0.0  # with this event all of the run before have come
                 return
         elif event.action != "update" and not is_alive(record):
             return  # networks come before a start and go after an end: part of these

@@ -29,7 +29,7 @@ from tsbus.containers.facts import (
 )
 from tsbus.containers.streams import EventStream, Exec, Output, Pull
 from tsbus.containers.trouble import EngineError, ErrorKind, explain, no_docker
-from tsbus.containers.wire import TlsFiles, Wire, address_of
+from tsbus.containers.wire import TlsFiles, Wire, address_of, knock
 from tsbus.records import Container, EngineFacts
 
 if TYPE_CHECKING:
@@ -359,6 +359,12 @@ class Engine:
 
     def _open(self) -> tuple[_Session, dict[str, Any]]:
         self._check_certificates()
+        try:
+            # Machines without an engine are spared the time and memory that docker-py takes.
+            if self._address.path:
+                knock(self._address, self._timeout_s)
+        except OSError as error:
+            raise self._explain(error) from error
         probe = self._client(_dotted(OLDEST_API), self._timeout_s)
         try:
             said = probe.version(api_version=False)

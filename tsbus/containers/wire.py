@@ -225,6 +225,11 @@ class Wire:
         return body
 
 
+def knock(address: Address, timeout_s: float) -> None:
+    """Return when somebody accepts connections at the address. Raises OSErrors."""
+    _dial(address, timeout_s).close()
+
+
 def _dial(address: Address, timeout_s: float) -> socket.socket:
     if address.path:
         sock = socket.socket(socket.AF_UNIX)

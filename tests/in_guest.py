@@ -8,8 +8,10 @@ to a file that the pytest outside reads, so names, failures, output and duration
 """
 
 import contextlib
+import ctypes
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -77,6 +79,11 @@ class Outside:
             guest.end()
 
 
+def end_with_parent() -> None:
+    """Let this process be terminated when the one that started it is gone, killed perhaps."""
+    ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
+
+
 class Guest:
     """One guest with a pytest that runs these tests."""
 
@@ -94,7 +101,7 @@ class Guest:
              sys.executable, "-m", "pytest", "-q", "--color=no", "-p", "no:cacheprovider",
              "-o", f"faulthandler_timeout={LIMIT_S // 2}", f"@{folder / 'tests'}"],
             cwd=items[0].config.rootpath, stdin=subprocess.DEVNULL, stdout=self.stack.enter_context(self.log.open("w")),
-            stderr=subprocess.STDOUT, env={**os.environ, "UML_RUN": " ".join(options)},
+            stderr=subprocess.STDOUT, env={**os.environ, "UML_RUN": " ".join(options)}, preexec_fn=end_with_parent,
         )  # fmt: skip
 
     def reports(self, item: pytest.Item) -> Iterator[pytest.TestReport]:

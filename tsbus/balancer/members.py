@@ -1,0 +1,119 @@
+"""Members: who takes part in one balancer at a moment, with address and base weight. Pure."""
+
+from collections.abc import Collection, Iterator, Mapping
+from typing import NamedTuple
+
+from tsbus.balancer.life import ServerId
+from tsbus.balancer.match import RUNNING, LeftOut, client_port, match, place
+from tsbus.balancer.report import Missing
+from tsbus.balancer.table import IP, Address
+from tsbus.balancer.world import NodeView, World
+from tsbus.config import Balancer, Tree
+from tsbus.records import Container
+
+NOWHERE = NodeView()
+"""A node that nothing is known of."""
+
+
+class Candidate(NamedTuple):
+    """Somebody who takes part."""
+
+    id: ServerId
+    name: str
+    node: str
+    base: int
+    rule: str
+    record: Container | None = None
+    """Of a container."""
+    capacity: float | None = None
+    """What the node says is alive behind it."""
+
+
+class Members:
+    """Finds the members of one balancer of `node`."""
+
+    def __init__(
+        self, node: str, balancer: Balancer, nodes: Collection[str], servers: Mapping[str, Collection[str]]
+    ) -> None:
+        """`nodes`: whose containers may take part; `servers`: the nodes that each key of the balancer's names."""
+        self._node, self._balancer, self.nodes, self._servers = node, balancer, nodes, servers
+        self.others = {*nodes, *(name for names in servers.values() for name in names)} - {node}
+        self._known: dict[str, tuple[Container, NodeView, Candidate | Missing | None]] = {}
+        """What was found of a container; looked at again when its record is another object."""
+
+    def find(self, world: World) -> tuple[dict[ServerId, Candidate], list[Missing]]:
+        """Return who takes part, and who was meant to and cannot."""
+        found: dict[ServerId, Candidate] = {}
+        left_out: list[Missing] = []
+        taken: dict[Address, Candidate] = {}
+        for each in (*self._named(world), *self._containers(world)):
+            if isinstance(each, Missing):
+                left_out.append(each)
+            elif (other := taken.setdefault(each.id.address, each)) is each:
+                found[each.id] = each
+            elif other.id != each.id:
+                reason = f"{each.id.address} takes part already, as {other.name}"
+                left_out.append(Missing(each.name, each.node, reason))
+        return found, left_out
+
+    def silent(self, tree: Tree, world: World) -> set[str]:
+        """Return the nodes below that are up and have not told yet what the balancer needs to know of them."""
+        up = {name for name, view in world.nodes.items() if view.up and name != self._node}
+        silent = {name for name in up & set(self.nodes) if world.nodes[name].picture == "unknown"}
+        for member, names in self._servers.items():
+            for name in up & set(names) - set(world.capacities):
+                balancers = tree.servers[name].balancers.values()
+                if any(each.first <= self._port(member) <= each.last for one in balancers for each in one.listens):
+                    silent.add(name)
+        return silent
+
+    def _port(self, member: str) -> int:
+        return self._balancer.servers[member] or client_port(self._balancer)
+
+    def _named(self, world: World) -> Iterator[Candidate | Missing]:
+        family = self._balancer.listens[0].family
+        for member, names in self._servers.items():
+            base = self._balancer.server_weights.get(member, 1)
+            for name in names:
+                ips = world.nodes.get(name, NOWHERE).ips
+                ip = next((ip for ip in ips if ip.version == family), None)
+                if ip is None:
+                    reason = f"it has no IPv{family} address" if ips else "its name cannot be resolved yet"
+                    yield Missing(name, name, reason)
+                    continue
+                address = Address(ip, self._port(member))
+                capacity = self._capacity(name, address, world)
+                yield Candidate(ServerId(name, address), name, name, base, f"server {member}", None, capacity)
+
+    def _capacity(self, node: str, address: Address, world: World) -> float | None:
+        port = address.port or self._balancer.listens[0].first
+        for each in world.capacities.get(node, ()):
+            fits = each.protocol == self._balancer.protocol
+            if fits and any(listens.covers(str(address.ip), port) for listens in each.listens):
+                return each.value
+        return None
+
+    def _containers(self, world: World) -> Iterator[Candidate | Missing]:
+        known, self._known = self._known, {}
+        for node in self.nodes:
+            view = world.nodes.get(node, NOWHERE)
+            for id_, record in view.containers.items():
+                if record.state not in RUNNING or id_ in world.dead:
+                    continue
+                entry = known.get(id_)
+                if entry is None or entry[0] is not record or entry[1].ips != view.ips:
+                    entry = (record, view, self._look(record, node, view.ips))
+                self._known[id_] = entry
+                if entry[2] is not None:
+                    yield entry[2]
+
+    def _look(self, record: Container, node: str, ips: tuple[IP, ...]) -> Candidate | Missing | None:
+        try:
+            found = match(self._balancer, self._node, record)
+            if found is None:
+                return None
+            local = node == self._node
+            address = place(record, self._balancer, found.port, local=local, ips=ips, node=node)
+        except LeftOut as error:
+            return Missing(record.name, node, str(error))
+        return Candidate(ServerId(record.id, address), record.name, node, found.weight, found.rule, record)

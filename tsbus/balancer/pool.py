@@ -1,0 +1,426 @@
+"""Pool: the real servers of one balancer, from plan to plan. Pure.
+
+A plan finds out who takes part (members.py), what the facts say of each (a `Wish`), what lost links may take out; then
+states (life.py) and weights (weights.py) follow.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping
+from ipaddress import ip_address
+from typing import Final
+
+from tsbus.balancer import weights
+from tsbus.balancer.life import Kind, Server, ServerId, State, Wish
+from tsbus.balancer.match import RUNNING
+from tsbus.balancer.members import NOWHERE, Candidate, Members
+from tsbus.balancer.report import Event, Missing, Problem, Report, ServerReport
+from tsbus.balancer.steps import Pool
+from tsbus.balancer.table import Address, Destination, Entry, Forward, Key, Protocol, Service, Virtual
+from tsbus.balancer.world import NodeView, Override, World
+from tsbus.config import Balancer
+from tsbus.config.address import parse_address
+from tsbus.records import Container
+
+SORRY: Final = "sorry"
+_FORWARD: Final = {"nat": Forward.NAT, "dr": Forward.DIRECT, "tunnel": Forward.TUNNEL}
+_HASHING: Final = ("sh", "mh")
+"""Without their fallback these refuse the clients of a server with weight 0."""
+_UNHEARD: Final = ("unknown", "absent", "down")
+"""Pictures in which a container that is missing may well run."""
+
+
+def virtual(balancer: Balancer) -> Virtual | None:
+    """Return the one address and port of a balancer as the kernel's key, or None when there are more."""
+    first = balancer.listens[0]
+    if len(balancer.listens) > 1 or first.first != first.last:
+        return None
+    return Virtual(Protocol[balancer.protocol.upper()], ip_address(first.ip), first.first)
+
+
+class ServerPool:
+    """One balancer of `node`."""
+
+    balancer: Balancer
+    key: Key
+    members: Members
+
+    def __init__(self, node: str, found: Entry | None) -> None:
+        """`found`: its service in the kernel at the start, if that is ours."""
+        self.events: list[Event] = []
+        self.wake: float | None = None
+        self._node = node
+        self._servers: dict[ServerId, Server] = {}
+        self._sorries: dict[ServerId, Server] = {}
+        self._found = {address: each for address, (each, _) in found.destinations.items()} if found else {}
+        self._left_out: list[Missing] = []
+        self._flags = {"empty": False, "sorry": False, "panic": False}
+        self._told: dict[str, bool] = {}
+
+    def configure(self, balancer: Balancer, key: Key, members: Members) -> None:
+        """Take the configuration; servers that stay keep their states."""
+        self.balancer, self.key, self.members = balancer, key, members
+
+    def plan(self, world: World, spent: set[Override]) -> None:
+        """Bring the servers up to date; `events` and `wake` are those of this plan. Adds to the `spent` overrides."""
+        self.events, self.wake = [], None
+        candidates, self._left_out = self.members.find(world)
+        self._welcome(candidates, world)
+        others = {each.address for each in candidates}
+        before = {each: (server.state, server.weight) for each, server in self._servers.items()}
+        overrides = {each: self._overrides(server, world, spent) for each, server in self._servers.items()}
+        wishes = {
+            each: self._wish(server, candidates.get(each), others, overrides[each], world)
+            for each, server in self._servers.items()
+        }
+        self._flags["panic"] = self._spare_the_many(wishes)
+        for each, server in list(self._servers.items()):
+            self._move(server, wishes[each], world)
+            self._weigh(server, overrides[each], world)
+            self._tell(server, *before[each])
+            if server.state is State.REMOVED and each not in candidates:
+                self._forget(server, wishes[each], world, spent)
+        self._sorry(world, others)
+        self._tell_flags()
+
+    def wanted(self) -> Pool:
+        """Return what the kernel should have."""
+        balancer = self.balancer
+        service = Service(
+            self.key,
+            balancer.alg,
+            balancer.persistence_s,
+            hash_fallback=balancer.alg in _HASHING,
+            owned=True,
+        )
+        forward = _FORWARD[balancer.forward]
+        servers = [server for server in self._all() if server.in_table]
+        return Pool(service, {each.id.address: Destination(each.id.address, each.weight, forward) for each in servers})
+
+    def watched(self) -> Iterator[Address]:
+        """Yield the servers whose connections must be counted."""
+        if self.balancer.protocol != "udp":
+            yield from (server.id.address for server in self._all() if server.state is State.DRAINING)
+
+    def report(self) -> Report:
+        """Return what there is to tell."""
+        state = next((name for name in ("panic", "sorry", "empty") if self._flags[name]), "ok")
+        unit = weights.HIGHEST if self.balancer.weights == "cpu" else 1
+        capacity = sum(server.weight for server in self._servers.values()) / unit
+        servers = tuple(_report(server) for server in self._all())
+        return Report(
+            self.balancer.name, self.key, state, servers, tuple(self._left_out), tuple(self._problems()), capacity
+        )
+
+    # ---- Who is there ----
+
+    def _all(self) -> Iterable[Server]:
+        return [*self._servers.values(), *self._sorries.values()]
+
+    def _welcome(self, candidates: Mapping[ServerId, Candidate], world: World) -> None:
+        """Make servers of those who are new, with the state in which the kernel has them."""
+        for each, candidate in candidates.items():
+            record, server = candidate.record, self._servers.get(each)
+            if server and record and server.run != record.started_ns:
+                was = server.state
+                server.end("it was started again", world.now)
+                self._tell(server, was, server.weight)
+                server = None
+            if server is None:
+                server = Server(each, candidate.name, candidate.node, container=record is not None)
+                server.run = record.started_ns if record else 0
+                self._servers[each] = server
+                self._servers.pop(ServerId("", each.address), None)
+                if not self._resume(server, world.now) and record:
+                    server.ready_at = world.now + _grace(record, self.balancer, world.time_ns)
+            server.name, server.base, server.rule = candidate.name, candidate.base, candidate.rule
+            server.capacity = candidate.capacity
+        for address in list(self._found):
+            if self._is_sorry(address):
+                continue
+            owner = self._owner(address, world)
+            view = world.nodes.get(owner, NOWHERE)
+            if view.picture in _UNHEARD or (owner != self._node and not view.ips):
+                kept = Server(ServerId("", address), str(address), owner, rule="found in the kernel", state=State.KEPT)
+                kept.weight, kept.since = self._found[address].weight, world.now
+                self._servers.setdefault(kept.id, kept)
+            else:
+                del self._found[address]
+
+    def _resume(self, server: Server, now: float) -> bool:
+        """Take over the state in which the kernel has a server; tell whether it has connections there."""
+        found = self._found.pop(server.id.address, None)
+        if found is None:
+            return False
+        server.state, server.weight, server.since = State.ACTIVE if found.weight else State.OUT, found.weight, now
+        server.kind = Kind.SERVE if found.weight else Kind.WAIT
+        return found.weight > 0
+
+    def _owner(self, address: Address, world: World) -> str:
+        unresolved = ""
+        for name in self.members.others:
+            ips = world.nodes.get(name, NOWHERE).ips
+            if address.ip in ips:
+                return name
+            unresolved = unresolved if ips else name
+        return unresolved or self._node
+
+    # ---- What the facts say ----
+
+    def _overrides(self, server: Server, world: World, spent: set[Override]) -> list[Override]:
+        """Return what operators have set for a server and still holds."""
+        found = []
+        for each in world.overrides:
+            if each.server not in (server.id.id, server.node) or each.balancer not in ("", self.balancer.name):
+                continue
+            if 0 < each.until_ns <= world.time_ns:
+                continue
+            if each.once and each.server == server.id.id and server.run > each.made_ns:
+                spent.add(each)
+            else:
+                found.append(each)
+        return found
+
+    def _wish(
+        self, server: Server, candidate: Candidate | None, others: set[Address], overrides: list[Override], world: World
+    ) -> Wish | str:
+        """Return what the facts say of a server, or why it is gone. `others`: addresses that somebody has for sure."""
+        view = world.nodes.get(server.node, NOWHERE)
+        if candidate is None:
+            found = self._unnamed(server, view, others, world)
+            if isinstance(found, str):
+                return found
+            wish = found
+        else:
+            wish = self._ready(server, candidate.record, overrides, world)
+        if drains := [each for each in overrides if each.drain]:
+            return Wish(Kind.DRAIN, f"drained by {drains[-1].by or 'an operator'}")
+        if server.node != self._node:
+            # Its containers may have gone in the meantime: they come back when their node has told.
+            told = not server.container or view.picture in ("complete", "down")
+            server.cut = not view.up or (server.cut and not told)
+        if server.cut and wish.kind in (Kind.SERVE, Kind.KEEP):
+            return Wish(Kind.LOST, "its node has not told yet" if view.up else f"the link to {server.node} is lost")
+        return wish
+
+    def _unnamed(self, server: Server, view: NodeView, others: set[Address], world: World) -> Wish | str:
+        """Return the wish of a server that does not take part any more, or why it is gone."""
+        if server.id.address in others:
+            return "its address is another's now"
+        if not server.id.id:
+            if server.id.address not in self._found:
+                return "its node does not have it"
+            # Not KEEP, when it comes back after its link was lost.
+            usual = server.state is State.KEPT or not self._found[server.id.address].weight
+            return Wish(Kind.KEEP if usual else Kind.SERVE, "as it was found: its node has not told yet")
+        if server.node != self._node and not view.ips:
+            return Wish(Kind.KEEP, f"the address of {server.node} is not known")
+        if not server.container:
+            return Wish(Kind.DRAIN, "the configuration does not name it any more")
+        record = view.containers.get(server.id.id)
+        if record is None:
+            return Wish(Kind.KEEP, server.reason) if view.picture in _UNHEARD else "its container is gone"
+        if record.state not in RUNNING or record.id in world.dead:
+            return "its container ended" + (f" with exit code {record.exit_code}" if record.exit_code else "")
+        if not _holds(record, server.id.address, local=server.node == self._node):
+            return "its container does not have this address any more"
+        return Wish(Kind.DRAIN, "the configuration does not name it any more")
+
+    def _ready(self, server: Server, record: Container | None, overrides: list[Override], world: World) -> Wish:
+        """Return the wish of a server that takes part."""
+        if record and record.draining:
+            return Wish(Kind.DRAIN, "its stop signal was sent")
+        if record and record.state == "paused":
+            return Wish(Kind.WAIT, "paused")
+        if record and self.balancer.health and record.health:
+            if record.health != "healthy":
+                return Wish(
+                    Kind.WAIT, "unhealthy" if record.health == "unhealthy" else "its health check has not passed"
+                )
+        elif world.now < server.ready_at:
+            self._wake_at(server.ready_at)
+            return Wish(Kind.WAIT, f"started less than {self.balancer.start_grace_s:g} s ago")
+        if server.capacity is not None and server.capacity <= 0:
+            return Wish(Kind.WAIT, "nothing is alive behind it")
+        if not _base(server, overrides):
+            return Wish(Kind.WAIT, "weight 0")
+        return Wish(Kind.SERVE)
+
+    def _spare_the_many(self, wishes: dict[ServerId, Wish | str]) -> bool:
+        """Keep the servers of lost links where these are too many; tell whether they are."""
+        kinds = {each: wish.kind for each, wish in wishes.items() if isinstance(wish, Wish)}
+        serving = [
+            each
+            for each, kind in kinds.items()
+            if kind is Kind.SERVE or (kind is Kind.KEEP and self._servers[each].weight)
+        ]
+        lost = [each for each, kind in kinds.items() if kind is Kind.LOST and self._servers[each].in_table]
+        if len(lost) <= self.balancer.panic * (len(serving) + len(lost)):
+            return False
+        for each in lost:
+            wishes[each] = Wish(Kind.SERVE, "kept, though the link to its node is lost: too many are")
+        return True
+
+    # ---- What follows ----
+
+    def _move(self, server: Server, wish: Wish | str, world: World) -> None:
+        if isinstance(wish, str):
+            server.end(wish, world.now)
+            return
+        server.follow(wish, world.now)
+        if server.state is State.DRAINING:
+            self._drain(server, world)
+            return
+        lost = server.state is State.OUT and server.kind is Kind.LOST
+        if lost and self._wake_at(server.since + self.balancer.hold_s) <= world.now:
+            server.end(f"{server.reason}, for {self.balancer.hold_s:g} s", world.now)
+
+    def _drain(self, server: Server, world: World) -> None:
+        reading = world.readings.get((self.key, server.id.address))
+        if reading and reading.at > server.since and self.balancer.protocol != "udp":
+            server.connections = reading.connections
+        if server.connections == 0:
+            server.end(f"{server.reason}; its last connection is over", world.now)
+        elif self._wake_at(server.since + self.balancer.drain_timeout_s) <= world.now:
+            left = "" if server.connections is None else f"; {server.connections} connections were left"
+            server.end(f"{server.reason}; {self.balancer.drain_timeout_s:g} s are over{left}", world.now)
+
+    def _weigh(self, server: Server, overrides: list[Override], world: World) -> None:
+        if server.state is State.KEPT or not server.id.id:
+            found = self._found.get(server.id.address)
+            server.weight = found.weight if found and server.state in (State.KEPT, State.ACTIVE) else 0
+        elif server.state is not State.ACTIVE:
+            server.weight = 0
+        elif server.kind is not Kind.KEEP:
+            server.weight = self._weight(server, overrides, world)
+
+    def _weight(self, server: Server, overrides: list[Override], world: World) -> int:
+        base, given = _base(server, overrides), any(each.weight is not None for each in overrides)
+        if given or (server.capacity is None and self.balancer.weights == "fixed"):
+            return weights.clamp(base)
+        if server.capacity is not None:
+            return weights.clamp(base * server.capacity * (weights.HIGHEST if self.balancer.weights == "cpu" else 1))
+        free = world.headroom.get(server.id.id)
+        known, moved_at = server.weighed
+        usual = weights.LOWEST * base <= server.weight <= weights.HIGHEST * base
+        if not usual or known not in (0, base):
+            server.weighed = (base, world.now)
+            return weights.wanted(base, 1.0 if free is None else free)
+        server.weighed = (base, moved_at)
+        weight = server.weight if free is None else weights.moved(server.weight, weights.wanted(base, free))
+        if weight == server.weight or self._wake_at(moved_at + weights.PACE_S) > world.now:
+            return server.weight
+        server.weighed = (base, world.now)
+        return weight
+
+    def _sorry(self, world: World, others: set[Address]) -> None:
+        """Let the sorry server serve while nobody else does."""
+        current = None
+        if self.balancer.sorry_server:
+            address = parse_address(self.balancer.sorry_server)
+            current = ServerId(SORRY, Address(ip_address(address.ip), address.first))
+            if current.address not in others and current not in self._sorries:
+                self._sorries[current] = Server(current, SORRY, "", rule="sorry_server")
+                self._resume(self._sorries[current], world.now)
+        needed = not self._serving()
+        for each, server in list(self._sorries.items()):
+            before = (server.state, server.weight)
+            if each.address in others:
+                self._move(server, "its address is another's now", world)
+            elif each == current and needed:
+                self._move(server, Wish(Kind.SERVE, "no other server"), world)
+            elif server.state is not None:
+                self._move(server, Wish(Kind.DRAIN, "there are others again"), world)
+            server.weight = 1 if server.state is State.ACTIVE else 0
+            if server.state is not None:
+                self._tell(server, *before)
+            if not server.in_table:
+                del self._sorries[each]
+
+    def _is_sorry(self, address: Address) -> bool:
+        if not self.balancer.sorry_server:
+            return False
+        sorry = parse_address(self.balancer.sorry_server)
+        return address == Address(ip_address(sorry.ip), sorry.first)
+
+    def _serving(self) -> bool:
+        return any(server.weight for server in self._servers.values() if server.in_table)
+
+    def _forget(self, server: Server, wish: Wish | str, world: World, spent: set[Override]) -> None:
+        """Let go of a server that is gone, and of what was set for the run of its container or for a destroyed one."""
+        del self._servers[server.id]
+        if not server.id.id:
+            self._found.pop(server.id.address, None)
+        destroyed = server.id.id not in world.nodes.get(server.node, NOWHERE).containers
+        if server.container and isinstance(wish, str):
+            spent |= {each for each in world.overrides if each.server == server.id.id and (each.once or destroyed)}
+
+    def _wake_at(self, time: float) -> float:
+        """Ask for a plan at `time` at the latest, and return it."""
+        self.wake = time if self.wake is None else min(time, self.wake)
+        return time
+
+    # ---- What is told ----
+
+    def _tell(self, server: Server, was: State | None, weight: int) -> None:
+        if server.state is None or (server.state, server.weight) == (was, weight):
+            return
+        moved = server.state is not was
+        if not moved and server.state is not State.ACTIVE:
+            return
+        cause = server.reason or ("ready" if moved else "its weight follows what is free or alive")
+        topic = server.state.value if moved else "weight"
+        self.events.append(Event(topic, self.balancer.name, cause, _report(server), was.value if was else ""))
+
+    def _tell_flags(self) -> None:
+        lost = sum(server.reason.startswith("kept, though") for server in self._servers.values())
+        now = {
+            "empty": (not self._serving(), "no server can take connections"),
+            "sorry": (any(each.weight for each in self._sorries.values()), "the sorry server answers"),
+            "panic": (self._flags["panic"], f"{lost} servers of lost links are kept: more than the share `panic`"),
+        }
+        for name, (state, text) in now.items():
+            if state != self._told.get(name, False):
+                self._told[name] = state
+                self.events.append(
+                    Event(name if state else _OVER[name], self.balancer.name, text if state else "it is over")
+                )
+        self._flags = {name: state for name, (state, _) in now.items()}
+
+    def _problems(self) -> Iterator[Problem]:
+        if self._flags["panic"]:
+            yield Problem(
+                "the links to more than the share `panic` of the servers are lost; these servers are kept",
+                "see `treescale status`; drain those that are really gone",
+            )
+        if self._flags["empty"]:
+            mend = "start one" if not self._servers else "see why in the list of servers"
+            yield Problem("no server can take connections", mend)
+
+
+_OVER: Final = {"empty": "filled", "sorry": "unsorry", "panic": "calm"}
+
+
+def _base(server: Server, overrides: list[Override]) -> int:
+    given = [each.weight for each in overrides if each.weight is not None]
+    return given[-1] if given else server.base
+
+
+def _grace(record: Container, balancer: Balancer, time_ns: int) -> float:
+    """Return how long a container is still to wait; no more than the grace, whatever the clocks say."""
+    return min(balancer.start_grace_s, max(0.0, balancer.start_grace_s - (time_ns - record.started_ns) / 1e9))
+
+
+def _holds(record: Container, address: Address, *, local: bool) -> bool:
+    """Tell whether a container still is at an address, as far as its record says."""
+    if "host" in record.networks or not address.port:
+        return True
+    if local:
+        return str(address.ip) in record.networks.values()
+    return any(each.host_port == address.port for each in record.endpoints)
+
+
+def _report(server: Server) -> ServerReport:
+    state = server.state or State.JOINING
+    return ServerReport(
+        server.id.id, server.name, server.node, server.id.address, state, server.reason, server.since, server.weight,
+        server.base, server.rule, server.connections,
+    )  # fmt: skip

@@ -488,6 +488,29 @@ def test_an_inspection_that_an_event_overtook(world: World, running: str) -> Non
     assert world.monitor.seq == told
 
 
+def test_an_end_that_the_engine_has_not_noted_yet(world: World, running: str) -> None:
+    """The engine tells of an end before its inspections show it: such a one does not bring a container back."""
+    world.do("finish", running, 0)
+    world.deliver()
+    told = world.monitor.seq
+    world.cut(0)
+    world.carry_out(world.monitor.listed(world.engine.list(), world.now, world.now, after_gap=True))
+    world.carry_out(
+        world.monitor.inspected(running, replace(world.follower.known[running], state="running"), world.now)
+    )
+    assert world.monitor.seq == told
+
+
+def test_a_list_from_before_a_removal(world: World, running: str) -> None:
+    """A list that comes late does not bring back what was removed."""
+    lines = world.engine.list()
+    world.do("finish", running, 0)
+    world.do("remove", running)
+    world.deliver()
+    assert world.monitor.listed(lines, world.now - 1, world.now, after_gap=True) == []
+    assert world.monitor.next_tick is None
+
+
 def test_a_replay_of_what_was_lost_before_newer_things(world: World, running: str) -> None:
     """An event from before those that are known is not applied: an inspection tells what came of it."""
     world.do("pause", running)

@@ -190,6 +190,15 @@ def test_a_container_is_told_when_its_cpu_is_known():
     assert set(told(sampler.events(1.0, 0, 0.0))) == {name(1)[:12]}
 
 
+def test_an_old_reading_is_no_news():
+    """The engine answers slower than rounds come: until it does, its last figures stand."""
+    sampler = Sampler("n")
+    last = reading(3.0, 1.0)
+    for moment, one in ((1.0, reading(1.0, 0.0)), (3.0, last), (4.0, last), (5.0, last)):
+        sampler.take(name(1), one, moment, source="engine")
+    assert told(sampler.snapshot(0, 0.0))[name(1)[:12]].cpu == 50
+
+
 def test_a_second_run_starts_from_nothing():
     """A container that was started again counts anew: its CPU is not the difference to the run before."""
     sampler = Sampler("n")

@@ -6,12 +6,9 @@ from test_stats_real import (  # noqa: F401 - pytest finds the tests and fixture
     cgroups,
     engine,
     loaded,
-    test_a_strange_process_is_refused,
     test_kills_for_want_of_memory_are_counted,
     test_memory_agrees_with_docker_stats,
     test_our_totals_enclose_the_engines,
-    test_rounds_follow_a_container_to_its_end,
-    test_the_network_of_the_machine_does_not_count,
     test_without_descriptors_files_are_opened_each_time,
 )
 

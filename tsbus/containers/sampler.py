@@ -303,8 +303,10 @@ class Sampler:
     def take(
         self, container: str, reading: Reading, now_s: float, depth: Depth = Depth.ALL, source: Source = "kernel"
     ) -> None:
-        """Take a reading of `container` that was as deep as `depth`."""
+        """Take a reading of `container` that was as deep as `depth`; the same one again is no news."""
         track = self._tracks.get(container)
+        if track and track.before is reading:
+            return
         if track is None:
             track = self._tracks[container] = _Track(len(self._tracks))
             track.limits_s = now_s - track.number % LIMITS_S

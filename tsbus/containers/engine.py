@@ -114,6 +114,16 @@ class Engine:
         """Whether the engine is on this machine for certain, so that its processes and files are this kernel's."""
         return bool(self._address.path)
 
+    @property
+    def is_listening(self) -> bool:
+        """Whether somebody listens at the socket, which takes microseconds to see; of TCP only an attempt tells."""
+        try:
+            if self._address.path:
+                knock(self._address, timeout_s=0)
+        except OSError:
+            return False
+        return True
+
     def connect(self) -> EngineFacts:
         """Connect anew, agree on a version of the API, and return what the engine is; `node` is empty."""
         with self._lock:

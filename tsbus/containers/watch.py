@@ -33,6 +33,8 @@ MAX_LAGS: Final = 4096
 """Of so many events the lag is remembered."""
 MAX_ENDS: Final = 1024
 """Containers whose last exit code is remembered, though they may be gone."""
+LOOK_S: Final = 0.5
+"""How often the socket of an engine that is not there is looked at, between attempts to connect."""
 RETRY_S: Final = 1.0
 """How long a command waits for one more attempt to reach an engine that is away."""
 COMPLETE_S: Final = 2.0
@@ -133,11 +135,7 @@ class Watch:
         """Follow the engine, for ever."""
         try:
             while True:
-                delay_s = await self._follow_once()
-                self._retry.clear()
-                with suppress(TimeoutError):
-                    async with asyncio.timeout(delay_s):
-                        await self._retry.wait()
+                await self._pause(await self._follow_once())
         finally:
             if self._timer:
                 self._timer.cancel()
@@ -145,6 +143,17 @@ class Watch:
                 task.cancel()
             self._pool.close()
             self.engine.close()
+
+    async def _pause(self, delay_s: float) -> None:
+        """Wait until it is time to try again, somebody asks for it, or an engine that was not there is there."""
+        self._retry.clear()
+        absent = not self.engine.is_listening
+        until = self._now() + delay_s
+        while (left_s := until - self._now()) > 0 and not (absent and self.engine.is_listening):
+            with suppress(TimeoutError):
+                async with asyncio.timeout(min(left_s, LOOK_S)):
+                    await self._retry.wait()
+                    return
 
     async def _follow_once(self) -> float:
         """Connect and follow until it ends. Returns after how many seconds to try again."""

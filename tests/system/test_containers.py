@@ -1,0 +1,169 @@
+"""The container monitor as a process in a real tree, under a storm, with an engine and a monitor that get kill -9."""
+
+import asyncio
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+from dockerd import Dockerd
+from tree import Tree, until
+
+from tsbus.containers.engine import Engine, EngineError
+from tsbus.mirror import Change, LiveMirror, follow
+
+START = Path(__file__).parents[2] / "services/ts_docker.py"
+BOXES = 20
+RETURN_S = 2.0
+"""So soon after the engine is back, what followers know is what there is."""
+
+
+class Monitor:
+    """services/ts_docker.py on one node."""
+
+    def __init__(self, tree: Tree, node: str, host: str) -> None:
+        self._tree, self._node, self._host = tree, node, host
+        self.start()
+
+    def start(self) -> None:
+        """Run it."""
+        tree, node = self._tree, self._node
+        argv = [
+            sys.executable,
+            START,
+            "--config",
+            tree.write(node),
+            "--bus",
+            tree.bus(node),
+            "--audit-dir",
+            tree.folder,
+        ]
+        with (tree.folder / "docker.log").open("ab") as log:
+            self._process = subprocess.Popen(argv, env=os.environ | {"DOCKER_HOST": self._host}, stderr=log)
+
+    def kill(self) -> None:
+        """End it without a word."""
+        self._process.kill()
+        self._process.wait()
+
+
+@pytest.fixture
+def boxes(engine: Engine) -> Iterator[list[str]]:
+    """Containers that do nothing and end at once when they are told to."""
+    host = {"NetworkMode": "none"}
+    made = [engine.create(f"box-{n}", {"Image": "box:1", "StopTimeout": 0, "HostConfig": host}) for n in range(BOXES)]
+    yield made
+    for container in made:
+        with suppress(EngineError):
+            engine.rm(container, force=True)
+
+
+def storm(engine: Engine, boxes: list[str], rounds: int) -> int:
+    """Start and kill all containers, several at a time; returns how many acts an engine that is away has missed."""
+
+    def act(what: Callable[[str], None], container: str) -> bool:
+        try:
+            what(container)
+        except EngineError:
+            return False
+        return True
+
+    missed = 0
+    with ThreadPoolExecutor(6) as pool:
+        for _ in range(rounds):
+            for what in (engine.start, engine.kill):
+                missed += sum(not done for done in pool.map(lambda box, what=what: act(what, box), boxes))
+    return missed
+
+
+def truth(engine: Engine) -> dict[str, tuple[str, str]]:
+    """What the engine says that there is: id -> name and state."""
+    return {one.id: (one.name, one.state) for one in engine.list()}
+
+
+def known(mirror: LiveMirror) -> dict[str, tuple[str, str]]:
+    """What a follower at the root knows."""
+    return {one.id: (one.name, one.state) for _, one in mirror.containers()}
+
+
+async def equal(mirror: LiveMirror, engine: Engine, limit_s: float) -> float:
+    """Wait until the follower knows what there is; returns how long that took."""
+    began = time.monotonic()
+    seen: list[Any] = []
+
+    async def is_so() -> bool:
+        seen[:] = [known(mirror), await asyncio.to_thread(truth, engine)]
+        return bool(seen[0] == seen[1])
+
+    try:
+        await until("the follower knows what there is", is_so, limit_s)
+    except AssertionError as error:
+        differ = {id_: (seen[0].get(id_), seen[1].get(id_)) for id_ in seen[0].keys() | seen[1].keys()}
+        raise AssertionError(f"{error}: {[pair for pair in differ.values() if pair[0] != pair[1]]}") from None
+    return time.monotonic() - began
+
+
+async def test_a_storm_with_an_engine_and_a_monitor_that_die(
+    grow: Any, dockerd: Dockerd, engine: Engine, boxes: list[str]
+) -> None:
+    """200 starts and ends, and kill -9 of the engine, then of the monitor: nothing is lost, nothing told twice."""
+    tree: Tree = await grow("a:b;b:c")
+    monitor = Monitor(tree, "c", dockerd.host)
+    told: list[Change] = []
+    try:
+        client = await tree.connect("a")
+        async with follow(client, "c", on_change=told.append) as mirror:
+            await equal(mirror, engine, 20)
+
+            # Without a gap: each act is told, once.
+            assert await asyncio.to_thread(storm, engine, boxes, 2) == 0
+            await equal(mirror, engine, RETURN_S)
+            actions = [change.event.action for change in told if change.event and change.event.container.id in boxes]
+            assert actions.count("started") == actions.count("died") == 2 * BOXES
+            assert_legal(told, boxes)
+
+            # The engine dies among them, and comes back.
+            storming = asyncio.create_task(asyncio.to_thread(storm, engine, boxes, 2))
+            before = len(told)
+            await until("the storm is on", lambda: len(told) > before + BOXES)
+            await asyncio.to_thread(dockerd.kill)
+            assert await storming > 0
+            await until("the engine is down", lambda: mirror.nodes["c"].state == "engine down")
+            await asyncio.to_thread(dockerd.start)
+            await equal(mirror, engine, RETURN_S)
+            assert_legal(told, boxes)
+
+            # The new engine is followed as the old one was.
+            assert await asyncio.to_thread(storm, engine, boxes, 1) == 0
+            await equal(mirror, engine, RETURN_S)
+            assert_legal(told, boxes)
+            counters = await client.call_one("c", "containers.stats")
+            assert counters.get("repairs", 0) == 0
+            assert counters["outbox_dropped"] == 0
+            epoch = counters["epoch"]
+
+            # The monitor dies, things happen, and another one starts.
+            monitor.kill()
+            await asyncio.to_thread(engine.start, boxes[0])
+            await asyncio.to_thread(engine.rm, boxes[1])
+            monitor.start()
+            await equal(mirror, engine, 20)
+            assert mirror.nodes["c"].epoch > epoch
+    finally:
+        monitor.kill()
+    assert "Traceback" not in (tree.folder / "docker.log").read_text()
+
+
+def assert_legal(told: list[Change], boxes: list[str]) -> None:
+    """Fail unless every container starts only when it does not run, and ends only when it does."""
+    for box in boxes:
+        chain = [change.event.action for change in told if change.event and change.event.container.id == box]
+        runs = [action for action in chain if action in ("started", "died")]
+        assert all(one != two for one, two in pairwise(runs)), chain

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tsbus.cli.demo import containers
+from tsbus.cli.demo import borrowed, containers
 from tsbus.cli.demo.borrowed import Borrowed
 
 ROOT = Path(__file__).parents[2]
@@ -130,6 +130,20 @@ def test_without_an_engine(monkeypatch, capsys, host, why):
     *_, line = capsys.readouterr().out.splitlines()
     assert line.startswith("Left out, because no Docker engine can be used: ")
     assert why in line
+
+
+def test_an_engine_that_goes_away(monkeypatch, capsys, dockerd):
+    """Where the engine does not answer at the end, the demo says how to remove what is left, and ends."""
+    monkeypatch.setenv("DOCKER_HOST", dockerd.host)
+    monkeypatch.setattr(borrowed, "ASK_S", 0.5)
+    docker = Borrowed("0000", containers.NODES)
+    docker.find()
+    dockerd.pause()
+    docker.remove()
+    dockerd.resume()
+    shown = capsys.readouterr().out
+    assert "has not answered in 0.5 s" in shown
+    assert "docker rm -f $(docker ps -aq --filter label=treescale.demo.0000)" in shown
 
 
 def test_an_image_that_is_there_will_do(monkeypatch, engine, dockerd, neighbour):

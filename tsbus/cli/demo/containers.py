@@ -19,7 +19,7 @@ def show(stage: Stage, bus: BlockingClient, docker: Borrowed) -> None:
     if docker.trouble:
         say(f"Left out, because no Docker engine can be used: {docker.trouble}")
         return
-    say("web1 and web2 share the Docker engine of this machine; to each there are only containers with its own label.")
+    say("web1 and web2 share this machine's Docker engine; each has containers of its own.")
     try:
         if not docker.make_image():
             stage.run(["treescale", "image", "pull", "web1", docker.image, "--timeout", "20"])
@@ -39,8 +39,8 @@ def _start(stage: Stage, docker: Borrowed) -> None:
     say("The root listens, and starts one on each:")
     program = ["sh", "-c", "while sleep 0.1; do :; done"]
     with stage.listening([*TOPICS, "4", "container.*"], ["root"]) as tell:
-        names = ["--name", docker.name, "--count", "2"]
-        stage.run(["treescale", "container", "run", *names, "@web", docker.image, *program])
+        names = ("--name", docker.name, "--count", "2")
+        stage.run(["treescale", "container", "run", "@web", docker.image, *names, "--", *program])
         tell()
 
 

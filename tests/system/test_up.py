@@ -63,7 +63,8 @@ class Machine:
     def run(self, *options, code=0):
         """Run `treescale up` and return what it printed: JSON, or its complaint."""
         argv = [ROOT / "bin/treescale", "up", self.file, "--run-dir", self.run_dir, "--json", *options]
-        done = subprocess.run(argv, capture_output=True, text=True, timeout=60)
+        env = os.environ | {"DOCKER_HOST": f"unix://{self.folder}/docker.sock"}
+        done = subprocess.run(argv, capture_output=True, text=True, timeout=60, env=env)
         assert done.returncode == code, done.stderr
         return json.loads(done.stdout) if done.stdout else done.stderr
 
@@ -118,6 +119,16 @@ def test_all_nodes_start_and_see_each_other(tree):
     assert (tree.run_dir / "a").stat().st_mode & 0o777 == 0o750
 
 
+def test_the_monitor_gets_the_engine_of_the_environment(tree):
+    """DOCKER_HOST goes through supervisord to the container monitor, which says where there is no engine, once."""
+    with connect_blocking(tree.bus("a")) as bus:
+        engine = bus.call_one("b", "docker.info")["engine"]
+    assert not engine["up"]
+    assert engine["reason"].startswith(f"no engine at {tree.folder}/docker.sock")
+    log = (tree.files("b").log_dir / "docker.log").read_text()
+    assert log.count("engine.down") == 1
+
+
 def test_a_second_time_changes_nothing(tree):
     """What runs goes on when the same command is given again."""
     before = tree.pids()
@@ -130,6 +141,7 @@ def test_a_second_time_changes_nothing(tree):
     [
         ("router", "router.ping"),
         ("executor", "exec.stats"),
+        ("docker", "containers.stats"),
         ("events", "process.stats"),
         ("greeter", "greeter.stats"),
     ],

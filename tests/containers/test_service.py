@@ -478,6 +478,24 @@ async def test_exec_with_a_terminal(site: Site, make: Make) -> None:
     assert replies[-1].json() == {"exit": 5}
 
 
+async def test_a_program_whose_caller_is_gone(site: Site, make: Make, engine: Engine) -> None:
+    """A program in a container ends with its caller, by SIGTERM or, if it does not care, by SIGKILL."""
+    container = make("sleep", "1000", name="left")
+    script = "trap 'touch /tmp/asked' TERM; echo on; while :; do sleep 0.1; done"
+    async with site.operate.request(
+        "a", "containers.exec", {"container": "left", "argv": ["sh", "-c", script]}
+    ) as call:
+        assert (await call.next()) is not None
+
+    def programs() -> list[str]:
+        return [" ".join(row) for row in engine.top(container)["Processes"] if "trap" in " ".join(row)]
+
+    await until("the program has ended", lambda: not programs())
+    assert await site.ok("containers.exec", {"container": "left", "argv": ["ls", "/tmp"]}) == [b"asked\n", {"exit": 0}]
+    (stats,) = await site.ok("containers.stats", by=site.observe)
+    assert stats["calls"]["programs_ended"] == 1
+
+
 async def test_a_caller_that_does_not_read(site: Site, make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     """Output waits for its reader: a program that writes without end is held, and let go when the caller leaves."""
     make("sleep", "1000", name="flood")

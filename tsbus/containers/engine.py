@@ -282,6 +282,11 @@ class Engine:
             self.resize(exec_id, *size)
         return program
 
+    def exec_pid(self, exec_id: str) -> int:
+        """Return the process on the engine's machine of a program that `exec` started, 0 if it does not run."""
+        said = _object(self._quick(lambda docker: docker.exec_inspect(exec_id)))
+        return int(said.get("Pid") or 0) if said.get("Running") else 0
+
     def resize(self, exec_id: str, rows: int, columns: int) -> None:
         """Set the size of the terminal of a program that `exec` started."""
         _check(exec_id)

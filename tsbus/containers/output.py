@@ -1,12 +1,13 @@
 """Output: what containers and programs in them write, on its way to callers, and what callers write to programs."""
 
 import asyncio
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Coroutine, Iterable, Iterator
 from contextlib import suppress
 from typing import Any, Final, TypeVar
 
 from tsbus import CommandError, Outcome, Request
 from tsbus.containers.desk import Desk
+from tsbus.containers.ending import end_program
 from tsbus.containers.engine import EngineError, Exec, Output
 from tsbus.containers.naming import Target
 from tsbus.containers.orders import Exec as ExecOrder
@@ -66,6 +67,7 @@ class Writings:
 
     def __init__(self, desk: Desk) -> None:
         self._desk = desk
+        self._endings: set[asyncio.Task[None]] = set()
 
     async def logs(self, call: Request) -> None:
         """`containers.logs`: of one container as it is, of several as lines."""
@@ -103,11 +105,32 @@ class Writings:
             try:
                 await self._pass_on(program, call, asyncio.Lock(), None)
                 code = record["exit"] = await self._exit_code(program)
+            except BaseException:
+                # The caller does not wait for that; it is over when the service ends.
+                self._later(self._end(program, targets[0].id))
+                raise
             finally:
                 program.close()
                 if feeding:
                     feeding.cancel()
         return ended(call, code)
+
+    async def stop(self) -> None:
+        """Wait until all that is being ended has ended. The workers have cancelled every call before."""
+        await asyncio.gather(*self._endings, return_exceptions=True)
+
+    def _later(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        self._endings.add(task)
+        task.add_done_callback(self._endings.discard)
+
+    async def _end(self, program: Exec, container: str) -> None:
+        """End a program that nobody waits for."""
+        with suppress(EngineError, RuntimeError):
+            if self._desk.engine.is_local and (
+                pid := await self._desk.inputs.run(self._desk.engine.exec_pid, program.id)
+            ):
+                self._desk.counters["programs_ended"] += await self._desk.inputs.run(end_program, pid, container)
 
     async def resize(self, call: Request) -> None:
         """`containers.resize`: the caller's terminal has another size."""

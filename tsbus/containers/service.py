@@ -93,4 +93,5 @@ def make_workers(desk: Desk, measuring: Measuring) -> tuple[Worker, ...]:
     ):  # fmt: skip
         for name, handler in commands.items():
             worker.command(name, role=role)(handler)
+    containers.stop(writings.stop)
     return containers, images, docker

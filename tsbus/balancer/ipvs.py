@@ -308,7 +308,7 @@ def _attributes(data: bytes) -> dict[int, bytes]:
     while position < len(data):
         length, kind = struct.unpack_from("=HH", data, position)
         found[kind & _KIND] = data[position + 4 : position + length]
-        position += length + 3 & ~3
+        position += max(length, 4) + 3 & ~3
     return found
 
 

@@ -16,7 +16,7 @@ GRACE_S: Final = 2.0
 
 
 def end_program(pid: int, container: str) -> bool:
-    """End the process `pid` if it is one of `container` (the whole id). Returns whether it could, after GRACE_S at most."""
+    """End the process `pid` if it is one of `container` (its whole id), within GRACE_S. Returns whether it could."""
     with suppress(OSError):
         # The descriptor is of this process whatever becomes of its number; then its cgroup tells whose it is.
         process = os.pidfd_open(pid)

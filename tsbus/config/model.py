@@ -195,8 +195,6 @@ class DockerPolicy:
     tls_key: Word = ""
     only: Annotated[str, forms.label] = ""
     """`key=value`, where several nodes share an engine: the containers of this node are those with this label."""
-    limit_admin: bool = False
-    """Whether what follows binds role admin as well."""
     privileged: bool = False
     """Privileged containers, and privileged programs in others."""
     host_mounts: tuple[Annotated[str, forms.mount], ...] = ()

@@ -6,7 +6,6 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from datetime import UTC, datetime
 from itertools import count
 from typing import Any, Final, TypeVar
@@ -16,8 +15,9 @@ from tsbus.audit import AuditError, AuditLog
 from tsbus.config import DockerPolicy
 from tsbus.containers.engine import Engine, EngineError, ErrorKind
 from tsbus.containers.naming import Named, NotOne, Target, matching, resolve
+from tsbus.containers.orders import Exec as ExecOrder
 from tsbus.containers.orders import Order, OrderError, parse, shown
-from tsbus.containers.policy import decide, named_volumes, powers_of, volume_path
+from tsbus.containers.policy import decide, decide_exec, named_volumes, powers_of, volume_path
 from tsbus.containers.threads import Pool
 from tsbus.containers.watch import Watch
 from tsbus.core.body import BodyError
@@ -99,12 +99,10 @@ class Desk:
         targets: Sequence[Target],
         order: Order,
         told: Mapping[str, Any],
-        *,
-        privileged: bool = False,
     ) -> None:
         """Raise RefusedError if the policy forbids a container that is described by `told`, in the engine's JSON.
 
-        `privileged`: what is wanted in it is.
+        With an order to run a program in it, it is there already.
         """
         volumes = {}
         for name in named_volumes(told):
@@ -117,8 +115,11 @@ class Desk:
             if path := volume_path(found):
                 volumes[name] = path
         powers = powers_of(told, volumes, os.path.realpath if self.engine.is_local else os.path.normpath)
-        powers = replace(powers, privileged=powers.privileged or privileged)
-        if denied := decide(powers, self._policy, Role(call.role)):
+        if isinstance(order, ExecOrder):
+            denied = decide_exec(powers, self._policy, Role(call.role), privileged=order.privileged)
+        else:
+            denied = decide(powers, self._policy)
+        if denied:
             self.counters["refused"] += 1
             self._try_to_write(self._line("refused", next(self._numbers), call, targets, order, reason=denied.reason))
             raise RefusedError(denied.reason)

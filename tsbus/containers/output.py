@@ -93,7 +93,7 @@ class Writings:
             return None
         await desk.engine_is_up()
         told = await desk.do(desk.engine.inspect_raw, targets[0].id)
-        await desk.allow(call, targets, order, told, privileged=order.privileged)
+        await desk.allow(call, targets, order, told)
         with desk.stream(), desk.recorded(call, targets, order) as record:
             program = await self._open(
                 desk.engine.exec, targets[0].id, order.argv, env=order.env, user=order.user, cwd=order.cwd,

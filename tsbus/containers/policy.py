@@ -6,7 +6,7 @@ program: `powers_of` reads the engine's JSON of both. docs/containers.md explain
 
 import posixpath
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from tsbus.config import DockerPolicy
@@ -46,16 +46,22 @@ class Denied:
     reason: str
 
 
-def decide(powers: Powers, policy: DockerPolicy, role: Role) -> Denied | None:
-    """Decide whether a caller with `role` may make, or get into, a container with `powers`."""
-    if role >= Role.ADMIN and not policy.limit_admin:
-        return None
+def decide(powers: Powers, policy: DockerPolicy) -> Denied | None:
+    """Decide whether a container with `powers` may be made. Roles do not count: an accident of an admin is one too."""
     missing = next(_missing(powers, policy), None)
     if missing is None:
         return None
     what, key = missing
-    other = "" if policy.limit_admin else "role admin, or "
-    return Denied(f"{what} may make one root of the node; that takes {other}{key} in [docker] of its configuration")
+    return Denied(f"{what} may make one root of the node; that takes {key} in [docker] of its configuration")
+
+
+def decide_exec(powers: Powers, policy: DockerPolicy, role: Role, *, privileged: bool) -> Denied | None:
+    """Decide whether a caller may run a program in a container that is there already and has `powers`.
+
+    Role admin may get into any; a `privileged` program takes its key from everybody.
+    """
+    has = Powers() if role >= Role.ADMIN else powers
+    return decide(replace(has, privileged=has.privileged or privileged), policy)
 
 
 def _missing(powers: Powers, policy: DockerPolicy) -> Iterator[tuple[str, str]]:

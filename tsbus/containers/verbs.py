@@ -436,6 +436,7 @@ class Acting:
                         if (now := time.monotonic()) - told_at >= PROGRESS_S:
                             told_at = now
                             await call.send(layers.progress)
+                    await call.send(layers.progress)  # the last steps came faster than we tell
                 finally:
                     pump.close()
             except EngineError as error:

@@ -24,43 +24,6 @@ pytestmark = pytest.mark.guest
 KINDS = pytest.mark.parametrize("kind", ["tcp", "udp"])
 VERSIONS = pytest.mark.parametrize("version", [4, 6])
 
-DOCKER = """\
-*nat
-:DOCKER - [0:0]
--A PREROUTING -m addrtype --dst-type LOCAL -j DOCKER
--A OUTPUT ! -d {loopback} -m addrtype --dst-type LOCAL -j DOCKER
--A POSTROUTING -s {one} ! -o docker0 -j MASQUERADE
--A POSTROUTING -s {two} ! -o br-two -j MASQUERADE
--A DOCKER -i docker0 -j RETURN
--A DOCKER -i br-two -j RETURN
-COMMIT
-*filter
-:FORWARD DROP [0:0]
-:DOCKER - [0:0]
-:DOCKER-USER - [0:0]
-:DOCKER-ISOLATION-STAGE-1 - [0:0]
-:DOCKER-ISOLATION-STAGE-2 - [0:0]
--A FORWARD -j DOCKER-USER
--A FORWARD -j DOCKER-ISOLATION-STAGE-1
--A FORWARD -o docker0 -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT
--A FORWARD -o docker0 -j DOCKER
--A FORWARD -i docker0 ! -o docker0 -j ACCEPT
--A FORWARD -i docker0 -o docker0 -j ACCEPT
--A FORWARD -o br-two -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT
--A FORWARD -o br-two -j DOCKER
--A FORWARD -i br-two ! -o br-two -j ACCEPT
--A FORWARD -i br-two -o br-two -j ACCEPT
--A DOCKER-USER -j RETURN
--A DOCKER-ISOLATION-STAGE-1 -i docker0 ! -o docker0 -j DOCKER-ISOLATION-STAGE-2
--A DOCKER-ISOLATION-STAGE-1 -i br-two ! -o br-two -j DOCKER-ISOLATION-STAGE-2
--A DOCKER-ISOLATION-STAGE-1 -j RETURN
--A DOCKER-ISOLATION-STAGE-2 -o docker0 -j DROP
--A DOCKER-ISOLATION-STAGE-2 -o br-two -j DROP
--A DOCKER-ISOLATION-STAGE-2 -j RETURN
-COMMIT
-"""
-"""The rules of an engine with two networks, of the form that engines 20 to 27 write."""
-
 
 class Stage:
     """A Docker host with an IPVS, and the ways to it."""
@@ -69,7 +32,7 @@ class Stage:
         self.lan, self.host = lan, lan.host
         self.kernel = self.host.call(Kernel)
         self.edge = self.host.call(HostEdge, "ipvs")
-        self.docker()
+        self.lan.docker()
         self.clear()
 
     def clear(self) -> None:
@@ -79,13 +42,6 @@ class Stage:
         for name in ("net.ipv4.vs.conntrack", "net.ipv4.vs.expire_nodest_conn"):
             self.host.sysctl(name, 0)
         self.bridge_filter(on=False)
-
-    def docker(self) -> None:
-        """Docker's rules, made anew; as after its restart, all others are gone."""
-        nets = {4: ("127.0.0.0/8", "172.17.0.0/16", "172.18.0.0/16"), 6: ("::1/128", "fd17::/64", "fd18::/64")}
-        for tool, version in (("iptables-restore", 4), ("ip6tables-restore", 6)):
-            names = dict(zip(("loopback", "one", "two"), nets[version], strict=True))
-            self.host.run(tool, text=DOCKER.format(**names))
 
     def bridge_filter(self, *, on: bool) -> None:
         for tool in ("iptables", "ip6tables"):
@@ -251,7 +207,7 @@ def test_a_restart_of_docker(stage: Stage) -> None:
     front = stage.front("tcp", "node")
     stage.balance(front)
     before = stage.host.run("iptables", "-S")
-    stage.docker()
+    stage.lan.docker()
     assert "TREESCALE" not in stage.host.run("iptables", "-S")
     assert stage.host.call(stage.edge.apply, stage.needs(front)).changes
     assert stage.answers("client", "tcp") == seen("node", by="host")
@@ -267,7 +223,7 @@ def test_a_published_port(stage: Stage) -> None:
     for table, rule in (("nat", f"! -i docker0 {published}"), ("filter", let_in)):
         stage.host.run("iptables", "-t", table, "-A", "DOCKER", *rule.split())
     assert stage.answers("client", "tcp") == seen("c2", by="client")
-    stage.docker()
+    stage.lan.docker()
 
 
 def test_foreign_services_are_left_alone(stage: Stage) -> None:

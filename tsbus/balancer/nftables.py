@@ -1,0 +1,193 @@
+"""Nftables: the balancer of a kernel without IPVS, with the shape of ipvs.Kernel, in a table of its own.
+
+What the table holds is written and read in verdicts.py. Each change is one transaction: a client meets the service as
+it was or as it is, never in between. Connections are the kernel's tracking (conntrack.py).
+"""
+
+import json
+import time
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
+from itertools import product
+from types import TracebackType
+from typing import Final, Self
+
+from tsbus.balancer import conntrack
+from tsbus.balancer.programs import Failed, HostError, NoFeature, run
+from tsbus.balancer.rules import Listen
+from tsbus.balancer.slots import SCHEDULERS
+from tsbus.balancer.steps import (
+    AddDestination,
+    AddService,
+    DeleteDestination,
+    DeleteService,
+    SetDestination,
+    SetService,
+    Step,
+)
+from tsbus.balancer.table import IP, Address, Counts, Entry, Key, Mark, Virtual
+from tsbus.balancer.verdicts import TABLE, Held, Listing, Tally, impossible, parse, script
+
+_RATE_S: Final = 1.0
+"""Rates are means over at least so long."""
+
+
+class Impossible(HostError):
+    """A service needs what only IPVS has."""
+
+
+def why_unavailable() -> str | None:
+    """Return why this process cannot balance with nftables here, and what to do about it; None when it can."""
+    probe = f"table inet {TABLE}-probe {{ chain pre {{ type nat hook prerouting priority dstnat; }}; }}\n"
+    try:
+        run("nft", "--check", "-f", "-", text=probe)
+    except HostError as error:
+        return str(error)
+    return None
+
+
+class Table:
+    """The services of the network namespace in which this is used. Blocks while nft runs; for one thread."""
+
+    def __init__(self) -> None:
+        self._measured: dict[tuple[Key, Address], tuple[float, Tally]] = {}
+        self._rates: dict[tuple[Key, Address], Tally] = {}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Nothing to do; the table stays in force."""
+
+    def schedulers(self) -> frozenset[str]:
+        """Return those that can be had without IPVS."""
+        return SCHEDULERS
+
+    def services(self) -> dict[Key, Entry]:
+        """Return everything in the table, with counts. Raises HostError."""
+        listing = _listing()
+        flows = list(_flows_of(listing.pools))
+        active = Counter(place for place, flow in flows if flow.established)
+        inactive = Counter(place for place, flow in flows if not flow.established)
+        rates = self._measure(listing)
+        entries = {}
+        for key, pool in listing.pools.items():
+            found = {}
+            for address, each in pool.destinations.items():
+                place = key, address
+                tally, rate = listing.tallies[place], rates[place]
+                counts = Counts(
+                    active[place], inactive[place], 0,
+                    tally.connections, tally.in_packets, tally.out_packets, tally.in_bytes, tally.out_bytes,
+                    rate.connections, rate.in_packets, rate.out_packets, rate.in_bytes, rate.out_bytes,
+                )  # fmt: skip
+                found[address] = each, counts
+            entries[key] = Entry(pool.service, found)
+        return entries
+
+    def connections(self) -> Counter[tuple[Key, Address]]:
+        """Return how many connections of each server are not over. Raises HostError."""
+        return Counter(place for place, flow in _flows_of(_listing().pools) if not flow.over)
+
+    def apply(self, steps: Iterable[Step], listens: Mapping[Mark, tuple[Listen, ...]] | None = None) -> None:
+        """Take all steps at once; `listens` says what the marks among the services stand for.
+
+        Connections of a server that is deleted are forgotten: its clients get a reset with TCP, another server with
+        UDP. Raises Impossible before anything is changed, and HostError.
+        """
+        found = _listing()
+        try:
+            wanted = _taken(found, steps, listens or {})
+        except KeyError as error:
+            raise Failed(f"{error.args[0]} is not in the table", "read it again") from error
+        for key, pool in wanted.items():
+            pool.service.check()
+            for each in pool.destinations.values():
+                each.check()
+            if why := impossible(pool.service, pool.destinations.values()):
+                raise Impossible(f"{key}: {why}", 'or set backend = "ipvs" in [balancing]')
+        todo = script(found, wanted)
+        for text in (todo.switch, todo.clean):
+            if text:
+                run("nft", "-f", "-", text=text)
+        gone = {
+            (key, address)
+            for key, pool in found.pools.items()
+            for address in pool.destinations
+            if key not in wanted or address not in wanted[key].destinations
+        }
+        if gone:
+            conntrack.end([flow for place, flow in _flows_of(found.pools) if place in gone])
+
+    def _measure(self, listing: Listing) -> dict[tuple[Key, Address], Tally]:
+        """Rates since the last reading that is long enough ago."""
+        now = time.monotonic()
+        rates = {}
+        measured = {}
+        for place, tally in listing.tallies.items():
+            since, before = self._measured.get(place, (now, tally))
+            span = now - since
+            if span >= _RATE_S and tally.connections >= before.connections:
+                rates[place] = Tally(*(round((new - old) / span) for new, old in zip(tally, before, strict=True)))
+                since, before = now, tally
+            else:
+                rates[place] = self._rates.get(place, Tally())
+            measured[place] = since, before
+        self._measured, self._rates = measured, rates
+        return rates
+
+
+def _listing() -> Listing:
+    try:
+        return parse(json.loads(run("nft", "-j", "list", "table", "inet", TABLE))["nftables"])
+    except NoFeature:
+        return Listing()
+
+
+def _taken(found: Listing, steps: Iterable[Step], listens: Mapping[Mark, tuple[Listen, ...]]) -> dict[Key, Held]:
+    """The table after these steps."""
+    pools = dict(found.pools)
+    for step in steps:
+        match step:
+            case AddService(service) | SetService(service):
+                before = pools.get(service.key)
+                pools[service.key] = Held(service, (), before.destinations if before else {})
+            case DeleteService(key):
+                del pools[key]
+            case AddDestination(key, one) | SetDestination(key, one):
+                pools[key] = replace(pools[key], destinations={**pools[key].destinations, one.address: one})
+            case DeleteDestination(key, address):
+                rest = {each: one for each, one in pools[key].destinations.items() if each != address}
+                pools[key] = replace(pools[key], destinations=rest)
+    return {key: replace(pool, listens=_listens(key, pool, listens)) for key, pool in pools.items()}
+
+
+def _listens(key: Key, pool: Held, listens: Mapping[Mark, tuple[Listen, ...]]) -> tuple[Listen, ...]:
+    match key:
+        case Virtual(protocol, ip, port):
+            return (Listen(protocol, ip, port, port),)
+        case Mark():
+            known = tuple(sorted(listens.get(key, pool.listens)))
+            if not known:
+                raise Impossible(f"{key}: nothing says which addresses it stands for", "name them in the configuration")
+            return known
+
+
+def _flows_of(pools: Mapping[Key, Held]) -> Iterator[tuple[tuple[Key, Address], conntrack.Flow]]:
+    """The tracked connections of all servers of these pools."""
+    index: dict[tuple[int, IP, Address], list[tuple[Listen, Key, Address]]] = defaultdict(list)
+    for key, pool in pools.items():
+        for listen, address in product(pool.listens, pool.destinations):
+            index[listen.protocol, listen.ip, address].append((listen, key, address))
+    for version in {key.version for key in pools}:
+        for flow in conntrack.flows(version):
+            for server in (flow.server, Address(flow.server.ip, 0)):
+                for listen, key, address in index.get((flow.protocol, flow.virtual.ip, server), ()):
+                    if listen.first <= flow.virtual.port <= listen.last:
+                        yield (key, address), flow

@@ -1,0 +1,326 @@
+"""Verdicts: a table of services in the words of nft, and back. Pure.
+
+The table `treescale-lb` has a map from what clients connect to, to the chain of its service; this chain has one rule
+that gives a slot (slots.py) to the chain of a server; and this one has one rule that translates. So all that a change
+touches is the rule of one service, and a transaction replaces it without a moment in between.
+
+Of a connection only the first packet comes here, the others are translated by the kernel's tracking. Two sets, with the
+packets to servers and from them, count.
+"""
+
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from ipaddress import ip_address
+from itertools import groupby
+from typing import Any, Final, NamedTuple
+
+from tsbus.balancer.rules import Listen, Version
+from tsbus.balancer.slots import MANY, SCHEDULERS, slots
+from tsbus.balancer.table import IP, Address, Destination, Forward, Key, Mark, Protocol, Service, Virtual
+
+TABLE: Final = "treescale-lb"
+_SEED: Final = 0x5453
+"""Of the hash: other tools of the kernel hash addresses too, and should not agree with us on which are alike."""
+_FAMILIES: Final[dict[Version, str]] = {4: "ip", 6: "ip6"}
+_WEIGHT: Final = re.compile(r"weight (\d+)")
+
+
+class Tally(NamedTuple):
+    """What the kernel has counted for one server since it was added."""
+
+    connections: int = 0
+    in_packets: int = 0
+    in_bytes: int = 0
+    out_packets: int = 0
+    out_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """A service as this table holds it."""
+
+    service: Service
+    listens: tuple[Listen, ...]
+    destinations: Mapping[Address, Destination] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Listing:
+    """What nft lists of our table."""
+
+    there: bool = False
+    pools: Mapping[Key, Held] = field(default_factory=dict)
+    tallies: Mapping[tuple[Key, Address], Tally] = field(default_factory=dict)
+    objects: frozenset[tuple[str, str]] = frozenset()
+    """Kind and name: chains and counters of services and servers."""
+    elements: frozenset[tuple[str, str]] = frozenset()
+    """Name of the map or set, and element."""
+
+
+class Script(NamedTuple):
+    """Two transactions: what puts a table into force, and what removes that which is no more in use.
+
+    Not one: kernels before 6.4 do not let go of a chain in the transaction in which its last user goes.
+    """
+
+    switch: str
+    clean: str
+
+
+def impossible(service: Service, destinations: Iterable[Destination] = ()) -> str:
+    """Return why this table cannot hold a service, or ''."""
+    if service.scheduler not in SCHEDULERS:
+        known = ", ".join(sorted(SCHEDULERS))
+        return f"without IPVS nobody counts open connections for the scheduler {service.scheduler}: use one of {known}"
+    if service.persistent_s:
+        return "without IPVS no client is kept with its server for a time: use the scheduler sh"
+    if service.one_packet or service.hash_port or service.client_prefix:
+        return "without IPVS there is neither scheduling of single packets nor hashing of ports and prefixes"
+    if any(each.forward is not Forward.NAT or each.upper for each in destinations):
+        return 'without IPVS there is only forward = "nat", and no thresholds'
+    return ""
+
+
+# ---- To nft ----
+
+
+def script(found: Listing, wanted: Mapping[Key, Held]) -> Script:
+    """Return what leads from what is there to what is wanted; empty texts where there is nothing to do."""
+    lines: list[str] = [] if found.there or not wanted else [_skeleton()]
+    new_objects = {each for key, pool in wanted.items() for each in _objects(key, pool)}
+    new_elements = {each for key, pool in wanted.items() for each in _elements(key, pool)}
+    for kind, name in sorted(new_objects - found.objects):
+        lines.append(f"add {kind} inet {TABLE} {name}")
+    for key, pool in wanted.items():
+        if pool != found.pools.get(key):
+            lines += _rules(key, pool, found.pools.get(key))
+    stale = found.elements - new_elements
+    lines += [f"delete element inet {TABLE} {name} {{ {element} }}" for name, element in sorted(stale)]
+    lines += [
+        f"add element inet {TABLE} {name} {{ {element} }}" for name, element in sorted(new_elements - found.elements)
+    ]
+    gone = found.objects - new_objects
+    chains = sorted((name for kind, name in gone if kind == "chain"))
+    clean = [f"flush chain inet {TABLE} {name}" for name in chains]
+    clean += [f"delete chain inet {TABLE} {name}" for name in chains]
+    clean += [f"delete counter inet {TABLE} {name}" for kind, name in sorted(gone) if kind == "counter"]
+    if not wanted and found.there:
+        return Script("", f"delete table inet {TABLE}\n")
+    return Script(_text(lines), _text(clean))
+
+
+def _text(lines: Iterable[str]) -> str:
+    return "".join(f"{line}\n" for line in lines)
+
+
+def _skeleton() -> str:
+    lines = [f"table inet {TABLE} {{"]
+    for version in _FAMILIES:
+        ip = f"ipv{version}_addr"
+        lines.append(f"map services{version} {{ type inet_proto . {ip} . inet_service : verdict; flags interval; }}")
+        flow = f"inet_proto . {ip} . inet_service . {ip} . inet_service"
+        lines += [f"set {way}{version} {{ type {flow}; flags interval; counter; }}" for way in ("to", "from")]
+    ways = [
+        f"meta l4proto . {family} daddr . th dport vmap @services{version};" for version, family in _FAMILIES.items()
+    ]
+    # Before the rules of Docker (at dstnat): who configures a balancer at an address means it.
+    for hook in ("prerouting", "output"):
+        lines.append(f"chain {hook} {{ type nat hook {hook} priority -105; {' '.join(ways)} }}")
+    # nft knows what a port of a tracked connection is only after the protocol was named.
+    counts = [
+        f"meta l4proto {int(protocol)} ct direction {direction} meta l4proto . ct original {family} daddr . "
+        f"ct original proto-dst . ct reply {family} saddr . ct reply proto-src @{way}{version};"
+        for protocol in Protocol
+        for version, family in _FAMILIES.items()
+        for direction, way in (("original", "to"), ("reply", "from"))
+    ]
+    lines.append(f"chain count {{ {' '.join(counts)} }}")
+    lines.append("chain leaving { type filter hook postrouting priority 0; ct status dnat goto count; }")
+    lines.append('chain arriving { type filter hook input priority 0; iifname != "lo" ct status dnat goto count; }')
+    return "\n".join((*lines, "}"))
+
+
+def _objects(key: Key, pool: Held) -> Iterator[tuple[str, str]]:
+    yield "chain", _name(key)
+    for address in pool.destinations:
+        yield "chain", _name(key, address)
+        yield "counter", _name(key, address)
+
+
+def _elements(key: Key, pool: Held) -> Iterator[tuple[str, str]]:
+    version = key.version
+    for listen in pool.listens:
+        place = f"{int(listen.protocol)} . {listen.ip} . {listen.ports}"
+        yield f"services{version}", f"{place} : goto {_name(key)}"
+        for address in pool.destinations:
+            port = address.port or listen.ports
+            for way in ("to", "from"):
+                yield f"{way}{version}", f"{place} . {address.ip} . {port}"
+
+
+def _rules(key: Key, pool: Held, before: Held | None) -> Iterator[str]:
+    known = before.destinations if before else {}
+    for address, each in pool.destinations.items():
+        if each != known.get(address):
+            name = _name(key, address)
+            ip = f"[{address.ip}]" if address.port and address.ip.version == 6 else address.ip
+            to = f"{_FAMILIES[key.version]} to {ip}" + (f":{address.port}" if address.port else "")
+            protocol = int(pool.listens[0].protocol)
+            yield f"flush chain inet {TABLE} {name}"
+            yield (
+                f"add rule inet {TABLE} {name} meta l4proto {protocol} counter name {name} dnat {to} "
+                f'comment "weight {each.weight}"'
+            )
+    yield f"flush chain inet {TABLE} {_name(key)}"
+    yield f'add rule inet {TABLE} {_name(key)} {_choice(key, pool)} comment "{pool.service.scheduler}"'
+
+
+def _choice(key: Key, pool: Held) -> str:
+    order = slots(pool.service.scheduler, pool.destinations.values())
+    if not order:
+        return "reject"
+    if len(set(order)) == 1:
+        return f"goto {_name(key, order[0])}"
+    number = f"numgen inc mod {len(order)}"
+    if pool.service.scheduler == "sh":
+        number = f"jhash {_FAMILIES[key.version]} saddr mod {MANY} seed {_SEED:#x}"
+    parts = []
+    position = 0
+    for address, run in groupby(order):
+        last = position + len(list(run)) - 1
+        span = f"{position}-{last}" if last > position else str(position)
+        parts.append(f"{span} : goto {_name(key, address)}")
+        position = last + 1
+    return f"{number} vmap {{ {', '.join(parts)} }}"
+
+
+def _name(key: Key, address: Address | None = None) -> str:
+    """Of the chain of a service or server. nft takes letters, digits and `/-_.` in names."""
+    if isinstance(key, Mark):
+        words = ["m", key.number, key.version]
+    else:
+        words = ["s", key.protocol.name.lower(), _word(key.ip), key.port]
+    if address:
+        words += [_word(address.ip), address.port]
+    return "/".join(map(str, words))
+
+
+def _word(ip: IP) -> str:
+    return str(ip).replace(":", "-")
+
+
+# ---- From nft ----
+
+
+def parse(listed: Iterable[Mapping[str, Any]]) -> Listing:
+    """Return what the objects of `nft -j list table` say. What is in the table and not of our making is passed over."""
+    objects: set[tuple[str, str]] = set()
+    elements: list[tuple[str, str]] = []
+    counted: dict[tuple[str, str], tuple[int, int]] = {}
+    rules: dict[str, Mapping[str, Any]] = {}
+    places: dict[str, list[Listen]] = {}
+    for item in listed:
+        for kind, each in item.items():
+            match kind:
+                case "chain" | "counter" if _read_name(each["name"]):
+                    objects.add((kind, each["name"]))
+                    if kind == "counter":
+                        counted["", each["name"]] = each["packets"], each["bytes"]
+                case "rule" if _read_name(each["chain"]):
+                    rules[each["chain"]] = each
+                case "map":
+                    for place, verdict in each.get("elem", ()):
+                        listen, chain = _listen(_concat(place)), verdict["goto"]["target"]
+                        places.setdefault(chain, []).append(listen)
+                        text = f"{int(listen.protocol)} . {listen.ip} . {listen.ports} : goto {chain}"
+                        elements.append((each["name"], text))
+                case "set":
+                    for element in each.get("elem", ()):
+                        text = " . ".join(_concat(element["elem"]["val"]))
+                        counter = element["elem"]["counter"]
+                        counted[each["name"], text] = counter["packets"], counter["bytes"]
+                        elements.append((each["name"], text))
+    pools: dict[Key, Held] = {}
+    tallies = {}
+    for chain, listens in places.items():
+        name = _read_name(chain)
+        if name is None or chain not in rules:
+            continue
+        key = name[0]
+        destinations = dict(_destinations(key, rules, _targets(rules[chain])))
+        scheduler = rules[chain].get("comment", "")
+        service = Service(key, scheduler, hash_fallback=scheduler == "sh", owned=True)
+        pools[key] = Held(service, tuple(sorted(listens)), destinations)
+        for address in destinations:
+            tallies[key, address] = _tally(key, address, listens, counted)
+    return Listing(True, pools, tallies, frozenset(objects), frozenset(elements))
+
+
+def _concat(value: Mapping[str, Any]) -> list[str]:
+    words = []
+    for each in value["concat"]:
+        match each:
+            case {"range": [first, last]}:
+                words.append(f"{first}-{last}")
+            case str() if each.upper() in Protocol.__members__:
+                words.append(str(int(Protocol[each.upper()])))
+            case _:
+                words.append(str(each))
+    return words
+
+
+def _listen(words: list[str]) -> Listen:
+    first, _, last = words[2].partition("-")
+    return Listen(Protocol(int(words[0])), ip_address(words[1]), int(first), int(last or first))
+
+
+def _read_name(name: str) -> tuple[Key, Address | None] | None:
+    """Whose chain it is."""
+    match name.split("/"):
+        case ["m", number, version, *rest]:
+            key: Key = Mark(int(number), 4 if version == "4" else 6)
+        case ["s", protocol, ip, port, *rest]:
+            key = Virtual(Protocol[protocol.upper()], _ip(ip), int(port))
+        case _:
+            return None
+    return key, Address(_ip(rest[0]), int(rest[1])) if rest else None
+
+
+def _ip(word: str) -> IP:
+    return ip_address(word.replace("-", ":"))
+
+
+def _targets(rule: Mapping[str, Any]) -> frozenset[str]:
+    """The chains to which the rule of a service leads."""
+    for each in rule["expr"]:
+        match each:
+            case {"goto": {"target": str(target)}}:
+                return frozenset({target})
+            case {"vmap": {"data": {"set": parts}}}:
+                return frozenset(verdict["goto"]["target"] for _, verdict in parts)
+    return frozenset()
+
+
+def _destinations(
+    key: Key, rules: Mapping[str, Mapping[str, Any]], targets: frozenset[str]
+) -> Iterator[tuple[Address, Destination]]:
+    """The servers that have a chain. One to which nothing leads has no weight, whatever its chain says."""
+    for chain, rule in rules.items():
+        name = _read_name(chain)
+        if name and name[0] == key and (address := name[1]):
+            weight = _WEIGHT.fullmatch(rule.get("comment", ""))
+            yield address, Destination(address, int(weight[1]) if weight and chain in targets else 0)
+
+
+def _tally(
+    key: Key, address: Address, listens: Iterable[Listen], counted: Mapping[tuple[str, str], tuple[int, int]]
+) -> Tally:
+    sums = [0, 0, 0, 0]
+    for listen in listens:
+        text = f"{int(listen.protocol)} . {listen.ip} . {listen.ports} . {address.ip} . {address.port or listen.ports}"
+        for number, way in enumerate(("to", "from")):
+            packets, size = counted.get((f"{way}{key.version}", text), (0, 0))
+            sums[2 * number] += packets
+            sums[2 * number + 1] += size
+    return Tally(counted.get(("", _name(key, address)), (0, 0))[0], *sums)

@@ -440,7 +440,7 @@ class Acting:
                 finally:
                     pump.close()
             except EngineError as error:
-                raise CommandError(str(error)) from None
+                raise CommandError(f"{image} cannot be fetched: {error}") from None
         return layers.status
 
     async def tag(self, call: Request) -> None:

@@ -351,5 +351,7 @@ def test_denied_says_why() -> None:
 @pytest.mark.parametrize("role", [Role.OPERATE, Role.ADMIN])
 def test_who_may_get_into_a_container_that_has_powers(role: Role, privileged: bool) -> None:
     """Admins may run programs in any container that is there; privileged ones take their key from everybody."""
-    denied = decide_exec(Powers(namespaces=("pid: host",)), DockerPolicy(), role, privileged=privileged)
-    assert (denied is None) == (role is Role.ADMIN and not privileged)
+    for powers in (Powers(namespaces=("pid: host",)), Powers(privileged=True)):
+        denied = decide_exec(powers, DockerPolicy(), role, privileged=privileged)
+        assert (denied is None) == (role is Role.ADMIN and not privileged)
+        assert denied is None or denied.reason.endswith(", or role admin") == (not privileged)

@@ -6,7 +6,7 @@ program: `powers_of` reads the engine's JSON of both. docs/containers.md explain
 
 import posixpath
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from tsbus.config import DockerPolicy
@@ -60,8 +60,12 @@ def decide_exec(powers: Powers, policy: DockerPolicy, role: Role, *, privileged:
 
     Role admin may get into any; a `privileged` program takes its key from everybody.
     """
-    has = Powers() if role >= Role.ADMIN else powers
-    return decide(replace(has, privileged=has.privileged or privileged), policy)
+    if denied := decide(Powers(privileged=privileged), policy):
+        return denied
+    if role >= Role.ADMIN:
+        return None
+    denied = decide(powers, policy)
+    return Denied(f"{denied.reason}, or role admin") if denied else None
 
 
 def _missing(powers: Powers, policy: DockerPolicy) -> Iterator[tuple[str, str]]:

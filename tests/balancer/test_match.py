@@ -5,7 +5,8 @@ from ipaddress import ip_address
 import pytest
 from model_kernel import box, tree
 
-from tsbus.balancer.match import LeftOut, best_key, match, place
+from tsbus.balancer.match import LeftOut, best_key, place
+from tsbus.balancer.match import match as match_by
 from tsbus.config import loads
 from tsbus.records import Endpoint, Image
 
@@ -16,6 +17,10 @@ HOME = (ip_address("192.168.0.2"),)
 
 def balancer(keys):
     return tree(keys).servers["n1"].balancers["web"]
+
+
+def match(one, node, container):
+    return match_by(one, node, container, best_key(one, container.image))
 
 
 def six():

@@ -6,6 +6,7 @@ import pytest
 from model_kernel import CONTAINERS, SECOND, VIP, Kernel, Scene, box
 
 from tsbus.balancer.table import Address, Mark
+from tsbus.balancer.weights import headroom
 from tsbus.balancer.world import Capacity, Override
 from tsbus.config.address import parse_address
 
@@ -284,6 +285,8 @@ def test_what_the_configuration_does_not_name_any_more_is_drained(scene):
     scene.now += 1
     scene.count(0, "172.17.0.2")
     assert scene.plan() == {AT_B: 0, "192.168.0.2:80": 1}
+    scene.boxes("n1", A, changed(B, state="exited"))
+    assert scene.plan() == {"192.168.0.2:80": 1}
 
 
 def test_a_balancer_that_is_gone_from_the_configuration_is_deleted(scene):
@@ -362,6 +365,42 @@ def test_weights_follow_the_cpu_in_steps():
     scene.start()
     scene.headroom = {A.id: 0.3}
     assert scene.plan(1) == {AT_A: 56}
+
+
+@pytest.mark.parametrize(
+    ("percent", "limit", "cores", "free"),
+    [
+        (0, 0, 4, 1.0),
+        (200, 0, 4, 0.5),
+        (25, 0.5, 4, 0.5),
+        (50, 0.5, 4, 0.0),
+        (90, 8, 4, 0.775),
+        (999, 1, 1, 0.0),
+        (50, 0, 0, 0.5),
+    ],
+)
+def test_headroom_is_the_free_share_of_limit_or_node(percent, limit, cores, free):
+    """The free CPU of a container is that of its limit, or of the node's cores when these are fewer or it has none."""
+    assert headroom(percent, limit, cores) == pytest.approx(free)
+
+
+def test_two_servers_at_one_address_are_one():
+    """A node's port that is named and also published by a container takes part once, as the named server."""
+    scene = Scene(CONTAINERS + "\nservers = {n2 = 8080}")
+    scene.boxes("n2", box("c", host_port=8080))
+    assert scene.plan() == {"192.168.0.2:8080": 1}
+    (left,) = scene.last.reports[0].left_out
+    assert (left.name, left.reason) == ("c", "192.168.0.2:8080 takes part already, as n2")
+
+
+def test_an_idle_world_costs_no_plan(scene):
+    """When nothing has changed the same pool is wanted, as the same object, and nothing is told."""
+    wanted = scene.last.wanted[VIP]
+    scene.boxes("n1", A, B, box("other", "172.17.0.9", image="redis"))
+    scene.plan(1)
+    assert scene.last.wanted[VIP] is wanted
+    assert scene.events == []
+    assert scene.last.wake is None
 
 
 # Lost links
@@ -455,6 +494,21 @@ def test_containers_come_back_when_their_node_has_told():
     assert scene.plan(1) == {AT_A: 1, "192.168.0.2:81": 0}
     scene.view("n2", picture="complete")
     assert scene.plan(1) == {AT_A: 1, "192.168.0.2:81": 1}
+
+
+def test_what_was_kept_in_a_panic_is_not_taken_out_when_its_link_is_back():
+    """A container that served through the panic goes on while its node has not told yet."""
+    scene = Scene()
+    scene.boxes("n2", box("c", host_port=81))
+    scene.boxes("n1", A)
+    scene.boxes("n3", box("d", host_port=81))
+    scene.plan()
+    for node in ("n2", "n3"):
+        scene.view(node, up=False, picture="stale")
+    both = {AT_A: 1, "192.168.0.2:81": 1, "192.168.0.3:81": 1}
+    assert scene.plan(1) == both
+    scene.view("n2", up=True)
+    assert scene.plan(1) == both | {"192.168.0.3:81": 0}
 
 
 # What is not known

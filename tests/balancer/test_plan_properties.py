@@ -199,7 +199,7 @@ programs = st.lists(
 )
 
 
-@settings(max_examples=300)
+@settings(max_examples=200)
 @given(programs)
 def test_any_life_ends_in_the_right_table(program):
     """Through starts, deaths, drains, lost links, restarts and crashes in the middle of a change: at every moment the

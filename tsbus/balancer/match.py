@@ -41,12 +41,16 @@ class LeftOut(ValueError):
     """A container that was meant to take part cannot; the text says why."""
 
 
-def match(balancer: Balancer, node: str, container: Container) -> Match | None:
-    """Return how `container` takes part in `balancer` of `node`, None if it does not. Raises LeftOut."""
+def match(balancer: Balancer, node: str, container: Container, key: tuple[str, str] | None) -> Match | None:
+    """Return how `container` takes part in `balancer` of `node`, None if it does not. Raises LeftOut.
+
+    `key` is what `best_key` returns for its image.
+    """
     labels = container.labels
+    if key is None and BALANCER not in labels:
+        return None
     if not _word(labels, ENABLE, default=True):
         return None
-    key = best_key(balancer, container.image)
     named = [name.strip() for name in labels.get(BALANCER, "").split(",") if name.strip()]
     if named:
         if not {balancer.name, f"{node}/{balancer.name}"} & set(named):

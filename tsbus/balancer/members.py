@@ -1,18 +1,20 @@
 """Members: who takes part in one balancer at a moment, with address and base weight. Pure."""
 
-from collections.abc import Collection, Iterator, Mapping
-from typing import NamedTuple
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from typing import Final, NamedTuple
 
 from tsbus.balancer.life import ServerId
-from tsbus.balancer.match import RUNNING, LeftOut, client_port, match, place
+from tsbus.balancer.match import RUNNING, LeftOut, best_key, client_port, match, place
 from tsbus.balancer.report import Missing
 from tsbus.balancer.table import IP, Address
 from tsbus.balancer.world import NodeView, World
 from tsbus.config import Balancer, Tree
-from tsbus.records import Container
+from tsbus.records import Container, Image
 
-NOWHERE = NodeView()
+NOWHERE: Final = NodeView()
 """A node that nothing is known of."""
+MAX_IMAGES: Final = 4096
+"""For so many images it is remembered which key fits."""
 
 
 class Candidate(NamedTuple):
@@ -38,8 +40,29 @@ class Members:
         """`nodes`: whose containers may take part; `servers`: the nodes that each key of the balancer's names."""
         self._node, self._balancer, self.nodes, self._servers = node, balancer, nodes, servers
         self.others = {*nodes, *(name for names in servers.values() for name in names)} - {node}
-        self._known: dict[str, tuple[Container, NodeView, Candidate | Missing | None]] = {}
-        """What was found of a container; looked at again when its record is another object."""
+        self._known: dict[str, tuple[Container, NodeView, Candidate | Missing]] = {}
+        """By id: the record of a container that takes part or was meant to, its node as it was then, and what it is."""
+        self._keys: dict[Image, tuple[str, str] | None] = {}
+        """The key that fits an image best; many containers have the same."""
+
+    def update(self, world: World, containers: Iterable[tuple[str, str, Container | None]]) -> bool:
+        """Look at the containers (node, id, record) that have changed; tell whether that changes who takes part."""
+        changed = False
+        for node, id_, record in containers:
+            before = self._known.pop(id_, None)
+            if record is not None and node in self.nodes and record.state in RUNNING:
+                view = world.nodes[node]
+                if (found := self._look(record, node, view.ips)) is not None:
+                    self._known[id_] = (record, view, found)
+            changed |= before is not None or id_ in self._known
+        return changed
+
+    def relook(self, world: World) -> None:
+        """Look again at the containers of nodes whose addresses have changed."""
+        for id_, (record, view, found) in list(self._known.items()):
+            now = world.nodes.get(found.node, NOWHERE)
+            if now.ips != view.ips:
+                self.update(world, [(found.node, id_, record)])
 
     def find(self, world: World) -> tuple[dict[ServerId, Candidate], list[Missing]]:
         """Return who takes part, and who was meant to and cannot."""
@@ -94,22 +117,16 @@ class Members:
         return None
 
     def _containers(self, world: World) -> Iterator[Candidate | Missing]:
-        known, self._known = self._known, {}
-        for node in self.nodes:
-            view = world.nodes.get(node, NOWHERE)
-            for id_, record in view.containers.items():
-                if record.state not in RUNNING or id_ in world.dead:
-                    continue
-                entry = known.get(id_)
-                if entry is None or entry[0] is not record or entry[1].ips != view.ips:
-                    entry = (record, view, self._look(record, node, view.ips))
-                self._known[id_] = entry
-                if entry[2] is not None:
-                    yield entry[2]
+        for id_, (_, _, found) in self._known.items():
+            if id_ not in world.dead:
+                yield found
 
     def _look(self, record: Container, node: str, ips: tuple[IP, ...]) -> Candidate | Missing | None:
         try:
-            found = match(self._balancer, self._node, record)
+            if record.image not in self._keys:
+                self._keys = self._keys if len(self._keys) < MAX_IMAGES else {}
+                self._keys[record.image] = best_key(self._balancer, record.image)
+            found = match(self._balancer, self._node, record, self._keys[record.image])
             if found is None:
                 return None
             local = node == self._node

@@ -12,6 +12,7 @@ from typing import Final
 from tsbus.balancer.members import Members
 from tsbus.balancer.pool import ServerPool, virtual
 from tsbus.balancer.report import Event, Problem, Report
+from tsbus.balancer.sight import Sight
 from tsbus.balancer.steps import Pool
 from tsbus.balancer.table import Address, Entry, Key, Mark
 from tsbus.balancer.world import NodeView, Override, World
@@ -52,6 +53,7 @@ class Planner:
     started: float
     """Monotonic seconds."""
     _pools: dict[str, ServerPool] = field(default_factory=dict)
+    _sight: Sight = field(default_factory=Sight)
     _begun: bool = False
 
     def __post_init__(self) -> None:
@@ -84,15 +86,15 @@ class Planner:
             return Plan(None, reports, wake=self.started + PATIENCE_S, problems=missing)
         self._begun = True
         spent: set[Override] = set()
+        news = self._sight.look(world)
         for pool in self._pools.values():
-            pool.plan(world, spent)
+            pool.plan(world, news, spent)
         spent |= {each for each in world.overrides if each.until_ns and each.until_ns <= world.time_ns}
         pools = self._pools.values()
         wakes = [wake for pool in pools if (wake := pool.wake) is not None]
-        wakes += [world.now + (each.until_ns - world.time_ns) / 1e9 for each in world.overrides if each.until_ns]
         return Plan(
-            wanted={pool.key: pool.wanted() for pool in pools},
-            reports=tuple(pool.report() for pool in pools),
+            wanted={pool.key: pool.pool for pool in pools},
+            reports=tuple(pool.report for pool in pools),
             events=tuple(event for pool in pools for event in pool.events),
             wake=min((wake for wake in wakes if wake > world.now), default=None),
             watched=tuple((pool.key, address) for pool in pools for address in pool.watched()),

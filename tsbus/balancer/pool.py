@@ -1,6 +1,6 @@
 """Pool: the real servers of one balancer, from plan to plan. Pure.
 
-A plan finds out who takes part (members.py), what the facts say of each (a `Wish`), what lost links may take out; then
+A plan finds out who takes part (members.py), what the facts say of each (judge.py), what lost links may take out; then
 states (life.py) and weights (weights.py) follow.
 """
 
@@ -9,13 +9,15 @@ from ipaddress import ip_address
 from typing import Final
 
 from tsbus.balancer import weights
+from tsbus.balancer.judge import UNHEARD, Judge, base, grace
 from tsbus.balancer.life import Kind, Server, ServerId, State, Wish
 from tsbus.balancer.match import RUNNING
 from tsbus.balancer.members import NOWHERE, Candidate, Members
 from tsbus.balancer.report import Event, Missing, Problem, Report, ServerReport
+from tsbus.balancer.sight import News
 from tsbus.balancer.steps import Pool
 from tsbus.balancer.table import Address, Destination, Entry, Forward, Key, Protocol, Service, Virtual
-from tsbus.balancer.world import NodeView, Override, World
+from tsbus.balancer.world import Override, World
 from tsbus.config import Balancer
 from tsbus.config.address import parse_address
 from tsbus.records import Container
@@ -24,8 +26,6 @@ SORRY: Final = "sorry"
 _FORWARD: Final = {"nat": Forward.NAT, "dr": Forward.DIRECT, "tunnel": Forward.TUNNEL}
 _HASHING: Final = ("sh", "mh")
 """Without their fallback these refuse the clients of a server with weight 0."""
-_UNHEARD: Final = ("unknown", "absent", "down")
-"""Pictures in which a container that is missing may well run."""
 
 
 def virtual(balancer: Balancer) -> Virtual | None:
@@ -42,12 +42,18 @@ class ServerPool:
     balancer: Balancer
     key: Key
     members: Members
+    pool: Pool
+    """What the kernel should have."""
+    report: Report
+    """What there is to tell."""
 
     def __init__(self, node: str, found: Entry | None) -> None:
         """`found`: its service in the kernel at the start, if that is ours."""
         self.events: list[Event] = []
         self.wake: float | None = None
         self._node = node
+        self._fresh = True
+        self._ids: set[str] = set()
         self._servers: dict[ServerId, Server] = {}
         self._sorries: dict[ServerId, Server] = {}
         self._found = {address: each for address, (each, _) in found.destinations.items()} if found else {}
@@ -57,20 +63,43 @@ class ServerPool:
 
     def configure(self, balancer: Balancer, key: Key, members: Members) -> None:
         """Take the configuration; servers that stay keep their states."""
-        self.balancer, self.key, self.members = balancer, key, members
+        self.balancer, self.key, self.members, self._fresh = balancer, key, members, True
+        self._judge = Judge(self._node, balancer, self._found)
 
-    def plan(self, world: World, spent: set[Override]) -> None:
-        """Bring the servers up to date; `events` and `wake` are those of this plan. Adds to the `spent` overrides."""
-        self.events, self.wake = [], None
+    def plan(self, world: World, news: News, spent: set[Override]) -> None:
+        """Bring the servers up to date; `events` are those of this plan. Adds to the `spent` overrides."""
+        self.events = []
+        changed: Iterable[tuple[str, str, Container | None]]
+        if self._fresh:
+            changed = ((name, id_, one) for name, view in world.nodes.items() for id_, one in view.containers.items())
+        else:
+            changed = ((node, id_, one) for id_, (node, one) in news.containers.items())
+        concerned = self.members.update(world, changed) or not self._ids.isdisjoint(news.containers)
+        if news.general:
+            self.members.relook(world)
+        due = self.wake is not None and self.wake <= world.now
+        counted = news.readings and any(server.state is State.DRAINING for server in self._all())
+        loaded = news.headroom and self.balancer.weights == "cpu"
+        if self._fresh or concerned or news.general or due or counted or loaded:
+            self._fresh = False
+            self._replan(world, spent)
+            self._ids = {each.id for each in self._servers}
+            self.pool, self.report = self._pool(), self._report()
+
+    def _replan(self, world: World, spent: set[Override]) -> None:
+        self.wake = None
         candidates, self._left_out = self.members.find(world)
         self._welcome(candidates, world)
         others = {each.address for each in candidates}
         before = {each: (server.state, server.weight) for each, server in self._servers.items()}
-        overrides = {each: self._overrides(server, world, spent) for each, server in self._servers.items()}
+        overrides = {each: self._judge.overrides(server, world, spent) for each, server in self._servers.items()}
         wishes = {
-            each: self._wish(server, candidates.get(each), others, overrides[each], world)
+            each: self._judge.wish(server, candidates.get(each), others, overrides[each], world)
             for each, server in self._servers.items()
         }
+        for time in self._judge.wakes:
+            self._wake_at(time)
+        self._judge.wakes.clear()
         self._flags["panic"] = self._spare_the_many(wishes)
         for each, server in list(self._servers.items()):
             self._move(server, wishes[each], world)
@@ -81,8 +110,7 @@ class ServerPool:
         self._sorry(world, others)
         self._tell_flags()
 
-    def wanted(self) -> Pool:
-        """Return what the kernel should have."""
+    def _pool(self) -> Pool:
         balancer = self.balancer
         service = Service(
             self.key,
@@ -100,8 +128,7 @@ class ServerPool:
         if self.balancer.protocol != "udp":
             yield from (server.id.address for server in self._all() if server.state is State.DRAINING)
 
-    def report(self) -> Report:
-        """Return what there is to tell."""
+    def _report(self) -> Report:
         state = next((name for name in ("panic", "sorry", "empty") if self._flags[name]), "ok")
         unit = weights.HIGHEST if self.balancer.weights == "cpu" else 1
         capacity = sum(server.weight for server in self._servers.values()) / unit
@@ -130,7 +157,7 @@ class ServerPool:
                 self._servers[each] = server
                 self._servers.pop(ServerId("", each.address), None)
                 if not self._resume(server, world.now) and record:
-                    server.ready_at = world.now + _grace(record, self.balancer, world.time_ns)
+                    server.ready_at = world.now + grace(record, self.balancer, world.time_ns)
             server.name, server.base, server.rule = candidate.name, candidate.base, candidate.rule
             server.capacity = candidate.capacity
         for address in list(self._found):
@@ -138,7 +165,7 @@ class ServerPool:
                 continue
             owner = self._owner(address, world)
             view = world.nodes.get(owner, NOWHERE)
-            if view.picture in _UNHEARD or (owner != self._node and not view.ips):
+            if view.picture in UNHEARD or (owner != self._node and not view.ips):
                 kept = Server(ServerId("", address), str(address), owner, rule="found in the kernel", state=State.KEPT)
                 kept.weight, kept.since = self._found[address].weight, world.now
                 self._servers.setdefault(kept.id, kept)
@@ -162,87 +189,6 @@ class ServerPool:
                 return name
             unresolved = unresolved if ips else name
         return unresolved or self._node
-
-    # ---- What the facts say ----
-
-    def _overrides(self, server: Server, world: World, spent: set[Override]) -> list[Override]:
-        """Return what operators have set for a server and still holds."""
-        found = []
-        for each in world.overrides:
-            if each.server not in (server.id.id, server.node) or each.balancer not in ("", self.balancer.name):
-                continue
-            if 0 < each.until_ns <= world.time_ns:
-                continue
-            if each.once and each.server == server.id.id and server.run > each.made_ns:
-                spent.add(each)
-            else:
-                found.append(each)
-        return found
-
-    def _wish(
-        self, server: Server, candidate: Candidate | None, others: set[Address], overrides: list[Override], world: World
-    ) -> Wish | str:
-        """Return what the facts say of a server, or why it is gone. `others`: addresses that somebody has for sure."""
-        view = world.nodes.get(server.node, NOWHERE)
-        if candidate is None:
-            found = self._unnamed(server, view, others, world)
-            if isinstance(found, str):
-                return found
-            wish = found
-        else:
-            wish = self._ready(server, candidate.record, overrides, world)
-        if drains := [each for each in overrides if each.drain]:
-            return Wish(Kind.DRAIN, f"drained by {drains[-1].by or 'an operator'}")
-        if server.node != self._node:
-            # Its containers may have gone in the meantime: they come back when their node has told.
-            told = not server.container or view.picture in ("complete", "down")
-            server.cut = not view.up or (server.cut and not told)
-        if server.cut and wish.kind in (Kind.SERVE, Kind.KEEP):
-            return Wish(Kind.LOST, "its node has not told yet" if view.up else f"the link to {server.node} is lost")
-        return wish
-
-    def _unnamed(self, server: Server, view: NodeView, others: set[Address], world: World) -> Wish | str:
-        """Return the wish of a server that does not take part any more, or why it is gone."""
-        if server.id.address in others:
-            return "its address is another's now"
-        if not server.id.id:
-            if server.id.address not in self._found:
-                return "its node does not have it"
-            # Not KEEP, when it comes back after its link was lost.
-            usual = server.state is State.KEPT or not self._found[server.id.address].weight
-            return Wish(Kind.KEEP if usual else Kind.SERVE, "as it was found: its node has not told yet")
-        if server.node != self._node and not view.ips:
-            return Wish(Kind.KEEP, f"the address of {server.node} is not known")
-        if not server.container:
-            return Wish(Kind.DRAIN, "the configuration does not name it any more")
-        record = view.containers.get(server.id.id)
-        if record is None:
-            return Wish(Kind.KEEP, server.reason) if view.picture in _UNHEARD else "its container is gone"
-        if record.state not in RUNNING or record.id in world.dead:
-            return "its container ended" + (f" with exit code {record.exit_code}" if record.exit_code else "")
-        if not _holds(record, server.id.address, local=server.node == self._node):
-            return "its container does not have this address any more"
-        return Wish(Kind.DRAIN, "the configuration does not name it any more")
-
-    def _ready(self, server: Server, record: Container | None, overrides: list[Override], world: World) -> Wish:
-        """Return the wish of a server that takes part."""
-        if record and record.draining:
-            return Wish(Kind.DRAIN, "its stop signal was sent")
-        if record and record.state == "paused":
-            return Wish(Kind.WAIT, "paused")
-        if record and self.balancer.health and record.health:
-            if record.health != "healthy":
-                return Wish(
-                    Kind.WAIT, "unhealthy" if record.health == "unhealthy" else "its health check has not passed"
-                )
-        elif world.now < server.ready_at:
-            self._wake_at(server.ready_at)
-            return Wish(Kind.WAIT, f"started less than {self.balancer.start_grace_s:g} s ago")
-        if server.capacity is not None and server.capacity <= 0:
-            return Wish(Kind.WAIT, "nothing is alive behind it")
-        if not _base(server, overrides):
-            return Wish(Kind.WAIT, "weight 0")
-        return Wish(Kind.SERVE)
 
     def _spare_the_many(self, wishes: dict[ServerId, Wish | str]) -> bool:
         """Keep the servers of lost links where these are too many; tell whether they are."""
@@ -293,22 +239,22 @@ class ServerPool:
             server.weight = self._weight(server, overrides, world)
 
     def _weight(self, server: Server, overrides: list[Override], world: World) -> int:
-        base, given = _base(server, overrides), any(each.weight is not None for each in overrides)
+        own, given = base(server, overrides), any(each.weight is not None for each in overrides)
         if given or (server.capacity is None and self.balancer.weights == "fixed"):
-            return weights.clamp(base)
+            return weights.clamp(own)
         if server.capacity is not None:
-            return weights.clamp(base * server.capacity * (weights.HIGHEST if self.balancer.weights == "cpu" else 1))
+            return weights.clamp(own * server.capacity * (weights.HIGHEST if self.balancer.weights == "cpu" else 1))
         free = world.headroom.get(server.id.id)
         known, moved_at = server.weighed
-        usual = weights.LOWEST * base <= server.weight <= weights.HIGHEST * base
-        if not usual or known not in (0, base):
-            server.weighed = (base, world.now)
-            return weights.wanted(base, 1.0 if free is None else free)
-        server.weighed = (base, moved_at)
-        weight = server.weight if free is None else weights.moved(server.weight, weights.wanted(base, free))
+        usual = weights.LOWEST * own <= server.weight <= weights.HIGHEST * own
+        if not usual or known not in (0, own):
+            server.weighed = (own, world.now)
+            return weights.wanted(own, 1.0 if free is None else free)
+        server.weighed = (own, moved_at)
+        weight = server.weight if free is None else weights.moved(server.weight, weights.wanted(own, free))
         if weight == server.weight or self._wake_at(moved_at + weights.PACE_S) > world.now:
             return server.weight
-        server.weighed = (base, world.now)
+        server.weighed = (own, world.now)
         return weight
 
     def _sorry(self, world: World, others: set[Address]) -> None:
@@ -349,9 +295,11 @@ class ServerPool:
         del self._servers[server.id]
         if not server.id.id:
             self._found.pop(server.id.address, None)
-        destroyed = server.id.id not in world.nodes.get(server.node, NOWHERE).containers
-        if server.container and isinstance(wish, str):
-            spent |= {each for each in world.overrides if each.server == server.id.id and (each.once or destroyed)}
+        record = world.nodes.get(server.node, NOWHERE).containers.get(server.id.id)
+        ended = record is None or record.state not in RUNNING or record.id in world.dead
+        if server.container and isinstance(wish, str) and ended:
+            own = [each for each in world.overrides if each.server == server.id.id]
+            spent |= {each for each in own if each.once or record is None}
 
     def _wake_at(self, time: float) -> float:
         """Ask for a plan at `time` at the latest, and return it."""
@@ -397,25 +345,6 @@ class ServerPool:
 
 
 _OVER: Final = {"empty": "filled", "sorry": "unsorry", "panic": "calm"}
-
-
-def _base(server: Server, overrides: list[Override]) -> int:
-    given = [each.weight for each in overrides if each.weight is not None]
-    return given[-1] if given else server.base
-
-
-def _grace(record: Container, balancer: Balancer, time_ns: int) -> float:
-    """Return how long a container is still to wait; no more than the grace, whatever the clocks say."""
-    return min(balancer.start_grace_s, max(0.0, balancer.start_grace_s - (time_ns - record.started_ns) / 1e9))
-
-
-def _holds(record: Container, address: Address, *, local: bool) -> bool:
-    """Tell whether a container still is at an address, as far as its record says."""
-    if "host" in record.networks or not address.port:
-        return True
-    if local:
-        return str(address.ip) in record.networks.values()
-    return any(each.host_port == address.port for each in record.endpoints)
 
 
 def _report(server: Server) -> ServerReport:

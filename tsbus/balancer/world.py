@@ -82,4 +82,4 @@ class World:
     headroom: Mapping[str, float] = field(default_factory=dict)
     """By container id or node name: the free share of its CPU, 0 to 1; needed with `weights = "cpu"` only."""
     dead: frozenset[str] = frozenset()
-    """Ids of containers of this node whose process is known to have ended although the engine does not say so."""
+    """Ids of containers of this node whose process has ended, as the kernel says (a pidfd); the engine may not."""

@@ -17,7 +17,7 @@ from registry import Registry
 
 from tsbus import Client, Event, Outcome, Reply, Result, Role
 from tsbus.config import DockerPolicy
-from tsbus.containers import desk, output
+from tsbus.containers import desk, output, service
 from tsbus.containers.engine import Engine
 from tsbus.containers.service import AUDIT_NAME, Service
 from tsbus.mirror import follow
@@ -647,6 +647,23 @@ async def test_an_engine_that_comes_later(tmp_path: Path, dockerd: Dockerd, make
         assert (await site.ok("containers.top", {"containers": ["patient"]}))[0]["name"] == "patient"
         await site.seen("docker.up")
         assert (await site.seen("container.started", "patient"))["cause"] == "reconcile"
+
+
+async def test_an_engine_that_hangs(tmp_path: Path, dockerd: Dockerd, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An engine that accepts and does not answer is noticed after 90 s of silence, and found again when it goes on."""
+    monkeypatch.setattr(service, "engine_of", lambda policy: Engine(policy.host, timeout_s=1))
+    async with open_site(tmp_path, dockerd.host) as site:
+        await site.seen("docker.up")
+        site.events.clear()
+        dockerd.pause()
+        try:
+            await site.tree.advance(91)
+            down = await until("docker.down", lambda: tick(site, lambda: site.events))
+            assert "has not answered in 1 s" in down[0].json()["reason"]
+        finally:
+            dockerd.resume()
+        await until("docker.up", lambda: tick(site, lambda: site.events[1:]))
+        assert [event.topic for event in site.events] == ["docker.down", "docker.up"]
 
 
 async def test_a_socket_without_permission(tmp_path: Path, dockerd: Dockerd) -> None:

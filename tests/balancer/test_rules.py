@@ -3,15 +3,28 @@
 from dataclasses import replace
 from ipaddress import ip_address, ip_network
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from tsbus.balancer.chains import Jump, Lines, Part, difference, forward_chain, nft_table, parse, wanted_parts
 from tsbus.balancer.pool import virtual
-from tsbus.balancer.rules import Front, Host, Listen, Needs, Network, front, listens_of, needs, real_server_needs
+from tsbus.balancer.rules import (
+    Front,
+    Host,
+    Listen,
+    Needs,
+    Network,
+    front,
+    listens_of,
+    needs,
+    published,
+    real_server_needs,
+)
 from tsbus.balancer.steps import Pool
 from tsbus.balancer.table import Address, Destination, Forward, Key, Mark, Protocol, Service, Virtual
 from tsbus.config import Balancer
+from tsbus.records import Container, Endpoint, Image
 
 DOCKER0 = Network("docker0", (ip_network("172.17.0.0/16"), ip_network("fd17::/64")), ("veth1", "veth2"))
 HOST = Host(addresses=frozenset({ip_address("10.0.0.1"), ip_address("172.17.0.1")}), networks=(DOCKER0,))
@@ -113,6 +126,21 @@ def test_a_balancer_of_the_configuration() -> None:
     assert listens_of([one, balanced()]) == {mark: one.listens}
     assert [str(each) for each in one.listens] == ["udp 10.0.0.1:8000-8010", "udp 10.0.0.2:80"]
     assert kinds(needs([one], HOST)) == ["mark", "mark"]
+
+
+@pytest.mark.parametrize(
+    ("host_ip", "host_port", "clash"),
+    [("0.0.0.0", 80, True), ("10.0.0.1", 80, True), ("10.0.0.2", 80, False), ("0.0.0.0", 81, False), ("::", 80, False)],  # noqa: S104
+)
+def test_published_ports(host_ip: str, host_port: int, clash: bool) -> None:
+    """A container that publishes a balancer's port on its address, or on all, is told, with what mends it."""
+    port = Endpoint(port=8080, host_ip=host_ip, host_port=host_port)
+    one = Container(id="1" * 64, name="front", image=Image(given="nginx"), state="running", endpoints=(port,))
+    found = list(published([balanced("172.17.0.2")], [one]))
+    assert bool(found) == clash
+    if clash:
+        assert found[0].text == "container front publishes this port, so Docker takes the packets to tcp 10.0.0.1:80"
+        assert "give web another address" in found[0].mend
 
 
 def test_real_servers() -> None:

@@ -51,6 +51,8 @@ class Table:
     """The services of the network namespace in which this is used. Blocks while nft runs; for one thread."""
 
     def __init__(self) -> None:
+        self._read: Listing | None = None
+        """What services() has read, until something is changed."""
         self._measured: dict[tuple[Key, Address], tuple[float, Tally]] = {}
         self._rates: dict[tuple[Key, Address], Tally] = {}
 
@@ -71,7 +73,7 @@ class Table:
 
     def services(self) -> dict[Key, Entry]:
         """Return everything in the table, with counts. Raises HostError."""
-        listing = _listing()
+        self._read = listing = _listing()
         flows = list(_flows_of(listing.pools))
         active = Counter(place for place, flow in flows if flow.established)
         inactive = Counter(place for place, flow in flows if not flow.established)
@@ -98,10 +100,11 @@ class Table:
     def apply(self, steps: Iterable[Step], listens: Mapping[Mark, tuple[Listen, ...]] | None = None) -> None:
         """Take all steps at once; `listens` says what the marks among the services stand for.
 
+        They are taken from the table as it was last read by services(), if nothing was applied since.
         Connections of a server that is deleted are forgotten: its clients get a reset with TCP, another server with
         UDP. Raises Impossible before anything is changed, and HostError.
         """
-        found = _listing()
+        found, self._read = self._read or _listing(), None
         try:
             wanted = _taken(found, steps, listens or {})
         except KeyError as error:

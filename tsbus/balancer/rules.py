@@ -8,17 +8,20 @@ with a real kernel; tests/guest/test_paths_rules.py has all of them. docs/decisi
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from ipaddress import IPv4Network, IPv6Network, ip_address
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
+from itertools import product
 from typing import Final, Literal, NamedTuple
 
 from tsbus.balancer.report import Problem
 from tsbus.balancer.steps import Pool
 from tsbus.balancer.table import IP, Forward, Mark, Protocol
 from tsbus.config import Balancer
+from tsbus.records import Container
 
 Subnet = IPv4Network | IPv6Network
 Backend = Literal["ipvs", "nftables"]
 Version = Literal[4, 6]
+_ANY: Final[dict[Version, IP]] = {4: IPv4Address(0), 6: IPv6Address(0)}
 _FORWARDING: Final[dict[Version, str]] = {4: "net.ipv4.ip_forward", 6: "net.ipv6.conf.all.forwarding"}
 
 
@@ -169,6 +172,23 @@ def real_server_needs(ips: Iterable[IP], forward: Forward) -> Needs:
         why = "the packets in the tunnel come from clients that are not reached through it"
         settings += [Setting(f"net.ipv4.conf.{name}.rp_filter", 0, why) for name in ("all", "tunl0")]
     return Needs(settings=tuple(settings) if any(ip.version == 4 for ip in held) else (), held=held)
+
+
+def published(fronts: Iterable[Front], containers: Iterable[Container]) -> Iterator[Problem]:
+    """Yield where Docker publishes a port of this host's containers that a balancer listens on.
+
+    With IPVS Docker's rules come first and the balancer gets nothing; our table of nft comes before them.
+    """
+    ports = [(each, one) for each in containers for one in each.endpoints if one.host_port]
+    for front, (container, port) in product(fronts, ports):
+        for listen in front.listens:
+            if (
+                listen.protocol is Protocol[port.protocol.upper()]
+                and listen.first <= port.host_port <= listen.last
+                and ip_address(port.host_ip or "0.0.0.0") in (listen.ip, _ANY[listen.version])  # noqa: S104
+            ):
+                text = f"container {container.name} publishes this port, so Docker takes the packets to {listen}"
+                yield Problem(text, f"publish another port of {container.name}, or give {front.name} another address")
 
 
 class _Case:

@@ -9,8 +9,10 @@ packets to servers and from them, count.
 """
 
 import re
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from ipaddress import ip_address
 from itertools import groupby
 from typing import Any, Final, NamedTuple
@@ -61,7 +63,7 @@ class Listing:
 class Script(NamedTuple):
     """Two transactions: what puts a table into force, and what removes that which is no more in use.
 
-    Not one: kernels before 6.4 do not let go of a chain in the transaction in which its last user goes.
+    Not one: older kernels do not let go of a chain in the transaction in which its last user goes.
     """
 
     switch: str
@@ -195,6 +197,7 @@ def _choice(key: Key, pool: Held) -> str:
     return f"{number} vmap {{ {', '.join(parts)} }}"
 
 
+@lru_cache(maxsize=20_000)
 def _name(key: Key, address: Address | None = None) -> str:
     """Of the chain of a service or server. nft takes letters, digits and `/-_.` in names."""
     if isinstance(key, Mark):
@@ -216,10 +219,11 @@ def _word(ip: IP) -> str:
 def parse(listed: Iterable[Mapping[str, Any]]) -> Listing:
     """Return what the objects of `nft -j list table` say. What is in the table and not of our making is passed over."""
     objects: set[tuple[str, str]] = set()
-    elements: list[tuple[str, str]] = []
+    elements: set[tuple[str, str]] = set()
     counted: dict[tuple[str, str], tuple[int, int]] = {}
-    rules: dict[str, Mapping[str, Any]] = {}
-    places: dict[str, list[Listen]] = {}
+    choices: dict[Key, Mapping[str, Any]] = {}
+    servers: dict[Key, dict[Address, Mapping[str, Any]]] = defaultdict(dict)
+    places: dict[Key, list[Listen]] = defaultdict(list)
     for item in listed:
         for kind, each in item.items():
             match kind:
@@ -227,30 +231,34 @@ def parse(listed: Iterable[Mapping[str, Any]]) -> Listing:
                     objects.add((kind, each["name"]))
                     if kind == "counter":
                         counted["", each["name"]] = each["packets"], each["bytes"]
-                case "rule" if _read_name(each["chain"]):
-                    rules[each["chain"]] = each
+                case "rule" if name := _read_name(each["chain"]):
+                    key, address = name
+                    if address:
+                        servers[key][address] = each
+                    else:
+                        choices[key] = each
                 case "map":
                     for place, verdict in each.get("elem", ()):
                         listen, chain = _listen(_concat(place)), verdict["goto"]["target"]
-                        places.setdefault(chain, []).append(listen)
-                        text = f"{int(listen.protocol)} . {listen.ip} . {listen.ports} : goto {chain}"
-                        elements.append((each["name"], text))
+                        if name := _read_name(chain):
+                            places[name[0]].append(listen)
+                            text = f"{int(listen.protocol)} . {listen.ip} . {listen.ports} : goto {chain}"
+                            elements.add((each["name"], text))
                 case "set":
                     for element in each.get("elem", ()):
                         text = " . ".join(_concat(element["elem"]["val"]))
                         counter = element["elem"]["counter"]
                         counted[each["name"], text] = counter["packets"], counter["bytes"]
-                        elements.append((each["name"], text))
+                        elements.add((each["name"], text))
     pools: dict[Key, Held] = {}
     tallies = {}
-    for chain, listens in places.items():
-        name = _read_name(chain)
-        if name is None or chain not in rules:
+    for key, listens in places.items():
+        if key not in choices:
             continue
-        key = name[0]
-        destinations = dict(_destinations(key, rules, _targets(rules[chain])))
-        scheduler = rules[chain].get("comment", "")
+        scheduler = choices[key].get("comment", "")
         service = Service(key, scheduler, hash_fallback=scheduler == "sh", owned=True)
+        chosen = _targets(choices[key])
+        destinations = {address: _destination(address, rule, chosen) for address, rule in servers[key].items()}
         pools[key] = Held(service, tuple(sorted(listens)), destinations)
         for address in destinations:
             tallies[key, address] = _tally(key, address, listens, counted)
@@ -275,6 +283,7 @@ def _listen(words: list[str]) -> Listen:
     return Listen(Protocol(int(words[0])), ip_address(words[1]), int(first), int(last or first))
 
 
+@lru_cache(maxsize=20_000)
 def _read_name(name: str) -> tuple[Key, Address | None] | None:
     """Whose chain it is."""
     match name.split("/"):
@@ -302,15 +311,10 @@ def _targets(rule: Mapping[str, Any]) -> frozenset[str]:
     return frozenset()
 
 
-def _destinations(
-    key: Key, rules: Mapping[str, Mapping[str, Any]], targets: frozenset[str]
-) -> Iterator[tuple[Address, Destination]]:
-    """The servers that have a chain. One to which nothing leads has no weight, whatever its chain says."""
-    for chain, rule in rules.items():
-        name = _read_name(chain)
-        if name and name[0] == key and (address := name[1]):
-            weight = _WEIGHT.fullmatch(rule.get("comment", ""))
-            yield address, Destination(address, int(weight[1]) if weight and chain in targets else 0)
+def _destination(address: Address, rule: Mapping[str, Any], chosen: frozenset[str]) -> Destination:
+    """A server that has a chain. One to which nothing leads has no weight, whatever its chain says."""
+    weight = _WEIGHT.fullmatch(rule.get("comment", ""))
+    return Destination(address, int(weight[1]) if weight and rule["chain"] in chosen else 0)
 
 
 def _tally(

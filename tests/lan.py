@@ -154,6 +154,7 @@ class Lan:
         self.boxes = {name: Box(name) for name in ("switch", *_PLACES)}
         for box in self.boxes.values():
             self._stack.callback(box.close)
+            box.sysctl("net.ipv6.conf.default.accept_dad", 0)  # no wait until addresses of links are known to be free
         switch = self.boxes["switch"]
         switch.ip("link add lan type bridge", "link set lan up")
         bridges = [name for name in _NETS if name != "lan"]
@@ -230,7 +231,8 @@ class Lan:
     def flow(self, name: str, kind: str, to: tuple[str, int], limit_s: float = LIMIT_S) -> "Flow":
         """A connection from somewhere. Raises OSError, TimeoutError among them, when it cannot be made."""
         family = socket.AF_INET6 if ":" in to[0] else socket.AF_INET
-        end = self._stack.enter_context(self.boxes[name].call(socket.socket, family, KINDS[kind]))
+        end = self.boxes[name].call(socket.socket, family, KINDS[kind])
+        self._stack.callback(end.close)
         end.settimeout(limit_s)
         end.connect(to)
         end.settimeout(LIMIT_S)

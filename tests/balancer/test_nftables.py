@@ -1,7 +1,9 @@
 """The balancer of a kernel without IPVS, in namespaces of this one: who answers, and what connections meet."""
 
+import threading
 from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from ipaddress import ip_address
 from typing import Any
@@ -293,18 +295,25 @@ def test_counts_outlive_changes(stage: Stage) -> None:
 
 
 def test_a_change_has_no_empty_moment(stage: Stage) -> None:
-    """While servers come, go and change places without pause, no connection fails."""
-    stage.balance(web("udp"), place("c1"))
-    key, names = web("udp"), ("c1", "c2")
-    for number in range(10):
-        new, old = names[(number + 1) % 2], names[number % 2]
-        flow = stage.lan.flow("client", "udp", (address("host"), 80))
-        stage.apply(AddDestination(key, place(new)), DeleteDestination(key, place(old).address))
-        assert flow.ask().server == new
+    """While servers take turns in having a weight, no connection of clients that come without pause fails."""
+    stage.balance(web(), place("c1"), place("c2", 0))
+    over = threading.Event()
+    found: Counter[str] = Counter()
 
+    def client() -> None:
+        while not over.is_set():
+            found[stage.lan.ask("client", "tcp", (address("host"), 80)).server] += 1
 
-PLACES = [place(name, port=port) for name in ("c1", "c2", "node") for port in (PORT, 0)]
-PORTS = st.integers(1, 60000)
+    with ThreadPoolExecutor(1) as elsewhere:
+        asking = elsewhere.submit(client)
+        for number in range(20):
+            stage.apply(
+                SetDestination(web(), place("c1", number % 2)), SetDestination(web(), place("c2", 1 - number % 2))
+            )
+        over.set()
+        asking.result()
+    assert found["c1"] > 20
+    assert found["c2"] > 20
 
 
 @st.composite
@@ -339,6 +348,14 @@ def test_what_is_written_is_what_is_read(stage: Stage, before: dict[Key, Pool], 
         for key, entry in read.items():
             assert {each.address: each for each, _ in entry.destinations.values()} == wanted[key].destinations
         assert change(wanted, read, read).steps == ()
+
+
+def test_a_share_of_less_than_a_slot(stage: Stage) -> None:
+    """A server whose weight is too small for a slot of sh has its weight nevertheless, and gets one with the next."""
+    stage.balance(web(), place("c1", 65535), place("c2", 1), scheduler="sh")
+    assert {each.weight for each, _ in stage.services()[web()].destinations.values()} == {65535, 1}
+    stage.apply(SetDestination(web(), place("c1", 0)))
+    assert stage.servers("client") == {"c2": 4}
 
 
 def test_half_a_change_heals(stage: Stage) -> None:

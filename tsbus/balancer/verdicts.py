@@ -11,7 +11,7 @@ packets to servers and from them, count.
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from ipaddress import ip_address
 from itertools import groupby
@@ -257,8 +257,7 @@ def parse(listed: Iterable[Mapping[str, Any]]) -> Listing:
             continue
         scheduler = choices[key].get("comment", "")
         service = Service(key, scheduler, hash_fallback=scheduler == "sh", owned=True)
-        chosen = _targets(choices[key])
-        destinations = {address: _destination(address, rule, chosen) for address, rule in servers[key].items()}
+        destinations = _destinations(service, choices[key], servers[key])
         pools[key] = Held(service, tuple(sorted(listens)), destinations)
         for address in destinations:
             tallies[key, address] = _tally(key, address, listens, counted)
@@ -311,10 +310,24 @@ def _targets(rule: Mapping[str, Any]) -> frozenset[str]:
     return frozenset()
 
 
-def _destination(address: Address, rule: Mapping[str, Any], chosen: frozenset[str]) -> Destination:
-    """A server that has a chain. One to which nothing leads has no weight, whatever its chain says."""
-    weight = _WEIGHT.fullmatch(rule.get("comment", ""))
-    return Destination(address, int(weight[1]) if weight and rule["chain"] in chosen else 0)
+def _destinations(
+    service: Service, choice: Mapping[str, Any], servers: Mapping[Address, Mapping[str, Any]]
+) -> dict[Address, Destination]:
+    """The servers with the weights that their chains say.
+
+    One to which nothing leads has none, unless it is one of those whose share of sh is less than a slot.
+    """
+    noted = {address: Destination(address, _weight(rule)) for address, rule in servers.items()}
+    chosen = _targets(choice)
+    idle = {address for address, each in noted.items() if each.weight and servers[address]["chain"] not in chosen}
+    if idle and service.scheduler == "sh" and not idle & set(slots("sh", noted.values())):
+        return noted
+    return {address: replace(each, weight=0) if address in idle else each for address, each in noted.items()}
+
+
+def _weight(rule: Mapping[str, Any]) -> int:
+    found = _WEIGHT.fullmatch(rule.get("comment", ""))
+    return int(found[1]) if found else 0
 
 
 def _tally(

@@ -75,12 +75,11 @@ class Meter:
             self._network = self._find_network(pid)
         except OSError as error:
             self.close()
+            self._check_ended(error)
             raise Gone(f"no process {pid} of container {container[:12]} is seen here") from error
-        except BaseException:
+        except Unreadable:
             self.close()
             raise
-        if self._holds:
-            cgroups.may_hold -= len(self._files)
 
     @property
     def held(self) -> int:
@@ -119,6 +118,8 @@ class Meter:
         except OSError as error:
             self._check_ended(error)
             return None
+        except (ValueError, IndexError) as error:
+            raise Unreadable(f"the kernel says something unknown of {self._container[:12]}: {error}") from error
         return Counters(**values)
 
     def close(self) -> None:
@@ -127,6 +128,10 @@ class Meter:
             file.close()
         self._cgroups.may_hold += self.held
         self._files.clear()
+
+    def _keep(self, path: str, file: "_File") -> None:
+        self._files[path] = file
+        self._cgroups.may_hold -= self._holds
 
     def _check_ended(self, error: OSError) -> None:
         """Raise Unreadable unless `error` means that the container has ended."""
@@ -154,11 +159,9 @@ class Meter:
             if file is None:
                 try:
                     file = _File(partial(os.open, path, READ), holds=self._holds)
-                    # The kernel may have the file and refuse to read it, as with pressure when that is off.
-                    file.read()
                 except OSError:
                     continue
-                self._files[path] = file
+                self._keep(path, file)
             return file, parse
         return None
 
@@ -168,7 +171,7 @@ class Meter:
         if file.number == self._cgroups.host_network:
             file.close()
             return None
-        self._files["net/dev"] = file
+        self._keep("net/dev", file)
         return file
 
     def _read_limits(self) -> dict[str, int]:
@@ -205,7 +208,13 @@ class _File:
         self._opened = opened
         self._holds = holds
         self._descriptor = opened()
-        self.number = os.fstat(self._descriptor).st_ino
+        try:
+            self.number = os.fstat(self._descriptor).st_ino
+            # The kernel may have the file and refuse to read it, as with pressure when that is off.
+            os.pread(self._descriptor, 1, 0)
+        except OSError:
+            os.close(self._descriptor)
+            raise
         if not holds:
             os.close(self._descriptor)
 

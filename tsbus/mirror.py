@@ -159,6 +159,8 @@ class NodeView:
     """Every event of the node until now is in it."""
     lost: bool = False
     """The node cannot be reached."""
+    absent: bool = False
+    """It has no monitor; it was asked, and there was none."""
     since_ns: int = 0
     """Since when it is not complete, or lost; 0 where nobody knows."""
     why: str = ""
@@ -246,7 +248,7 @@ class Mirror:
         if view.engine is None or view.engine.since_ns <= head.engine.since_ns:
             view.engine = head.engine
         view.epoch, view.seq = head.epoch, head.seq
-        view.complete, view.lost, view.since_ns, view.why = True, False, 0, ""
+        view.complete, view.lost, view.absent, view.since_ns, view.why = True, False, False, 0, ""
         kept, view._kept = view._kept, []
         # All of them, also those behind a gap: they are kept again.
         return not sum(not self.event(event) for event in kept)
@@ -255,6 +257,12 @@ class Mirror:
         """No snapshot came."""
         view = self.view(node)
         view.asking, view.why = False, why
+
+    def absent(self, node: str, why: str) -> None:
+        """The node can be reached, and has no monitor."""
+        self.failed(node, why)
+        view = self.view(node)
+        view.lost, view.absent = False, True
 
     def engine(self, facts: EngineFacts) -> bool:
         """The node's engine came or went. False: the node needs a snapshot."""
@@ -560,7 +568,8 @@ class LiveMirror(Mirror):
             self.failed(node, text)
             self.lost(node, text or "cannot be reached", time.time_ns())
         else:
-            self.failed(node, text or outcome.name.lower().replace("_", " "))
+            note = self.absent if outcome is Outcome.NO_SUCH_SERVICE else self.failed
+            note(node, text or outcome.name.lower().replace("_", " "))
             tries = self._tries[node] = self._tries.get(node, 0) + 1
             if outcome is not Outcome.NO_SUCH_SERVICE or tries < ABSENT_TRIES:
                 delay_s = min(FIRST_RETRY_S * 2 ** (tries - 1), MAX_RETRY_S)

@@ -71,6 +71,28 @@ class DeleteDestination:
 Step = AddService | SetService | DeleteService | AddDestination | SetDestination | DeleteDestination
 
 
+def key_of(step: Step) -> Key:
+    """Return the service that a step concerns."""
+    return step.service.key if isinstance(step, AddService | SetService) else step.key
+
+
+def words(step: Step) -> str:
+    """Return a step as a person reads it."""
+    match step:
+        case AddService(service):
+            return f"add service {service.key} ({service.scheduler})"
+        case SetService(service):
+            return f"set service {service.key} ({service.scheduler})"
+        case DeleteService(key):
+            return f"delete service {key}"
+        case AddDestination(key, one):
+            return f"add {one.address} to {key}, weight {one.weight}"
+        case SetDestination(key, one):
+            return f"set {one.address} of {key}, weight {one.weight}"
+        case DeleteDestination(key, address):
+            return f"delete {address} from {key}"
+
+
 @dataclass(frozen=True, slots=True)
 class Change:
     """What to do, in this order."""

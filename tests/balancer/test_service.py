@@ -1,0 +1,492 @@
+"""The balancer's service on a tree in memory, over a kernel in memory: real routers, its own events and commands."""
+
+import asyncio
+import json
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from ipaddress import ip_address
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from model_kernel import Kernel, box, tree
+
+from tsbus import Client, Event, Request, Role, Worker
+from tsbus.balancer import statefile
+from tsbus.balancer.machine import MachineError, Refusal, Unusable
+from tsbus.balancer.netfilter import Done
+from tsbus.balancer.report import Problem
+from tsbus.balancer.service import Service
+from tsbus.balancer.statefile import State
+from tsbus.balancer.steps import key_of
+from tsbus.balancer.table import Address, Destination, Entry, Protocol, Virtual
+from tsbus.balancer.table import Service as Virt
+from tsbus.config import Tree
+from tsbus.records import Container, ContainerEvent, EngineFacts, SnapshotHead
+from tsbus.testing import MemoryTree
+
+LIMIT_S = 10.0
+VIP = Virtual(Protocol.TCP, ip_address("10.0.0.1"), 80)
+KEYS = "containers = {nginx = 80}\nstart_grace_s = 0\ndrain_timeout_s = 20"
+ENGINE = EngineFacts(node="", up=True, since_ns=1)
+
+
+class MemoryMachine:
+    """A kernel in memory, in the shape of machine.Machine."""
+
+    backend = "ipvs"
+
+    def __init__(self, kernel: Kernel | None = None) -> None:
+        self.kernel = kernel or Kernel()
+        self.open: dict[str, int] = {}
+        self.refuse = ""
+        self.lacking: set[str] = set()
+        self.prepared: list[tuple[str, ...]] = []
+        self.problems: tuple[Problem, ...] = ()
+        self.broken = False
+
+    def services(self) -> dict[Any, Entry]:
+        if self.broken:
+            raise MachineError("reading the table: out of order")
+        return self.kernel.copy()
+
+    def why_not(self, pool: Any) -> Problem | None:
+        lacks = pool.service.scheduler in self.lacking
+        return Problem(f"the kernel has no scheduler {pool.service.scheduler}", "use rr") if lacks else None
+
+    def apply(self, steps: Any, listens: Any) -> list[Refusal]:
+        for step in steps:
+            if self.refuse:
+                return [Refusal(key_of(step), Problem(self.refuse, "see the text"))]
+            self.kernel.apply(step)
+        return []
+
+    def connections(self, watched: Any, listens: Any) -> dict[Any, int]:
+        return {(key, address): self.open.get(str(address), 0) for key, address in watched}
+
+    def prepare(self, fronts: Any, *, anew: bool) -> Done:
+        self.prepared.append(tuple(each.name for each in fronts))
+        return Done(problems=self.problems)
+
+    def close(self) -> None:
+        pass
+
+
+class Monitor(Worker):
+    """A stand-in for the container service of a node: answers with records and publishes what happens to them."""
+
+    def __init__(self, node: str) -> None:
+        super().__init__("containers")
+        self.name_of_node = node
+        self.seq = 0
+        self.boxes: dict[str, Container] = {}
+        self.command("snapshot", role="observe")(self.snapshot)
+
+    async def snapshot(self, call: Request) -> None:
+        engine = replace_struct(ENGINE, node=self.name_of_node)
+        head = SnapshotHead(node=self.name_of_node, epoch=1, seq=self.seq, engine=engine, count=len(self.boxes))
+        await call.send(msgspec.json.encode(head))
+        await call.send(msgspec.json.encode(list(self.boxes.values())))
+
+    async def has(self, one: Container, action: str = "changed") -> None:
+        self.seq += 1
+        self.boxes[one.id] = one
+        if action == "destroyed":
+            del self.boxes[one.id]
+        event = ContainerEvent(
+            node=self.name_of_node, epoch=1, seq=self.seq, action=action, time_ns=time.time_ns(), container=one
+        )  # type: ignore[arg-type]
+        await self.client.publish(f"container.{action}", msgspec.to_builtins(event))
+
+
+def replace_struct(one: Any, **more: Any) -> Any:
+    return msgspec.structs.replace(one, **more)
+
+
+class Site:
+    """The tree n1 - n2, n3, n4 with the service on n1."""
+
+    def __init__(self, memory: MemoryTree, config: Tree, folder: Path, machine: MemoryMachine) -> None:
+        self.memory, self.config, self.folder, self.machine = memory, config, folder, machine
+        self.events: list[Event] = []
+        self.monitors = {name: Monitor(name) for name in config.servers}
+        self.caller: Client
+        self.task: asyncio.Task[None] | None = None
+        self.service: Service
+        self.unusable = ""
+
+    def open(self) -> MemoryMachine:
+        if self.unusable:
+            raise Unusable(self.unusable, "load it")
+        return self.machine
+
+    async def start(self) -> None:
+        """Start the service, perhaps again."""
+        self.service = Service(self.config.with_current("n1"), self.folder, self.open)
+        self.client = await self.memory.connect("n1", name="lb")
+        self.task = asyncio.create_task(self.service.serve(self.client))
+        await self.service.wait_ready()
+
+    async def stop(self) -> None:
+        assert self.task is not None
+        self.task.cancel()
+        await asyncio.gather(self.task, return_exceptions=True)
+        self.client.abort()
+        await self.memory.settle()
+
+    async def until(self, what: Callable[[], Any]) -> Any:
+        """Wait for something to be so; time goes on meanwhile."""
+        end = time.monotonic() + LIMIT_S
+        while not (found := what()):
+            assert time.monotonic() < end, f"{self.machine.kernel.table} {[each.topic for each in self.events]}"
+            await self.advance(0.05)
+        return found
+
+    async def advance(self, seconds: float) -> None:
+        """Let time go on, and the kernel's thread do what is to be done: its time is another."""
+        for _ in range(round(seconds / 0.05)):
+            if self.task is not None and not self.task.done():
+                await self.service.keeper.in_thread(lambda: None)
+            await self.memory.advance(0.05)
+
+    async def servers(self, **wanted: int) -> None:
+        """Wait until the kernel has exactly these servers: names of boxes as `last byte of the address` -> weight."""
+        table = {f"172.17.0.{name[1:]}:80": weight for name, weight in wanted.items()}
+        await self.until(lambda: VIP in self.machine.kernel.table and self.machine.kernel.servers() == table)
+
+    async def call(self, command: str, body: Any = b"", *, by: Client | None = None) -> list[Any]:
+        """Call what must end well; returns the pieces of its answer."""
+        async with (by or self.caller).request("n1", command, body) as call:
+            task = asyncio.create_task(_pieces(call))
+            await self.until(task.done)
+        replies = task.result()
+        assert replies[-1].status.name == "OK", replies[-1].text()
+        return [reply.value() for reply in replies if reply.body]
+
+    async def fails(self, command: str, body: Any = b"", *, by: Client | None = None) -> str:
+        async with (by or self.caller).request("n1", command, body) as call:
+            task = asyncio.create_task(_pieces(call))
+            await self.until(task.done)
+        last = task.result()[-1]
+        assert last.status.name in ("FAILED", "REFUSED"), last
+        return str(last.text())
+
+    async def show(self) -> Any:
+        return (await self.call("lb.show"))[0]
+
+    def topics(self, *topics: str) -> list[Any]:
+        return [event.json() for event in self.events if event.topic in topics]
+
+
+async def _pieces(call: Any) -> list[Any]:
+    return [reply async for reply in call]
+
+
+@asynccontextmanager
+async def site(
+    folder: Path, keys: str = KEYS, *boxes: Container, start: bool = True, machine: MemoryMachine | None = None,
+    monitors: tuple[str, ...] = ("n1", "n2", "n3", "n4"), child: str = "",
+) -> AsyncIterator[Site]:  # fmt: skip
+    config = tree(keys, child)
+    async with MemoryTree({"n1": ["n2", "n3", "n4"]}) as memory:
+        await memory.advance(1)
+        one = Site(memory, config, folder, machine or MemoryMachine())
+        one.caller = await memory.connect("n1", name="caller")
+        await one.caller.subscribe("lb.*", callback=one.events.append)
+        for box_ in boxes:
+            one.monitors["n1"].boxes[box_.id] = box_
+        for name in monitors:
+            await memory.run(one.monitors[name], name)
+        if start:
+            await one.start()
+        try:
+            yield one
+        finally:
+            if one.task is not None:
+                await one.stop()
+
+
+C2, C3 = box("c2", "172.17.0.2"), box("c3", "172.17.0.3")
+
+
+async def test_the_table_follows_containers(tmp_path: Path) -> None:
+    """The table has the containers that run at the start, then those that come, and not those that are gone."""
+    async with site(tmp_path, KEYS, C2) as one:
+        await one.servers(c2=1)
+        await one.monitors["n1"].has(C3, "started")
+        await one.servers(c2=1, c3=1)
+        await one.monitors["n1"].has(C2, "destroyed")
+        await one.servers(c3=1)
+        (gone,) = await one.until(lambda: one.topics("lb.removed"))
+        assert (gone["node"], gone["balancer"], gone["cause"]) == ("n1", "web", "its container is gone")
+        assert gone["server"]["ip"] == "172.17.0.2"
+
+
+async def test_published_ports_of_nodes_below(tmp_path: Path) -> None:
+    """A container of a node below takes part at the port that its node publishes; with its link it goes and comes."""
+    async with site(tmp_path, KEYS + "\npanic = 1\nhold_s = 5", C2) as one:
+        await one.servers(c2=1)
+        await one.monitors["n2"].has(box("far", host_port=8080), "started")
+        far = "192.168.0.2:8080"
+        await one.until(lambda: one.machine.kernel.servers().get(far) == 1)
+        one.memory.cut("n1", "n2")
+        await one.until(lambda: one.machine.kernel.servers().get(far) == 0)
+        await one.until(lambda: far not in one.machine.kernel.servers())
+        one.memory.mend("n1", "n2")
+        await one.until(lambda: one.machine.kernel.servers().get(far) == 1)
+
+
+async def test_nothing_changes_before_all_have_told(tmp_path: Path) -> None:
+    """While the own monitor has not told, the table stays as the last balancer left it, and commands say why."""
+    machine = MemoryMachine()
+    async with site(tmp_path, KEYS, C2, machine=machine) as one:
+        await one.servers(c2=1)
+        await one.stop()
+        await one.memory.kill(one.monitors["n1"])
+        await one.start()
+        await one.advance(3)
+        (listed,) = await one.call("lb.ls")
+        assert listed["balancers"][0]["state"] == "waiting"
+        assert "not known yet" in (await one.call("lb.check"))[0]["problems"][0]["text"]
+        assert machine.kernel.servers() == {"172.17.0.2:80": 1}
+        one.monitors["n1"].boxes = {C3.id: C3}
+        await one.memory.run(one.monitors["n1"], "n1")
+        await one.servers(c3=1)
+
+
+async def test_drain_and_wait(tmp_path: Path) -> None:
+    """A drain takes the weight at once and answers, when asked to wait, once the last connection is over."""
+    async with site(tmp_path, KEYS, C2, C3) as one:
+        await one.servers(c2=1, c3=1)
+        one.machine.open["172.17.0.2:80"] = 3
+        (told,) = await one.call("lb.drain", {"servers": ["c2"]})
+        assert (told["name"], told["balancer"], told["state"]) == ("c2", "web", "draining")
+        assert one.machine.kernel.servers() == {"172.17.0.2:80": 0, "172.17.0.3:80": 1}
+        await one.advance(1)
+        (shown,) = [each for each in (await one.show())["servers"] if each["name"] == "c2"]
+        assert (shown["connections"], shown["state"]) == (3, "draining")
+        assert "drained by uid:0 at n1" in shown["reason"]
+        waiting = asyncio.create_task(one.call("lb.drain", {"servers": ["172.17.0.2:80"], "wait": True}))
+        await one.advance(1)
+        assert not waiting.done()
+        one.machine.open.clear()
+        await one.until(waiting.done)
+        assert waiting.result()[0]["state"] == "removed"
+        await one.servers(c3=1)
+        (told,) = await one.call("lb.undrain", {"servers": ["c2"]})
+        assert told["state"] == "active"
+        await one.servers(c2=1, c3=1)
+
+
+async def test_drain_outlives_the_balancer(tmp_path: Path) -> None:
+    """What operators have set is in the state file and holds after a restart; a drain for a time ends."""
+    async with site(tmp_path, KEYS, C2, C3) as one:
+        await one.servers(c2=1, c3=1)
+        await one.call("lb.drain", {"servers": ["c2"]})
+        await one.call("lb.weight", {"servers": ["c3"], "weight": 7})
+        await one.servers(c3=7)
+        await one.stop()
+        await one.start()
+        await one.advance(1)
+        await one.servers(c3=7)
+        assert [each["name"] for each in (await one.show())["servers"] if each["state"] == "removed"] == ["c2"]
+        await one.call("lb.weight", {"servers": ["c3"], "weight": None})
+        await one.servers(c3=1)
+        await one.call("lb.undrain", {"servers": ["c2"]})
+        await one.servers(c2=1, c3=1)
+        await one.call("lb.drain", {"servers": ["c2"], "for_s": 0.2})
+        await one.servers(c2=1, c3=1)
+
+
+async def test_once_ends_with_the_run(tmp_path: Path) -> None:
+    """A drain for once is over when its container was started again."""
+    async with site(tmp_path, KEYS, C2, C3) as one:
+        await one.servers(c2=1, c3=1)
+        await one.call("lb.drain", {"servers": ["c2"], "once": True, "wait": True})
+        await one.servers(c3=1)
+        await one.monitors["n1"].has(replace_struct(C2, state="exited", endpoints=(), networks={}), "died")
+        await one.monitors["n1"].has(replace_struct(C2, started_ns=time.time_ns() + 10**9), "started")
+        await one.servers(c2=1, c3=1)
+        assert statefile.load(tmp_path / statefile.NAME) == State(frozenset({VIP}), ())
+
+
+async def test_a_drained_node(tmp_path: Path) -> None:
+    """A drained node drains all on it, also what comes later, and a container of it is not undrained by itself."""
+    async with site(tmp_path, KEYS, C2) as one:
+        await one.servers(c2=1)
+        await one.call("lb.drain", {"servers": ["n1"]})
+        await one.servers()
+        await one.monitors["n1"].has(C3, "started")
+        await one.advance(1)
+        await one.servers()
+        assert "undrain n1" in await one.fails("lb.undrain", {"servers": ["c3"]})
+        await one.call("lb.undrain", {"servers": ["n1"]})
+        await one.servers(c2=1, c3=1)
+
+
+async def test_names_that_fit_nothing(tmp_path: Path) -> None:
+    """A server or balancer that is not there is an error that says what is there, or passed over with if_here."""
+    async with site(tmp_path, KEYS, C2) as one:
+        await one.servers(c2=1)
+        assert await one.fails("lb.drain", {"servers": ["x"]}) == "no server 'x' in these balancers; there are c2"
+        assert "there are web" in await one.fails("lb.show", {"balancers": ["x"]})
+        assert "not understood" in await one.fails("lb.drain", {"server": ["c2"]})
+        assert "not understood" in await one.fails("lb.weight", {"servers": ["c2"], "weight": 65536})
+        assert await one.call("lb.drain", {"servers": ["x"], "if_here": True, "wait": True}) == []
+        assert one.machine.kernel.servers() == {"172.17.0.2:80": 1}
+
+
+async def test_roles(tmp_path: Path) -> None:
+    """Who may observe can look at everything and change nothing."""
+    async with site(tmp_path, KEYS, C2) as one:
+        await one.servers(c2=1)
+        watcher = await one.memory.connect("n1", uid=7, role=Role.OBSERVE)
+        for command in ("lb.ls", "lb.show", "lb.stats", "lb.capacity", "lb.check"):
+            assert await one.call(command, by=watcher)
+        for command in ("lb.drain", "lb.undrain", "lb.weight"):
+            assert "operate" in await one.fails(command, {"servers": ["c2"], "weight": 0}, by=watcher)
+        assert "operate" in await one.fails("lb.sync", by=watcher)
+
+
+async def test_drift_is_mended(tmp_path: Path) -> None:
+    """What somebody else changes in our service is mended at the next comparison and told; what is foreign stays."""
+    foreign = Virtual(Protocol.TCP, ip_address("10.0.0.9"), 80)
+    async with site(tmp_path, KEYS, C2) as one:
+        await one.servers(c2=1)
+        table = one.machine.kernel.table
+        address = Address(ip_address("172.17.0.2"), 80)
+        counts = table[VIP].destinations[address][1]
+        table[VIP].destinations[address] = (Destination(address, 9), counts)
+        table[VIP] = Entry(replace(table[VIP].service, owned=False), table[VIP].destinations)
+        table[foreign] = Entry(Virt(foreign), {})
+        (synced,) = await one.call("lb.sync")
+        assert "set 172.17.0.2:80 of tcp 10.0.0.1:80, weight 1" in synced["steps"]
+        assert one.machine.kernel.servers() == {"172.17.0.2:80": 1}
+        assert table[VIP].service.owned
+        assert foreign in table
+        (repaired,) = await one.until(lambda: one.topics("lb.repaired"))
+        assert repaired["steps"] == synced["steps"]
+        del table[VIP]
+        await one.advance(31)
+        await one.servers(c2=1)
+
+
+async def test_clash(tmp_path: Path) -> None:
+    """A foreign service at our address is not touched and told as a clash, until it is gone."""
+    machine = MemoryMachine()
+    machine.kernel.table[VIP] = Entry(Virt(VIP, "sh"), {})
+    async with site(tmp_path, KEYS, C2, machine=machine) as one:
+        (problem,) = await one.until(lambda: one.topics("lb.problem"))
+        assert "made by somebody else" in problem["text"]
+        assert "adopt = true" in problem["mend"]
+        assert (await one.show())["state"] == "clash"
+        assert machine.kernel.table[VIP].service.scheduler == "sh"
+        del machine.kernel.table[VIP]
+        await one.call("lb.sync")
+        await one.servers(c2=1)
+        assert await one.until(lambda: one.topics("lb.solved"))
+        assert await one.call("lb.check") == [{"problems": []}]
+
+
+async def test_the_file_is_written_before_the_service(tmp_path: Path) -> None:
+    """Without a state file that can be written no service is made; as soon as there is room, it is."""
+    folder = tmp_path / "later"
+    async with site(folder, KEYS, C2) as one:
+        (problem,) = await one.until(lambda: one.topics("lb.problem"))
+        assert "cannot be written" in problem["text"]
+        assert VIP not in one.machine.kernel.table
+        assert "cannot be written" in await one.fails("lb.drain", {"servers": ["c2"]})
+        folder.mkdir()
+        await one.servers(c2=1)
+        held = json.loads((folder / statefile.NAME).read_text())["services"]
+        assert held == [{"protocol": "tcp", "ip": "10.0.0.1", "port": 80}]
+
+
+async def test_refusals(tmp_path: Path) -> None:
+    """A step that the kernel refuses, and a scheduler that it lacks, are problems, and tried again."""
+    machine = MemoryMachine()
+    machine.refuse = "no room"
+    async with site(tmp_path, KEYS, C2, machine=machine) as one:
+        (problem,) = await one.until(lambda: one.topics("lb.problem"))
+        assert (problem["balancer"], problem["text"]) == ("web", "no room")
+        machine.refuse = ""
+        await one.servers(c2=1)
+        machine.lacking = {"wrr"}
+        await one.call("lb.sync")
+        await one.until(lambda: "scheduler wrr" in one.topics("lb.problem")[-1]["text"])
+        assert machine.kernel.servers() == {"172.17.0.2:80": 1}
+
+
+async def test_a_kernel_that_fails(tmp_path: Path) -> None:
+    """Without a usable kernel the commands say so; when it can be used, the table is made."""
+    async with site(tmp_path, KEYS, C2, start=False) as one:
+        one.unusable = "this kernel has no IPVS"
+        await one.start()
+        (problem,) = await one.until(lambda: one.topics("lb.problem"))
+        assert (problem["text"], problem["mend"]) == ("this kernel has no IPVS", "load it")
+        assert "no IPVS" in await one.fails("lb.drain", {"servers": ["c2"]})
+        assert (await one.call("lb.ls"))[0]["balancers"][0]["state"] == "waiting"
+        one.unusable = ""
+        await one.servers(c2=1)
+        one.machine.broken = True
+        await one.monitors["n1"].has(C3, "started")
+        await one.until(lambda: "out of order" in one.topics("lb.problem")[-1]["text"])
+        one.machine.broken = False
+        await one.servers(c2=1, c3=1)
+
+
+async def test_stats(tmp_path: Path) -> None:
+    """`lb.stats` has what the kernel counts, with the names of the servers; `lb.watch` repeats it."""
+    async with site(tmp_path, KEYS, C2) as one:
+        await one.servers(c2=1)
+        (told,) = await one.call("lb.stats")
+        assert (told["name"], told["servers"][0]["name"], told["weight"]) == ("web", "c2", 1)
+        async with one.caller.request("n1", "lb.watch", {"every_s": 0.5}) as call:
+            pieces = []
+            task = asyncio.create_task(_some(call, 3, pieces))
+            await one.until(task.done)
+        assert [each["name"] for each in pieces] == ["web"] * 3
+
+
+async def _some(call: Any, number: int, pieces: list[Any]) -> None:
+    async for reply in call:
+        pieces.append(reply.value())
+        if len(pieces) == number:
+            return
+
+
+async def test_capacity_of_a_child(tmp_path: Path) -> None:
+    """A child's own balancer weighs what is alive behind it, as it tells; nothing alive takes it out."""
+    child = '[servers.n2.balancers.own]\naddress = "192.168.0.2:80"\n'
+    alive = {"value": 3.0}
+    lb = Worker("lb")
+
+    def body() -> dict[str, Any]:
+        own = {"addresses": ["192.168.0.2:80"], "protocol": "tcp", "capacity": alive["value"]}
+        return {"node": "n2", "balancers": {"own": own}}
+
+    lb.command("capacity", role="observe")(lambda _: body())
+    async with site(tmp_path, "servers = {n2 = 80}", start=False, child=child) as one:
+        await one.memory.run(lb, "n2")
+        await one.start()
+        far = "192.168.0.2:80"
+        await one.until(lambda: VIP in one.machine.kernel.table and one.machine.kernel.servers() == {far: 3})
+        assert (await one.call("lb.capacity"))[0]["balancers"]["web"]["capacity"] == 3
+        alive["value"] = 0.0
+        await lb.publish("lb.capacity", body())
+        await one.until(lambda: one.machine.kernel.servers() == {far: 0})
+        told = await one.until(lambda: [each for each in one.topics("lb.capacity") if each["node"] == "n1"][1:])
+        assert told[0]["balancers"]["web"]["capacity"] == 0
+
+
+async def test_no_monitor_below(tmp_path: Path) -> None:
+    """A node below without a monitor holds nothing up, and can be a server."""
+    async with site(tmp_path, "servers = {n2 = 8080}", monitors=("n1",)) as one:
+        far = "192.168.0.2:8080"
+        await one.until(lambda: VIP in one.machine.kernel.table and one.machine.kernel.servers() == {far: 1})
+        one.memory.cut("n1", "n2")
+        await one.until(lambda: one.topics("lb.panic"))
+        one.memory.mend("n1", "n2")
+        await one.until(lambda: one.topics("lb.calm"))

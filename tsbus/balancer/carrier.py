@@ -1,0 +1,109 @@
+"""Carrier: carries a plan out in the kernel, and writes down before what becomes ours. Blocks; for one thread."""
+
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from tsbus.balancer import statefile, steps
+from tsbus.balancer.machine import Machine
+from tsbus.balancer.report import Problem
+from tsbus.balancer.rules import Front, listens_of
+from tsbus.balancer.statefile import State, StateError
+from tsbus.balancer.steps import Pool, Step, key_of
+from tsbus.balancer.table import Address, Entry, Key
+from tsbus.balancer.world import Override
+
+
+@dataclass(frozen=True, slots=True)
+class Carried:
+    """What came of a plan."""
+
+    steps: tuple[Step, ...] = ()
+    """That were taken."""
+    repaired: tuple[Step, ...] = ()
+    """Those of them that mended what somebody else had changed."""
+    changes: tuple[str, ...] = ()
+    """Of the host's rules and settings, in words."""
+    clashes: frozenset[Key] = frozenset()
+    problems: tuple[tuple[Key | None, Problem], ...] = ()
+    """With the service they concern; None: the host."""
+    again: bool = False
+    """Something was refused, and is worth another try."""
+
+
+class Carrier:
+    """Knows which services are ours, and how the table was left."""
+
+    def __init__(self, machine: Machine, path: Path, state: State | None) -> None:
+        """`path` is the state file, `state` what it holds; None: there is none, so the kernel's mark alone counts."""
+        self.machine = machine
+        self._path = path
+        self._recorded = None if state is None else state.keys
+        self.overrides = state.overrides if state else ()
+        self._held: frozenset[Key] = frozenset()
+        self._left: dict[Key, Pool] = {}
+
+    def begin(self) -> dict[Key, Entry]:
+        """Return what of the kernel's table is ours. Raises MachineError."""
+        actual = self.machine.services()
+        self._held = steps.owned(actual, self._recorded)
+        return {key: actual[key] for key in self._held}
+
+    def keep(self, overrides: tuple[Override, ...]) -> None:
+        """Write down what operators have set. Raises StateError, and then it is as before."""
+        statefile.save(self._path, State((self._recorded or frozenset()) | self._held, overrides))
+        self.overrides = overrides
+
+    def try_to_keep(self, overrides: tuple[Override, ...]) -> None:
+        """Write down that some are over; if it fails, the next writing does it."""
+        try:
+            self.keep(overrides)
+        except StateError:
+            self.overrides = overrides
+
+    def count(self, watched: Iterable[tuple[Key, Address]], fronts: Iterable[Front]) -> dict[tuple[Key, Address], int]:
+        """Return how many connections of these servers are not over. Raises MachineError."""
+        return self.machine.connections(watched, listens_of(fronts))
+
+    def carry(self, fronts: Sequence[Front], adopt: Collection[Key], *, anew: bool) -> Carried:
+        """Make host and table as they are wanted. Raises MachineError when the table cannot be read."""
+        wanted = {front.pool.service.key: front.pool for front in fronts}
+        done = self.machine.prepare(fronts, anew=anew)
+        problems: list[tuple[Key | None, Problem]] = [(None, each) for each in done.problems]
+        actual = self.machine.services()
+        ours = steps.owned(actual, self._recorded, self._held)
+        change = steps.change(wanted, actual, ours, adopt)
+        drift = set(steps.change(self._left, actual, ours, adopt).steps) if self._left else set()
+        drift = {step for step in drift if key_of(step) in self._left}
+        skipped = {}
+        for key, pool in wanted.items():
+            if key not in change.clashes and (why := self.machine.why_not(pool)) is not None:
+                skipped[key] = why
+        problems += [*skipped.items()]
+        unwritten = self._claim(change.claims, problems)
+        todo = [step for step in change.steps if key_of(step) not in skipped and key_of(step) not in unwritten]
+        refusals = self.machine.apply(todo, listens_of(fronts)) if todo else []
+        problems += refusals
+        refused = {each.key for each in refusals}
+        untouched = refused | skipped.keys() | unwritten | set(change.clashes)
+        self._left = {key: pool for key, pool in wanted.items() if key not in untouched}
+        taken = tuple(step for step in todo if key_of(step) not in refused)
+        repaired = tuple(step for step in taken if step in drift)
+        return Carried(
+            taken, repaired, done.changes, frozenset(change.clashes), tuple(problems), bool(refused | unwritten)
+        )
+
+    def _claim(self, claims: frozenset[Key], problems: list[tuple[Key | None, Problem]]) -> frozenset[Key]:
+        """Write down what is ours from now on; return the services that must not be made, since it failed."""
+        if claims == self._recorded:
+            self._held = claims
+            return frozenset()
+        try:
+            statefile.save(self._path, State(claims, self.overrides))
+        except StateError as error:
+            problems.append(
+                (None, Problem(str(error), "see that this process may write there, and that there is room"))
+            )
+            return claims - self._held
+        self._recorded = self._held = claims
+        return frozenset()

@@ -1,0 +1,368 @@
+"""Keeper: turns what is known into the kernel's table, again and again: facts, plan, carry out, tell.
+
+One turn at a time, in this loop; the kernel is asked in a thread. A turn follows every change, the planner's own
+times, and every `reconcile_s`, when the whole host is compared.
+"""
+
+import asyncio
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, Final, TypeVar
+
+from tsbus.balancer import answers, statefile
+from tsbus.balancer.carrier import Carried, Carrier
+from tsbus.balancer.facts import Facts
+from tsbus.balancer.machine import Machine, MachineError, Unusable
+from tsbus.balancer.plan import Plan, Planner
+from tsbus.balancer.pool import virtual
+from tsbus.balancer.report import Problem, Report, ServerReport
+from tsbus.balancer.rules import Front, front, published
+from tsbus.balancer.statefile import StateError
+from tsbus.balancer.steps import words
+from tsbus.balancer.table import Address, Entry, Key, Mark
+from tsbus.balancer.world import Override, Reading
+from tsbus.config import Balancer, Tree
+from tsbus.lb_records import CapacityEvent, LbEvent
+from tsbus.log import Log
+
+RETRY_S: Final = 5.0
+"""After what failed."""
+COUNT_S: Final = 0.1
+"""Between two counts of the connections of servers that drain, or ten times what the last one took."""
+FRESH_S: Final = 0.2
+"""So old the kernel's counts may be that callers are given."""
+MAX_TOLD_STEPS: Final = 100
+"""Steps that one event names."""
+
+_log = Log("lb")
+T = TypeVar("T")
+Publish = Callable[[str, LbEvent | CapacityEvent], object]
+Where = tuple[str, str, Address]
+"""Balancer, id and address of a server."""
+
+
+class NotReady(Exception):
+    """Nothing is balanced yet; the text says why."""
+
+
+class Keeper:
+    """The balancers of one node."""
+
+    def __init__(
+        self,
+        tree: Tree,
+        node: str,
+        run_dir: Path,
+        open_machine: Callable[[], Machine],
+        publish: Publish,
+        *,
+        wall_ns: Callable[[], int] = time.time_ns,
+    ) -> None:
+        """`run_dir` is where the state file is; `open_machine` raises Unusable."""
+        self.facts = Facts(tree, node)
+        self.balancers: Mapping[str, Balancer] = tree.servers[node].balancers
+        self.backend = ""
+        self.reports: dict[str, Report] = {}
+        self._tree, self._node = tree, node
+        self._settings = tree.balancing_for(node)
+        self._path = run_dir / statefile.NAME
+        self._open, self._publish, self._wall_ns = open_machine, publish, wall_ns
+        self._loop = asyncio.get_running_loop()
+        self._thread = ThreadPoolExecutor(1, "kernel")
+        self._carrier: Carrier | None = None
+        self._planner: Planner | None = None
+        self._plan: Plan | None = None
+        self._carried = Carried()
+        self._carried_plan: Mapping[Key, object] | None = None
+        self._fronts: tuple[Front, ...] = ()
+        self._start_problems: tuple[Problem, ...] = ()
+        self._told: dict[tuple[str, Problem], None] = {}
+        self._capacity: CapacityEvent | None = None
+        self._due = asyncio.Event()
+        self._anew = False
+        self._planned = self._compared = 0.0
+        self._counted_s = 0.0
+        self._turns: list[asyncio.Future[Carried]] = []
+        self._turned = asyncio.Condition()
+        self._counts: tuple[float, dict[Key, Entry]] | None = None
+
+    # What others use.
+
+    def soon(self) -> None:
+        """Something is different: a turn is due."""
+        self._due.set()
+
+    async def turn(self, *, anew: bool = False) -> Carried:
+        """Wait for a turn that begins now, or as soon as the present one is over; `anew`: compare the whole host."""
+        self._require()
+        future: asyncio.Future[Carried] = self._loop.create_future()
+        self._turns.append(future)
+        self._anew |= anew
+        self.soon()
+        return await future
+
+    async def override(self, overrides: tuple[Override, ...]) -> None:
+        """Have operators' settings hold from now on; returns when the table is so. Raises NotReady, StateError."""
+        carrier = self._require()
+        before, self.facts.overrides = self.facts.overrides, overrides
+        try:
+            await self.in_thread(carrier.keep, overrides)
+        except StateError:
+            self.facts.overrides = before
+            raise
+        await self.turn()
+
+    async def wait_begun(self) -> None:
+        """Wait until it is known what should be balanced. Raises NotReady where that cannot be."""
+        async with self._turned:
+            await self._turned.wait_for(lambda: self._plan is not None or self._start_problems)
+            self._require()
+            await self._turned.wait_for(lambda: self._plan is not None and self._plan.wanted is not None)
+
+    async def wait_removed(self, places: Sequence[Where]) -> Where:
+        """Wait until one of these servers is out of the table, and return it."""
+        async with self._turned:
+            await self._turned.wait_for(lambda: any(map(self._is_removed, places)))
+        return next(place for place in places if self._is_removed(place))
+
+    def find(self, place: Where) -> ServerReport | None:
+        """Return what is known of a server; None when it is gone."""
+        balancer, id_, address = place
+        report = self.reports.get(balancer)
+        return (
+            next((one for one in report.servers if (one.id, one.address) == (id_, address)), None) if report else None
+        )
+
+    async def counts(self) -> dict[Key, Entry]:
+        """Return what the kernel has, with its counts. Raises NotReady, MachineError."""
+        carrier = self._require()
+        if self._counts is None or self._loop.time() - self._counts[0] >= FRESH_S:
+            self._counts = self._loop.time(), await self.in_thread(carrier.machine.services)
+        return self._counts[1]
+
+    @property
+    def now_ns(self) -> int:
+        """Unix time."""
+        return self._wall_ns()
+
+    def unknown(self, name: str) -> Report:
+        """Return the report of a balancer of which nothing is known yet."""
+        return Report(name, virtual(self.balancers[name]) or Mark(0), "waiting")
+
+    def state(self, report: Report) -> str:
+        """Return the state of a balancer: the planner's, or a clash."""
+        return "clash" if report.key in self._carried.clashes else report.state
+
+    def problems(self, name: str = "") -> list[Problem]:
+        """Return the problems of a balancer, or of the host."""
+        if not name:
+            planned = self._plan.problems if self._plan else ()
+            return [*self._start_problems, *planned, *self._lasting("")]
+        report = self.reports.get(name)
+        waiting = report is None or report.state == "waiting"
+        return [*(() if report is None or waiting else report.problems), *self._lasting(name), *self._published(name)]
+
+    @property
+    def capacity(self) -> CapacityEvent:
+        """What is alive here. Raises NotReady."""
+        if self._capacity is None:
+            raise NotReady("it is not known yet what runs here")
+        return self._capacity
+
+    async def in_thread(self, call: Callable[..., T], *args: Any, **options: Any) -> T:
+        """Let the kernel's thread do something."""
+        return await self._loop.run_in_executor(self._thread, lambda: call(*args, **options))
+
+    # The loop.
+
+    async def run(self) -> None:
+        """Keep the table until cancelled; the kernel goes on balancing then."""
+        try:
+            while self._carrier is None:
+                await self._begin()
+            while True:
+                await self._wait()
+                await self._turn()
+        finally:
+            for future in self._turns:
+                future.cancel()
+            if self._carrier is not None:
+                self._thread.submit(self._carrier.machine.close)
+            self._thread.shutdown(wait=False)
+
+    async def _begin(self) -> None:
+        """Open the kernel, and see what in it is ours."""
+        try:
+            carrier, found = await self.in_thread(self._opened)
+        except Unusable as error:
+            problem = Problem(str(error), error.mend)
+        except (MachineError, StateError) as error:
+            problem = Problem(str(error), f"see the text; it is tried again every {RETRY_S:g} s")
+        else:
+            self._carrier, self.backend, self._start_problems = carrier, carrier.machine.backend, ()
+            self.facts.overrides = carrier.overrides
+            self._planner = Planner(self._tree, self._node, found, self._loop.time())
+            self.soon()
+            return
+        if self._start_problems != (problem,):
+            _log.error("lb.unusable", error=problem.text, mend=problem.mend)
+        self._start_problems = (problem,)
+        self._tell_problems()
+        async with self._turned:
+            self._turned.notify_all()
+        await asyncio.sleep(RETRY_S)
+
+    def _opened(self) -> tuple[Carrier, dict[Key, Entry]]:
+        state = statefile.load(self._path)
+        machine = self._open()
+        carrier = Carrier(machine, self._path, state)
+        try:
+            return carrier, carrier.begin()
+        except BaseException:
+            machine.close()
+            raise
+
+    async def _wait(self) -> None:
+        """Wait until a turn is due."""
+        now = self._loop.time()
+        times = [self._compared + self._settings.reconcile_s if self._compared else now + RETRY_S]
+        if self._plan is not None and self._plan.wake is not None and self._plan.wake > self._planned:
+            times.append(self._plan.wake)
+        if self._plan is not None and self._plan.watched:
+            times.append(now + max(COUNT_S, 10 * self._counted_s))
+        if self._carried.again:
+            times.append(now + RETRY_S)
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self._due.wait(), max(0.0, min(times) - now))
+        self._due.clear()
+
+    async def _turn(self) -> None:
+        waiting, self._turns = self._turns, []
+        try:
+            carried = await self._one_turn()
+        except MachineError as error:
+            problem = Problem(str(error), "see what the kernel says")
+            carried = self._carried = Carried(problems=((None, problem),), again=True)
+            self._carried_plan = None
+        finally:
+            for future in waiting:
+                if not future.done():
+                    future.set_result(self._carried)
+        _log_carried(carried)
+        self._tell_problems()
+        async with self._turned:
+            self._turned.notify_all()
+
+    async def _one_turn(self) -> Carried:
+        carrier, planner = self._carrier, self._planner
+        assert carrier is not None and planner is not None  # noqa: S101  (run has begun)
+        await self._count(carrier)
+        now, time_ns = self._planned, _ = self._loop.time(), self._wall_ns()
+        plan = self._plan = planner.plan(self.facts.world(now, time_ns))
+        self.facts.watch(plan.watched)
+        self.reports = {report.name: report for report in plan.reports}
+        if plan.spent:
+            self.facts.overrides = tuple(each for each in self.facts.overrides if each not in plan.spent)
+            await self.in_thread(carrier.try_to_keep, self.facts.overrides)
+        carried = Carried()
+        if plan.wanted is not None:
+            anew, self._anew = self._anew or now >= self._compared + self._settings.reconcile_s, False
+            if anew or plan.wanted != self._carried_plan or self._carried.again:
+                carried = await self._carry(carrier, plan, anew=anew)
+        for event in plan.events:
+            self._publish(f"lb.{event.topic}", answers.event(event, self._node, time_ns, now))
+        if carried.repaired:
+            steps = tuple(words(step) for step in carried.repaired[:MAX_TOLD_STEPS])
+            self._publish("lb.repaired", LbEvent(node=self._node, time_ns=time_ns, steps=steps))
+        self._tell_capacity(plan)
+        return carried
+
+    async def _carry(self, carrier: Carrier, plan: Plan, *, anew: bool) -> Carried:
+        wanted = plan.wanted or {}
+        by_name = {report.name: report.key for report in plan.reports}
+        self._fronts = tuple(front(each, wanted[by_name[name]]) for name, each in self.balancers.items())
+        adopt = [by_name[name] for name, each in self.balancers.items() if each.adopt]
+        carried = await self.in_thread(carrier.carry, self._fronts, adopt, anew=anew)
+        self._carried, self._carried_plan = carried, wanted
+        if anew:
+            self._compared = self._loop.time()
+        return carried
+
+    async def _count(self, carrier: Carrier) -> None:
+        """Count the connections of the servers that drain."""
+        watched = self._plan.watched if self._plan else ()
+        if not watched:
+            return
+        at, began = self._loop.time(), time.monotonic()
+        try:
+            counted = await self.in_thread(carrier.count, watched, self._fronts)
+        except MachineError as error:
+            _log.warning("lb.not-counted", error=str(error))
+            counted = {}
+        self._counted_s = time.monotonic() - began
+        self.facts.readings |= {place: Reading(at, number) for place, number in counted.items()}
+
+    def _require(self) -> Carrier:
+        if self._carrier is None:
+            why = self._start_problems[0].text if self._start_problems else "the balancer is just starting"
+            raise NotReady(why)
+        return self._carrier
+
+    def _is_removed(self, place: Where) -> bool:
+        server = self.find(place)
+        return server is None or server.state.value == "removed"
+
+    # What is told.
+
+    def _lasting(self, name: str) -> list[Problem]:
+        """Return the problems that carrying out the plan had, of a balancer or of the host."""
+        key = self.reports[name].key if name in self.reports else None
+        found = [problem for each, problem in self._carried.problems if each == key and (key is not None or not name)]
+        if name and key in self._carried.clashes:
+            text = f"{key} is in the kernel's table already, made by somebody else: nothing is done there"
+            mend = f"remove it there, or set adopt = true in balancer {name} to take it over"
+            found.append(Problem(text, mend))
+        return found
+
+    def _published(self, name: str) -> list[Problem]:
+        own = self.facts.mirror.nodes.get(self._node)
+        if own is None or self.backend != "ipvs":
+            return []
+        return [
+            problem
+            for each in self._fronts
+            if each.name == name
+            for problem in published([each], own.containers.values())
+        ]
+
+    def _tell_problems(self) -> None:
+        """Tell what is a problem now and was not before, and what is solved."""
+        now = {("", problem): None for problem in (*self._start_problems, *self._lasting(""))}
+        now |= {(name, problem): None for name in self.reports for problem in self._lasting(name)}
+        for topic, some in (("problem", now.keys() - self._told.keys()), ("solved", self._told.keys() - now.keys())):
+            for name, problem in sorted(some):
+                if topic == "problem":
+                    _log.warning("lb.problem", balancer=name, text=problem.text, mend=problem.mend)
+                body = LbEvent(
+                    node=self._node, balancer=name, time_ns=self._wall_ns(), text=problem.text, mend=problem.mend
+                )
+                self._publish(f"lb.{topic}", body)
+        self._told = now
+
+    def _tell_capacity(self, plan: Plan) -> None:
+        if plan.wanted is None:
+            return
+        told = answers.capacity(self._node, [(self.balancers[report.name], report) for report in plan.reports])
+        if told != self._capacity:
+            self._capacity = told
+            self._publish("lb.capacity", told)
+
+
+def _log_carried(carried: Carried) -> None:
+    for step in carried.steps:
+        _log.info("lb.step", step=words(step), repaired=step in carried.repaired)
+    for change in carried.changes:
+        _log.info("lb.host", change=change)

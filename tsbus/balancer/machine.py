@@ -1,0 +1,255 @@
+"""Machine: the kernel under the balancers of a node, one shape for IPVS and for nftables, with the host's rules.
+
+Everything here blocks for system calls or tools, and is for one thread without a loop: carrier.py's.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple, Protocol
+
+from tsbus.balancer import nftables, open_connections
+from tsbus.balancer.ipvs import IpvsError, Kernel
+from tsbus.balancer.netfilter import Done, HostEdge
+from tsbus.balancer.netfilter import Policy as SysctlPolicy
+from tsbus.balancer.nftables import Table
+from tsbus.balancer.programs import HostError
+from tsbus.balancer.report import Problem
+from tsbus.balancer.rules import Backend, Front, Host, Listen, Needs, needs
+from tsbus.balancer.steps import (
+    AddDestination,
+    AddService,
+    DeleteDestination,
+    DeleteService,
+    Pool,
+    SetDestination,
+    SetService,
+    Step,
+    key_of,
+)
+from tsbus.balancer.table import Address, Entry, Key, Mark
+from tsbus.balancer.verdicts import impossible
+
+Listens = Mapping[Mark, tuple[Listen, ...]]
+
+
+class Unusable(Exception):
+    """No kernel to balance with; the text says why, `mend` what to do."""
+
+    def __init__(self, text: str, mend: str) -> None:
+        super().__init__(text)
+        self.mend = mend
+
+
+class MachineError(Exception):
+    """The kernel's table cannot be read now; the text says why."""
+
+
+class Refusal(NamedTuple):
+    """A step that the kernel refused."""
+
+    key: Key
+    problem: Problem
+
+
+class Machine(Protocol):
+    """What balances."""
+
+    @property
+    def backend(self) -> Backend:
+        """Which kind."""
+        ...
+
+    def services(self) -> dict[Key, Entry]:
+        """Return everything in the table, with counts. Raises MachineError."""
+        ...
+
+    def why_not(self, pool: Pool) -> Problem | None:
+        """Return why this kernel cannot hold a service, None when it can."""
+        ...
+
+    def apply(self, steps: Sequence[Step], listens: Listens) -> list[Refusal]:
+        """Take the steps in their order; of a service of which one is refused, the later ones are left out."""
+        ...
+
+    def connections(self, watched: Iterable[tuple[Key, Address]], listens: Listens) -> dict[tuple[Key, Address], int]:
+        """Return how many connections of these servers are not over. Raises MachineError."""
+        ...
+
+    def prepare(self, fronts: Sequence[Front], *, anew: bool) -> Done:
+        """Make the host as the balancers need it, and tell what had to be changed; `anew`: look at all of it again."""
+        ...
+
+    def close(self) -> None:
+        """Close what is open; the table stays in force."""
+        ...
+
+
+def open_machine(backend: str, sysctls: SysctlPolicy) -> Machine:
+    """Return what `backend` asks for: ipvs, nftables, or auto. Raises Unusable."""
+    if backend in ("ipvs", "auto"):
+        try:
+            return IpvsMachine(Kernel(), _Preparation("ipvs", sysctls))
+        except IpvsError as error:
+            if backend == "ipvs":
+                mend = 'see the text, or set backend = "auto" in [balancing] for a balancer without IPVS'
+                raise Unusable(str(error), mend) from error
+    if why := nftables.why_unavailable():
+        raise Unusable(f"neither IPVS nor nftables can be used: {why}", "load ip_vs, or install nftables; run as root")
+    return NftablesMachine(Table(), _Preparation("nftables", sysctls))
+
+
+class _Preparation:
+    """The host's rules, settings and addresses, written when the needs change and compared when asked to."""
+
+    def __init__(self, backend: Backend, sysctls: SysctlPolicy) -> None:
+        self._edge = HostEdge(backend)
+        self._sysctls = sysctls
+        self._host: Host | None = None
+        self._needs: Needs | None = None
+        self._problems: tuple[Problem, ...] = ()
+
+    def apply(self, fronts: Sequence[Front], *, anew: bool) -> Done:
+        try:
+            if self._host is None or anew or needs(fronts, self._host) != self._needs:
+                self._host = self._edge.read()
+                self._needs = None  # until it is done
+                wanted = needs(fronts, self._host)
+                done = self._edge.apply(wanted, self._sysctls)
+                self._needs, self._problems = wanted, done.problems
+                return done
+        except HostError as error:
+            return Done(problems=(Problem(error.text, error.mend),))
+        return Done(problems=self._problems)
+
+    def close(self) -> None:
+        self._edge.close()
+
+
+class IpvsMachine:
+    """IPVS: one step at a time."""
+
+    backend: Backend = "ipvs"
+
+    def __init__(self, kernel: Kernel, preparation: _Preparation) -> None:
+        self._kernel, self._preparation = kernel, preparation
+        try:
+            self._schedulers = kernel.schedulers()
+        except IpvsError:
+            self._schedulers = frozenset()  # without IPv6 they cannot be probed; the kernel will say it of each
+
+    def services(self) -> dict[Key, Entry]:
+        """See Machine."""
+        try:
+            return self._kernel.services()
+        except IpvsError as error:
+            raise MachineError(str(error)) from error
+
+    def why_not(self, pool: Pool) -> Problem | None:
+        """See Machine."""
+        scheduler = pool.service.scheduler
+        if self._schedulers and scheduler not in self._schedulers:
+            there = ", ".join(sorted(self._schedulers))
+            return Problem(f"the kernel has no scheduler {scheduler}", f"load ip_vs_{scheduler}, or use one of {there}")
+        return None
+
+    def apply(self, steps: Sequence[Step], listens: Listens) -> list[Refusal]:
+        """See Machine."""
+        refusals: dict[Key, Refusal] = {}
+        for step in steps:
+            key = key_of(step)
+            if key in refusals:
+                continue
+            try:
+                self._take(step)
+            except (IpvsError, ValueError) as error:
+                refusals[key] = Refusal(key, Problem(f"{key}: the kernel refused it: {error}", "see the text"))
+        return list(refusals.values())
+
+    def connections(self, watched: Iterable[tuple[Key, Address]], listens: Listens) -> dict[tuple[Key, Address], int]:
+        """See Machine."""
+        try:
+            with open_connections.PLACE.open() as lines:
+                counted = open_connections.count(lines)
+        except OSError:  # without /proc only those that are established are known
+            table = self.services()
+            counts = {
+                (key, place): each for key, entry in table.items() for place, (_, each) in entry.destinations.items()
+            }
+            return {each: counts[each].active for each in watched if each in counts}
+        return {
+            (key, address): open_connections.of(
+                counted, key, address, listens.get(key, ()) if isinstance(key, Mark) else ()
+            )
+            for key, address in watched
+        }
+
+    def prepare(self, fronts: Sequence[Front], *, anew: bool) -> Done:
+        """See Machine."""
+        return self._preparation.apply(fronts, anew=anew)
+
+    def close(self) -> None:
+        """See Machine."""
+        self._preparation.close()
+        self._kernel.close()
+
+    def _take(self, step: Step) -> None:
+        match step:
+            case AddService(service):
+                self._kernel.add_service(service)
+            case SetService(service):
+                self._kernel.set_service(service)
+            case DeleteService(key):
+                self._kernel.delete_service(key)
+            case AddDestination(key, destination):
+                self._kernel.add_destination(key, destination)
+            case SetDestination(key, destination):
+                self._kernel.set_destination(key, destination)
+            case DeleteDestination(key, address):
+                self._kernel.delete_destination(key, address)
+
+
+class NftablesMachine:
+    """A table of nft: all steps at once."""
+
+    backend: Backend = "nftables"
+
+    def __init__(self, table: Table, preparation: _Preparation) -> None:
+        self._table, self._preparation = table, preparation
+
+    def services(self) -> dict[Key, Entry]:
+        """See Machine."""
+        try:
+            return self._table.services()
+        except HostError as error:
+            raise MachineError(str(error)) from error
+
+    def why_not(self, pool: Pool) -> Problem | None:
+        """See Machine."""
+        why = impossible(pool.service, pool.destinations.values())
+        return Problem(why, 'or set backend = "ipvs" in [balancing]') if why else None
+
+    def apply(self, steps: Sequence[Step], listens: Listens) -> list[Refusal]:
+        """See Machine."""
+        try:
+            self._table.apply(steps, listens)
+        except HostError as error:
+            return [Refusal(key, Problem(error.text, error.mend)) for key in dict.fromkeys(map(key_of, steps))]
+        except ValueError as error:
+            return [Refusal(key, Problem(str(error), "see the text")) for key in dict.fromkeys(map(key_of, steps))]
+        return []
+
+    def connections(self, watched: Iterable[tuple[Key, Address]], listens: Listens) -> dict[tuple[Key, Address], int]:
+        """See Machine."""
+        try:
+            counted = self._table.connections()
+        except HostError as error:
+            raise MachineError(str(error)) from error
+        return {each: counted[each] for each in watched}
+
+    def prepare(self, fronts: Sequence[Front], *, anew: bool) -> Done:
+        """See Machine."""
+        return self._preparation.apply(fronts, anew=anew)
+
+    def close(self) -> None:
+        """See Machine."""
+        self._preparation.close()
+        self._table.close()

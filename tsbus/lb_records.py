@@ -1,0 +1,218 @@
+"""Balancer records: what the balancer of a node says on the bus and takes as orders, as typed, frozen structs. Pure.
+
+docs/balancer.md is the reference. Fields with their default are left out in JSON.
+"""
+
+from typing import Annotated, Final
+
+import msgspec
+from msgspec import Meta
+
+MAX_NAMES: Final = 1000
+"""Names of one order."""
+
+_Names = Annotated[tuple[Annotated[str, Meta(min_length=1, max_length=256)], ...], Meta(max_length=MAX_NAMES)]
+
+
+class _Record(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
+    """A frozen struct whose JSON leaves out what has its default."""
+
+
+class _Order(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What a caller asks for; a key that nobody knows is an error, not ignored."""
+
+
+# Orders ---------------------------------------------------------------------------------------------------------------
+
+
+class Show(_Order, frozen=True, kw_only=True):
+    """Of `lb.show` and `lb.stats`."""
+
+    balancers: _Names = ()
+    """Empty: all."""
+
+
+class Watch(Show, frozen=True, kw_only=True):
+    """Of `lb.watch`."""
+
+    every_s: Annotated[float, Meta(ge=0.2, le=3600)] = 1.0
+
+
+class Select(_Order, frozen=True, kw_only=True):
+    """Servers by name. Of `lb.undrain`."""
+
+    servers: Annotated[_Names, Meta(min_length=1)]
+    """Names or ids of containers, nodes, or IP:PORT."""
+    balancers: _Names = ()
+    """Empty: all."""
+    if_here: bool = False
+    """A name that fits nothing is no error."""
+
+
+class Drain(Select, frozen=True, kw_only=True):
+    """Of `lb.drain`."""
+
+    once: bool = False
+    """It ends with the container's run."""
+    for_s: Annotated[float, Meta(ge=0, le=31 * 86400)] = 0.0
+    """It ends then; 0: it does not."""
+    wait: bool = False
+    """Answer when the servers are out of the table."""
+
+
+class Weigh(Select, frozen=True, kw_only=True):
+    """Of `lb.weight`."""
+
+    weight: Annotated[int, Meta(ge=0, le=65535)] | None
+    """None: as configured."""
+
+
+# Answers --------------------------------------------------------------------------------------------------------------
+
+
+class ProblemRecord(_Record, frozen=True, kw_only=True):
+    """Something that a person should know, and what to do. In `lb.check` with its balancer, else empty."""
+
+    balancer: str = ""
+    text: str
+    mend: str = ""
+
+
+class ServerRecord(_Record, frozen=True, kw_only=True):
+    """A real server."""
+
+    id: str
+    """The container's id, the node's name, "sorry", or '' for one that was found in the kernel."""
+    name: str
+    node: str = ""
+    ip: str
+    port: int
+    state: str
+    """joining, active, out, draining, removed or kept."""
+    reason: str = ""
+    since_s: float = 0.0
+    """So long it is in this state."""
+    weight: int
+    base: int
+    rule: str = ""
+    """What let it in, in words."""
+    connections: int | None = None
+    """That are left, while it drains and they can be counted."""
+
+
+class LeftOut(_Record, frozen=True, kw_only=True):
+    """Who was meant to take part and cannot."""
+
+    name: str
+    node: str
+    reason: str
+
+
+class Summary(_Record, frozen=True, kw_only=True):
+    """A balancer in `lb.ls`."""
+
+    name: str
+    addresses: tuple[str, ...]
+    protocol: str
+    alg: str
+    backend: str = ""
+    """ipvs or nftables; empty while neither can be used."""
+    active: int
+    """Servers with a weight."""
+    servers: int
+    """In the table."""
+    state: str
+    """ok, empty, sorry, panic, waiting or clash."""
+    problems: int
+    """How many; `lb.show` has them."""
+
+
+class Details(_Record, frozen=True, kw_only=True):
+    """A balancer in `lb.show`; more servers than MAX_SERVERS come in further pieces, with the name."""
+
+    name: str
+    addresses: tuple[str, ...] = ()
+    protocol: str = ""
+    alg: str = ""
+    backend: str = ""
+    state: str = ""
+    servers: tuple[ServerRecord, ...] = ()
+    left_out: tuple[LeftOut, ...] = ()
+    problems: tuple[ProblemRecord, ...] = ()
+
+
+class Traffic(_Record, frozen=True, kw_only=True):
+    """What the kernel has counted; `_s` is per second. Of one server with its id, of a balancer without."""
+
+    id: str = ""
+    name: str = ""
+    ip: str = ""
+    port: int = 0
+    weight: int = 0
+    active: int = 0
+    inactive: int = 0
+    connections: int = 0
+    in_packets: int = 0
+    out_packets: int = 0
+    in_bytes: int = 0
+    out_bytes: int = 0
+    cps: int = 0
+    in_pps: int = 0
+    out_pps: int = 0
+    in_bps: int = 0
+    out_bps: int = 0
+    """Bytes per second, as `in_bps`."""
+
+
+class BalancerTraffic(Traffic, frozen=True, kw_only=True):
+    """A balancer in `lb.stats` and `lb.watch`: its sums, and its servers."""
+
+    servers: tuple[Traffic, ...] = ()
+
+
+class Touched(_Record, frozen=True, kw_only=True):
+    """A server that an order of an operator concerned."""
+
+    id: str
+    name: str
+    balancer: str
+    state: str
+    connections: int | None = None
+
+
+# Events ---------------------------------------------------------------------------------------------------------------
+
+
+class LbEvent(_Record, frozen=True, kw_only=True):
+    """Body of the `lb.*` events but `lb.capacity`."""
+
+    node: str
+    balancer: str = ""
+    """Empty: of the node as a whole."""
+    time_ns: int
+    """Unix nanoseconds of the node's clock."""
+    cause: str = ""
+    server: ServerRecord | None = None
+    was: str = ""
+    """The server's state before."""
+    text: str = ""
+    """With `lb.problem` and `lb.solved`."""
+    mend: str = ""
+    steps: tuple[str, ...] = ()
+    """With `lb.repaired`: what was done."""
+
+
+class Alive(_Record, frozen=True, kw_only=True):
+    """What is alive behind one balancer."""
+
+    addresses: tuple[str, ...]
+    protocol: str
+    capacity: float
+    """In servers of weight 1, or of full weight where weights follow the CPU."""
+
+
+class CapacityEvent(_Record, frozen=True, kw_only=True):
+    """Body of `lb.capacity`, event and answer."""
+
+    node: str
+    balancers: dict[str, Alive]

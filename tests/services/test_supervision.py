@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from tsbus.supervision import SupervisionError
-from tsbus.supervision.conf import NodeFiles, example, render_worker
+from tsbus.supervision.conf import SERVICES, NodeFiles, example, render, render_worker
 from tsbus.supervision.states import LAST_RETRY_S, Retries, bus_event, is_joined
 
 FILES = NodeFiles.within(Path("/run/tree/a"))
@@ -14,6 +14,16 @@ FILES = NodeFiles.within(Path("/run/tree/a"))
 def test_example_is_what_the_code_writes():
     """supervisord.conf.example is the generated text; `make supervisord.conf.example` writes it anew."""
     assert (Path(__file__).parents[2] / "supervisord.conf.example").read_text() == example()
+
+
+def test_only_nodes_with_balancers_have_the_program():
+    """The program balancer is in the file of a node whose commands have one, and nothing else differs."""
+    commands = {service: ["true", service] for service in SERVICES}
+    with_one = render("a", FILES, commands, password="p", max_files=9, as_root=False)
+    del commands["balancer"]
+    without = render("a", FILES, commands, password="p", max_files=9, as_root=False)
+    assert "[program:balancer]\ncommand=true balancer\n" in with_one
+    assert "balancer" not in without
 
 
 @pytest.mark.parametrize("folder", ["/run/a b", "/run/a;b", "/run/[a]", '/run/"a"', "/run/a\nb", "/run/100%"])

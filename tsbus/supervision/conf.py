@@ -11,7 +11,8 @@ from pathlib import Path
 
 from tsbus.supervision import SupervisionError
 
-SERVICES = ("router", "executor", "docker", "events")
+SERVICES = ("router", "executor", "docker", "events", "balancer")
+"""All that a node may have: the balancer is for nodes with balancers."""
 USER = "treescale"
 """The name that goes with the password on supervisord's own socket."""
 _PLAIN_PATH = re.compile(r"[\w./@+,=-]+")
@@ -74,8 +75,9 @@ def render(
 ) -> str:
     """Return the supervisord.conf of `node`.
 
-    `commands` has the argv of each of SERVICES; `max_files` is how many files its programs may open; `as_root` tells
-    supervisord that running as root is meant. Raises SupervisionError for commands that it could not read.
+    `commands` has the argv of each of SERVICES, without a balancer where there is none; `max_files` is how many files
+    its programs may open; `as_root` tells supervisord that running as root is meant. Raises SupervisionError for commands
+    that it could not read.
     """
     return f"""\
 ; The processes of node {node}, written by TreeScale: programs of your own go into {files.conf_dir}/NAME.conf.
@@ -149,9 +151,21 @@ killasgroup=true
 command={_command(commands["docker"])}
 priority=30
 {_lasting(files, "docker")}
-
+{_balancer(files, commands)}
 [include]
 files={files.conf_dir}/*.conf
+"""
+
+
+def _balancer(files: NodeFiles, commands: Mapping[str, Sequence[str]]) -> str:
+    if "balancer" not in commands:
+        return ""
+    return f"""
+; Keeps the kernel's load balancer in step. Stopped, it leaves the kernel's table as it is.
+[program:balancer]
+command={_command(commands["balancer"])}
+priority=30
+{_lasting(files, "balancer")}
 """
 
 

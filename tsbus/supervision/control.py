@@ -118,7 +118,8 @@ class Supervisord:
     def follow_tree(self) -> None:
         """Take over a changed tree: the router keeps its links while it reads it, the others start anew."""
         self._ask("signalProcess", "router", "HUP")
-        for program in ("executor", "docker"):
+        there = {each.name for each in self.programs() or ()}
+        for program in sorted(there & {"executor", "docker", "balancer"}):
             self._ask("stopProcess", program)
             self._ask("startProcess", program, False)
 

@@ -285,10 +285,12 @@ class LocalTree:
     def _write_conf(self, node: NodeFolder, workers: Mapping[str, str]) -> bool:
         """Write the files of supervisord; returns whether they are other than before."""
         hard_limit = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+        balances = bool(self.tree.servers[node.name].balancers)
+        services = [service for service in conf.SERVICES if service != "balancer" or balances]
         text = conf.render(
             node.name,
             node.files,
-            {service: start_command(service) for service in conf.SERVICES},
+            {service: start_command(service) for service in services},
             password=node.password,
             max_files=_MAX_FILES if hard_limit == resource.RLIM_INFINITY else min(hard_limit, _MAX_FILES),
             as_root=os.getuid() == 0,

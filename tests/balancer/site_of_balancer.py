@@ -12,7 +12,7 @@ import msgspec
 from model_kernel import Kernel, tree
 
 from tsbus import Client, Event, Request, Worker
-from tsbus.balancer.machine import MachineError, Refusal, Unusable
+from tsbus.balancer.machine import Machine, MachineError, Refusal, Unusable
 from tsbus.balancer.netfilter import Done
 from tsbus.balancer.report import Problem
 from tsbus.balancer.service import Service
@@ -111,11 +111,13 @@ class Site:
         self.task: asyncio.Task[None] | None = None
         self.service: Service
         self.unusable = ""
+        self.opener: Callable[[], Machine] | None = None
+        """Another kernel than the one in memory."""
 
-    def open(self) -> MemoryMachine:
+    def open(self) -> Machine:
         if self.unusable:
             raise Unusable(self.unusable, "load it")
-        return self.machine
+        return self.opener() if self.opener else self.machine
 
     async def start(self) -> None:
         """Start the service, perhaps again."""
@@ -170,6 +172,13 @@ class Site:
 
     async def show(self) -> Any:
         return (await self.call("lb.show"))[0]
+
+    def server(self, name: str) -> dict[str, Any]:
+        """What is known of a server now, in what the keeper has; {} when it is not there."""
+        report = self.service.keeper.reports.get("web")
+        found = [each for each in report.servers if each.name == name] if report else []
+        shown = {"state": found[0].state.value, "connections": found[0].connections} if found else {}
+        return {key: value for key, value in shown.items() if value is not None}
 
     def topics(self, *topics: str) -> list[Any]:
         return [event.json() for event in self.events if event.topic in topics]

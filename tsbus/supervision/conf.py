@@ -76,8 +76,9 @@ def render(
     """Return the supervisord.conf of `node`.
 
     `commands` has the argv of each of SERVICES, without a balancer where there is none; `max_files` is how many files
-    its programs may open; `as_root` tells supervisord that running as root is meant. Raises SupervisionError for commands
-    that it could not read.
+    its programs may open; `as_root` tells supervisord that running as root is meant.
+
+    Raises SupervisionError for commands that it could not read.
     """
     return f"""\
 ; The processes of node {node}, written by TreeScale: programs of your own go into {files.conf_dir}/NAME.conf.

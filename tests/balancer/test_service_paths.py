@@ -1,0 +1,83 @@
+"""The balancer's service over real kernels, in namespaces: what clients meet while containers come, drain and go."""
+
+import asyncio
+import ctypes
+import subprocess
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from lan import Lan
+from model_kernel import box
+from site_of_balancer import KEYS, Site, site
+
+from tsbus.balancer.machine import Machine, open_machine
+
+_CLONE_NEWNET = 0x40000000
+VIP = ("10.0.0.1", 80)
+BOXES = {"c1": "172.17.0.2", "c2": "172.17.0.3"}
+
+
+@pytest.mark.guest
+async def test_with_ipvs(tmp_path: Path) -> None:
+    """With IPVS: drained servers keep their connections and get no new ones, also while the balancer is restarted."""
+    subprocess.run(["modprobe", "-a", "ip_vs", "dummy"], check=True)
+    await _story(tmp_path, "ipvs")
+
+
+async def test_with_nftables(tmp_path: Path) -> None:
+    """Without IPVS it is the same, over a table of nft."""
+    await _story(tmp_path, "nftables")
+
+
+async def _story(folder: Path, backend: str) -> None:
+    with Lan() as lan:
+        lan.docker()
+        keys = KEYS.replace("nginx = 80", "nginx = 8080")
+        async with site(folder, keys, *(box(name, ip) for name, ip in BOXES.items()), start=False) as one:
+            one.opener = lambda: _opened(lan, backend)
+            await one.start()
+            await _states(one, c1="active", c2="active")
+            assert (await one.call("lb.ls"))[0]["balancers"][0]["backend"] == backend
+            assert await _asked(lan) == {"c1": 2, "c2": 2}
+
+            flow = await asyncio.to_thread(lan.flow, "client", "tcp", VIP)
+            server = (await asyncio.to_thread(flow.ask)).server
+            other = ({*BOXES} - {server}).pop()
+            await one.call("lb.drain", {"servers": [server]})
+            assert await _asked(lan) == {other: 4}
+            assert (await asyncio.to_thread(flow.ask)).server == server
+            await one.stop()
+            assert await _asked(lan) == {other: 4}
+            await one.start()
+            waiting = asyncio.create_task(one.call("lb.drain", {"servers": [server], "wait": True}))
+            await one.until(lambda: "connections" in one.server(server))
+            assert one.server(server)["connections"] == 1
+            assert (await asyncio.to_thread(flow.ask)).server == server
+            assert not waiting.done()
+            flow.end.close()
+            await one.until(waiting.done)
+            assert waiting.result()[0]["state"] == "removed"
+
+            await one.call("lb.undrain", {"servers": [server]})
+            assert await _asked(lan) == {"c1": 2, "c2": 2}
+            (told,) = await one.call("lb.stats")
+            assert told["connections"] >= 4
+            assert await one.call("lb.check") == [{"problems": []}]
+
+
+def _opened(lan: Lan, backend: str) -> Machine:
+    """Take the thread of the balancer to the host of the network, and open the kernel there."""
+    if ctypes.CDLL(None, use_errno=True).setns(lan.host.fd, _CLONE_NEWNET):
+        raise OSError(ctypes.get_errno(), "setns")
+    return open_machine(backend, "set")
+
+
+async def _states(one: Site, **wanted: str) -> None:
+    await one.until(lambda: {name: one.server(name).get("state") for name in wanted} == wanted)
+
+
+async def _asked(lan: Lan) -> Counter[str]:
+    """Who answers four new connections."""
+    answers = [await asyncio.to_thread(lan.ask, "client", "tcp", VIP) for _ in range(4)]
+    return Counter(each.server for each in answers)

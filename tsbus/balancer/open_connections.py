@@ -13,7 +13,8 @@ from typing import Final, NamedTuple
 from tsbus.balancer.rules import Listen
 from tsbus.balancer.table import IP, Address, Key, Protocol, Virtual
 
-PLACE: Final = Path("/proc/net/ip_vs_conn")
+PLACE: Final = Path("/proc/thread-self/net/ip_vs_conn")
+"""Of the network namespace of the thread that reads it."""
 _OVER: Final = ("TIME_WAIT", "CLOSE", "CLOSED")
 
 

@@ -144,6 +144,9 @@ async def test_names_that_fit_nothing(tmp_path: Path) -> None:
         assert "not understood" in await one.fails("lb.drain", {"server": ["c2"]})
         assert "not understood" in await one.fails("lb.weight", {"servers": ["c2"], "weight": 65536})
         assert await one.call("lb.drain", {"servers": ["x"], "if_here": True, "wait": True}) == []
+        elsewhere = {"servers": ["c2"], "balancers": ["x"], "if_here": True}
+        assert await one.call("lb.drain", elsewhere) == []
+        assert one.service.keeper.facts.overrides == ()
         assert one.machine.kernel.servers() == {"172.17.0.2:80": 1}
 
 
@@ -299,3 +302,58 @@ async def test_no_monitor_below(tmp_path: Path) -> None:
         await one.until(lambda: one.topics("lb.panic"))
         one.memory.mend("n1", "n2")
         await one.until(lambda: one.topics("lb.calm"))
+
+
+async def test_an_order_that_the_kernel_refuses(tmp_path: Path) -> None:
+    """Who drains is told when the kernel does not take it, and it is done as soon as it does."""
+    async with site(tmp_path, KEYS, C2, C3) as one:
+        await one.servers(c2=1, c3=1)
+        one.machine.refuse = "out of order"
+        assert "not so in the kernel yet: out of order" in await one.fails(
+            "lb.drain", {"servers": ["c2"], "wait": True}
+        )
+        one.machine.refuse = ""
+        await one.servers(c3=1)
+
+
+async def test_the_last_balancer_goes(tmp_path: Path) -> None:
+    """A node that has no balancers any more takes its services out of the kernel, and then its state file away."""
+    async with site(tmp_path, KEYS, C2) as one:
+        await one.servers(c2=1)
+        await one.stop()
+        servers = {**one.config.servers, "n1": replace(one.config.servers["n1"], balancers={})}
+        one.config = replace(one.config, servers=servers)
+        await one.start()
+        await one.until(lambda: not one.machine.kernel.table)
+        await one.until(lambda: not (tmp_path / statefile.NAME).exists())
+
+
+async def test_another_treescale_on_this_kernel(tmp_path: Path) -> None:
+    """Without a state file, a service with our mark that the configuration does not name is left alone."""
+    machine = MemoryMachine()
+    other = Virtual(Protocol.TCP, ip_address("10.0.0.9"), 80)
+    machine.kernel.table[other] = Entry(Virt(other, owned=True), {})
+    machine.kernel.table[VIP] = Entry(Virt(VIP, owned=True), {})
+    async with site(tmp_path, KEYS, C2, machine=machine) as one:
+        await one.servers(c2=1)
+        assert other in machine.kernel.table
+
+
+async def test_weights_that_follow_the_cpu(tmp_path: Path) -> None:
+    """With weights = "cpu" a busy container gets less, as its node's statistics say."""
+    async with site(tmp_path, KEYS + '\nweights = "cpu"', C2, C3) as one:
+        await one.servers(c2=100, c3=100)
+        samples = {C2.id[:12]: {"cpu": 80.0}, C3.id[:12]: {"cpu": 5.0}}
+        body = {"node": "n1", "time_ms": 1, "full": True, "samples": samples}
+        await one.advance(6)
+        await one.monitors["n1"].client.publish("containers.stats.n1", body)
+        await one.servers(c2=50, c3=100)
+
+
+async def test_servers_with_a_host_name(tmp_path: Path) -> None:
+    """A node that the configuration gives a host name is a server at the address of that name."""
+    async with site(tmp_path, "servers = {n2 = 8080}", start=False) as one:
+        servers = {**one.config.servers, "n2": replace(one.config.servers["n2"], ip="localhost")}
+        one.config = replace(one.config, servers=servers)
+        await one.start()
+        await one.until(lambda: VIP in one.machine.kernel.table and "127.0.0.1:8080" in one.machine.kernel.servers())

@@ -27,18 +27,23 @@ class Carried:
     clashes: frozenset[Key] = frozenset()
     problems: tuple[tuple[Key | None, Problem], ...] = ()
     """With the service they concern; None: the host."""
-    again: bool = False
-    """Something was refused, and is worth another try."""
+    failed: frozenset[Key] = frozenset()
+    """Services that are not as they are wanted; it is worth another try."""
 
 
 class Carrier:
     """Knows which services are ours, and how the table was left."""
 
-    def __init__(self, machine: Machine, path: Path, state: State | None) -> None:
-        """`path` is the state file, `state` what it holds; None: there is none, so the kernel's mark alone counts."""
+    def __init__(self, machine: Machine, path: Path, state: State | None, configured: frozenset[Key]) -> None:
+        """`path` is the state file, `state` what it holds.
+
+        Without one, what is `configured` and has our mark is ours: anything else with the mark may belong to another
+        TreeScale on this kernel, such as another node of a tree on one machine.
+        """
         self.machine = machine
         self._path = path
         self._recorded = None if state is None else state.keys
+        self._configured = configured
         self.overrides = state.overrides if state else ()
         self._held: frozenset[Key] = frozenset()
         self._left: dict[Key, Pool] = {}
@@ -46,7 +51,7 @@ class Carrier:
     def begin(self) -> dict[Key, Entry]:
         """Return what of the kernel's table is ours. Raises MachineError."""
         actual = self.machine.services()
-        self._held = steps.owned(actual, self._recorded)
+        self._held = steps.owned(actual, self._may_be_ours)
         return {key: actual[key] for key in self._held}
 
     def keep(self, overrides: tuple[Override, ...]) -> None:
@@ -71,7 +76,7 @@ class Carrier:
         done = self.machine.prepare(fronts, anew=anew)
         problems: list[tuple[Key | None, Problem]] = [(None, each) for each in done.problems]
         actual = self.machine.services()
-        ours = steps.owned(actual, self._recorded, self._held)
+        ours = steps.owned(actual, self._may_be_ours, self._held)
         change = steps.change(wanted, actual, ours, adopt)
         drift = set(steps.change(self._left, actual, ours, adopt).steps) if self._left else set()
         drift = {step for step in drift if key_of(step) in self._left}
@@ -90,8 +95,12 @@ class Carrier:
         taken = tuple(step for step in todo if key_of(step) not in refused)
         repaired = tuple(step for step in taken if step in drift)
         return Carried(
-            taken, repaired, done.changes, frozenset(change.clashes), tuple(problems), bool(refused | unwritten)
+            taken, repaired, done.changes, frozenset(change.clashes), tuple(problems), frozenset(refused | unwritten)
         )
+
+    @property
+    def _may_be_ours(self) -> frozenset[Key]:
+        return self._configured if self._recorded is None else self._recorded
 
     def _claim(self, claims: frozenset[Key], problems: list[tuple[Key | None, Problem]]) -> frozenset[Key]:
         """Write down what is ours from now on; return the services that must not be made, since it failed."""

@@ -31,6 +31,8 @@ class Facts:
     readings: dict[tuple[Key, Address], Reading] = field(default_factory=dict)
     nodes: frozenset[str] = frozenset()
     """This node and all below."""
+    named: set[str] = field(default_factory=set)
+    """Nodes that the configuration gives a host name, not an address."""
     _capacities: dict[str, tuple[Capacity, ...]] = field(default_factory=dict)
     _percent: dict[str, dict[str, float]] = field(default_factory=dict)
     """Node -> id -> percent of one core."""
@@ -41,12 +43,12 @@ class Facts:
             try:
                 self.ips[name] = (ip_address(self.tree.servers[name].ip),)
             except ValueError:
-                continue  # a host name
+                self.named.add(name)
 
     @property
-    def unresolved(self) -> dict[str, str]:
-        """Nodes whose host name has no address yet, with it."""
-        return {name: self.tree.servers[name].ip for name in self.nodes if name not in self.ips}
+    def unresolved(self) -> list[str]:
+        """Nodes whose host name has no address yet."""
+        return [name for name in self.named if name not in self.ips]
 
     def resolved(self, node: str, ips: Iterable[str]) -> None:
         """The addresses of a node that has a host name are known."""

@@ -6,7 +6,7 @@ times, and every `reconcile_s`, when the whole host is compared.
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -16,7 +16,7 @@ from tsbus.balancer import answers, statefile
 from tsbus.balancer.carrier import Carried, Carrier
 from tsbus.balancer.facts import Facts
 from tsbus.balancer.machine import Machine, MachineError, Unusable
-from tsbus.balancer.plan import Plan, Planner
+from tsbus.balancer.plan import Plan, Planner, keys_of
 from tsbus.balancer.pool import virtual
 from tsbus.balancer.report import Problem, Report, ServerReport
 from tsbus.balancer.rules import Front, front, published
@@ -104,8 +104,11 @@ class Keeper:
         self.soon()
         return await future
 
-    async def override(self, overrides: tuple[Override, ...]) -> None:
-        """Have operators' settings hold from now on; returns when the table is so. Raises NotReady, StateError."""
+    async def override(self, overrides: tuple[Override, ...], balancers: Iterable[str]) -> None:
+        """Have operators' settings hold from now on; returns when the table is so, of these balancers.
+
+        Raises StateError, and NotReady where the kernel could not be changed: it is tried again.
+        """
         carrier = self._require()
         before, self.facts.overrides = self.facts.overrides, overrides
         try:
@@ -113,7 +116,11 @@ class Keeper:
         except StateError:
             self.facts.overrides = before
             raise
-        await self.turn()
+        carried = await self.turn()
+        failed = carried.failed & {self.reports[name].key for name in balancers}
+        for key, problem in carried.problems:
+            if failed and (key is None or key in failed):
+                raise NotReady(f"it is noted, but not so in the kernel yet: {problem.text}")
 
     async def wait_begun(self) -> None:
         """Wait until it is known what should be balanced. Raises NotReady where that cannot be."""
@@ -218,7 +225,8 @@ class Keeper:
     def _opened(self) -> tuple[Carrier, dict[Key, Entry]]:
         state = statefile.load(self._path)
         machine = self._open()
-        carrier = Carrier(machine, self._path, state)
+        configured = frozenset(keys_of(self.balancers).values())
+        carrier = Carrier(machine, self._path, state, configured)
         try:
             return carrier, carrier.begin()
         except BaseException:
@@ -233,7 +241,7 @@ class Keeper:
             times.append(self._plan.wake)
         if self._plan is not None and self._plan.watched:
             times.append(now + max(COUNT_S, 10 * self._counted_s))
-        if self._carried.again:
+        if self._carried.failed:
             times.append(now + RETRY_S)
         with suppress(TimeoutError):
             await asyncio.wait_for(self._due.wait(), max(0.0, min(times) - now))
@@ -245,7 +253,8 @@ class Keeper:
             carried = await self._one_turn()
         except MachineError as error:
             problem = Problem(str(error), "see what the kernel says")
-            carried = self._carried = Carried(problems=((None, problem),), again=True)
+            everything = frozenset(report.key for report in self.reports.values())
+            carried = self._carried = Carried(problems=((None, problem),), failed=everything)
             self._carried_plan = None
         finally:
             for future in waiting:
@@ -270,7 +279,7 @@ class Keeper:
         carried = Carried()
         if plan.wanted is not None:
             anew, self._anew = self._anew or now >= self._compared + self._settings.reconcile_s, False
-            if anew or plan.wanted != self._carried_plan or self._carried.again:
+            if anew or plan.wanted != self._carried_plan or self._carried.failed:
                 carried = await self._carry(carrier, plan, anew=anew)
         for event in plan.events:
             self._publish(f"lb.{event.topic}", answers.event(event, self._node, time_ns, now))

@@ -65,7 +65,7 @@ class Planner:
         topology = tree.topology()
         below = topology.subtree(self.node)
         balancers = tree.servers[self.node].balancers
-        keys = _keys(balancers)
+        keys = keys_of(balancers)
         pools = {}
         for name, balancer in balancers.items():
             pool = self._pools.get(name) or ServerPool(self.node, None if self._begun else self.found.get(keys[name]))
@@ -119,7 +119,7 @@ class Planner:
         return self.tree.docker_for(self.node).enabled
 
 
-def _keys(balancers: Mapping[str, Balancer]) -> dict[str, Key]:
+def keys_of(balancers: Mapping[str, Balancer]) -> dict[str, Key]:
     """Return what the kernel knows each balancer by: one with several addresses or ports gets a mark of its own."""
     keys: dict[str, Key] = {}
     for name, balancer in balancers.items():

@@ -25,6 +25,7 @@ from tsbus.balancer.naming import (
     weighed,
 )
 from tsbus.balancer.report import Report
+from tsbus.balancer.statefile import NAME as STATE_FILE
 from tsbus.balancer.statefile import StateError
 from tsbus.balancer.steps import words
 from tsbus.balancer.world import Override
@@ -60,9 +61,9 @@ class Service:
         """Events that the router did not take."""
 
     async def serve(self, client: Client) -> None:
-        """Work with `client` until cancelled. A node without balancers has nothing to do, and just stays."""
+        """Work with `client` until cancelled. Where there are no balancers, nor were any, there is nothing to do."""
         self._client = client
-        if not self._tree.servers[self._node].balancers:
+        if not self._tree.servers[self._node].balancers and not (self._run_dir / STATE_FILE).exists():
             self._ready.set()
             await asyncio.Event().wait()
         keeper = self.keeper = Keeper(self._tree, self._node, self._run_dir, self._open, self._publish)
@@ -71,7 +72,7 @@ class Service:
             async with asyncio.TaskGroup() as group:
                 await self._subscribe()
                 group.create_task(self._follow())
-                group.create_task(self._resolve())
+                group.create_task(self._resolve_all())
                 group.create_task(keeper.run())
                 group.create_task(worker.serve(client))
                 await worker.wait_ready()
@@ -109,12 +110,12 @@ class Service:
         balancers = self._tree.servers[self._node].balancers.values()
         if any(each.weights == "cpu" for each in balancers):
             await client.subscribe("containers.stats.*", callback=self._on_stats)
+        await client.subscribe("node.up", callback=self._on_node)
         if not below:
             return
         subscription = await client.subscribe(
             "lb.capacity", callback=self._on_capacity, on_gap=lambda _: self._ask(below)
         )
-        await client.subscribe("node.up", callback=self._on_node)
         await client.subscribe("worker.joined", callback=self._on_worker)
         self._ask(below)
         self._start(self._ask_again(subscription))
@@ -147,8 +148,12 @@ class Service:
         self.keeper.soon()
 
     def _on_node(self, event: Event) -> None:
-        if event.who == "router":
-            self._ask(spell(str(event.json().get("nodes", ""))))
+        if event.who != "router":
+            return
+        nodes = spell(str(event.json().get("nodes", "")))
+        self._ask(nodes)
+        for node in self.keeper.facts.named.intersection(nodes):
+            self._start(self._resolve(node))
 
     def _on_worker(self, event: Event) -> None:
         if event.who == "router" and event.json().get("name") == NAME:
@@ -172,20 +177,24 @@ class Service:
         self._asked.add(task)
         task.add_done_callback(self._asked.discard)
 
-    async def _resolve(self) -> None:
+    async def _resolve_all(self) -> None:
         """Find the addresses of the nodes that have a host name."""
-        facts, loop = self.keeper.facts, asyncio.get_running_loop()
+        facts = self.keeper.facts
         while names := facts.unresolved:
-            for node, host in names.items():
-                try:
-                    found = await loop.getaddrinfo(host, None)
-                except OSError as error:
-                    _log.warning("lb.unresolved", node=node, host=host, error=str(error))
-                    continue
-                facts.resolved(node, [str(each[4][0]) for each in found])
-                self.keeper.soon()
+            for node in names:
+                await self._resolve(node)
             if facts.unresolved:
                 await asyncio.sleep(RETRY_S)
+
+    async def _resolve(self, node: str) -> None:
+        host = self._tree.servers[node].ip
+        try:
+            found = await asyncio.get_running_loop().getaddrinfo(host, None)
+        except OSError as error:
+            _log.warning("lb.unresolved", node=node, host=host, error=str(error))
+            return
+        self.keeper.facts.resolved(node, [str(each[4][0]) for each in found])
+        self.keeper.soon()
 
     def _publish(self, topic: str, body: LbEvent | CapacityEvent) -> None:
         try:
@@ -258,11 +267,11 @@ class _Desk:
 
     async def drain(self, call: Request) -> AsyncIterator[Any]:
         order = _order(Drain, call)
-        keeper, meant = self._keeper, await self._meant(order)
+        keeper, (meant, balancers) = self._keeper, await self._meant(order)
         made = keeper.now_ns
         until = made + int(order.for_s * 1e9) if order.for_s else 0
         wish = Override("", by=_who(call), made_ns=made, once=order.once, until_ns=until)
-        await keeper.override(drained(keeper.facts.overrides, meant, order.balancers, wish))
+        await keeper.override(drained(keeper.facts.overrides, meant, balancers, wish), _concerned(meant))
         left = _places(meant)
         while left:
             place = await keeper.wait_removed(left) if order.wait else left[0]
@@ -271,28 +280,31 @@ class _Desk:
 
     async def undrain(self, call: Request) -> AsyncIterator[Any]:
         order = _order(Select, call)
-        keeper, meant = self._keeper, await self._meant(order)
-        await keeper.override(undrained(keeper.facts.overrides, meant, order.balancers, keeper.balancers))
+        keeper, (meant, balancers) = self._keeper, await self._meant(order)
+        overrides = undrained(keeper.facts.overrides, meant, balancers, keeper.balancers)
+        await keeper.override(overrides, _concerned(meant))
         for place in _places(meant):
             yield self._touched(place, meant)
 
     async def weight(self, call: Request) -> AsyncIterator[Any]:
         order = _order(Weigh, call)
-        keeper, meant = self._keeper, await self._meant(order)
+        keeper, (meant, balancers) = self._keeper, await self._meant(order)
         wish = Override("", weight=order.weight, by=_who(call), made_ns=keeper.now_ns)
-        await keeper.override(weighed(keeper.facts.overrides, meant, order.balancers, keeper.balancers, wish))
+        overrides = weighed(keeper.facts.overrides, meant, balancers, keeper.balancers, wish)
+        await keeper.override(overrides, _concerned(meant))
         for place in _places(meant):
             yield self._touched(place, meant)
 
-    async def _meant(self, order: Select) -> list[Meant]:
+    async def _meant(self, order: Select) -> tuple[list[Meant], tuple[str, ...]]:
+        """Return which servers an order means, and in which balancers; of these none means all."""
         keeper = self._keeper
-        known = [name for name in order.balancers if name in keeper.balancers] if order.if_here else order.balancers
+        known = tuple(name for name in order.balancers if name in keeper.balancers or not order.if_here)
         check_balancers(known, keeper.balancers)
         if order.balancers and not known:
-            return []
+            return [], ()
         await keeper.wait_begun()
         reports = keeper.reports.values()
-        return resolve(order.servers, known, reports, keeper.facts.nodes, if_here=order.if_here)
+        return resolve(order.servers, known, reports, keeper.facts.nodes, if_here=order.if_here), known
 
     def _touched(self, place: Where, meant: Sequence[Meant]) -> Any:
         balancer, id_, address = place
@@ -323,6 +335,10 @@ class _Desk:
 
 def _places(meant: Iterable[Meant]) -> list[Where]:
     return [(balancer, each.id, each.address) for one in meant for balancer, each in one.found]
+
+
+def _concerned(meant: Iterable[Meant]) -> set[str]:
+    return {balancer for balancer, _, _ in _places(meant)}
 
 
 def _who(call: Request) -> str:

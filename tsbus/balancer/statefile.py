@@ -57,10 +57,16 @@ def load(path: Path) -> State | None:
 
 
 def save(path: Path, state: State) -> None:
-    """Write the file so that a crash leaves either the old one or the new one. Raises StateError."""
+    """Write the file so that a crash leaves either the old one or the new one; there is none for an empty state.
+
+    Raises StateError.
+    """
     services = [_service(key) for key in sorted(state.keys, key=str)]
     new = path.with_name(f".{path.name}.new")
     try:
+        if state == State():
+            path.unlink(missing_ok=True)
+            return
         with new.open("wb") as file:
             file.write(msgspec.json.format(msgspec.json.encode(_File(services, list(state.overrides)))))
             file.flush()

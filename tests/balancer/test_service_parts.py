@@ -1,0 +1,175 @@
+"""The small parts of the balancer's service: names, the state file, connections that are not over, the main program."""
+
+import os
+import subprocess
+import sys
+from ipaddress import ip_address
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from lone_router import ROOT, LoneRouter
+
+from tsbus import Event, connect_blocking
+from tsbus.balancer import naming, open_connections, statefile
+from tsbus.balancer.life import State as Life
+from tsbus.balancer.naming import Meant, NotOne
+from tsbus.balancer.report import Report, ServerReport
+from tsbus.balancer.rules import Listen
+from tsbus.balancer.statefile import State, StateError
+from tsbus.balancer.table import Address, Mark, Protocol, Virtual
+from tsbus.balancer.world import Override
+
+VIP = Virtual(Protocol.TCP, ip_address("10.0.0.1"), 80)
+CONNECTIONS = """\
+Pro FromIP   FPrt ToIP     TPrt DestIP   DPrt State       Expires PEName PEData
+TCP 0A000002 D431 0A000001 0050 AC110002 1F90 ESTABLISHED     899
+TCP 0A000002 D432 0A000001 0050 AC110002 1F90 FIN_WAIT        119
+TCP 0A000002 D433 0A000001 0050 AC110002 1F90 TIME_WAIT        99
+TCP 0A000002 D434 0A000001 0051 AC110002 1F90 ESTABLISHED     899
+TCP 0A000002 D435 0A000001 0050 AC110003 1F90 CLOSE             9
+TCP 0A000002 0000 0A000001 0050 AC110002 1F90 NONE            300
+UDP fd00:0000:0000:0000:0000:0000:0000:0002 D431 fd00:0000:0000:0000:0000:0000:0000:0001 0050 \
+fd17:0000:0000:0000:0000:0000:0000:0002 1F90 UDP 299
+what is this
+"""
+
+
+def report(*servers: tuple[str, str, str, str], name: str = "web") -> Report:
+    """Servers as (id, name, node, ip)."""
+    found = [
+        ServerReport(id_, called, node, Address(ip_address(ip), 80), Life.ACTIVE, "", 0.0, 1, 1, "", None)
+        for id_, called, node, ip in servers
+    ]
+    return Report(name, VIP, "ok", tuple(found))
+
+
+REPORT = report(("aa11", "one", "n1", "1.0.0.1"), ("aa22", "two", "n1", "1.0.0.2"), ("n2", "n2", "n2", "1.0.0.3"))
+
+
+@pytest.mark.parametrize(
+    ("name", "server", "found"),
+    [
+        ("one", "aa11", 1),
+        ("aa2", "aa22", 1),
+        ("1.0.0.2:80", "aa22", 1),
+        ("n1", "n1", 2),
+        ("n2", "n2", 1),
+        ("n3", "n3", 0),
+    ],
+)
+def test_names(name: str, server: str, found: int) -> None:
+    """A server is meant by its name, its id or the beginning of it, its address, or its node, which means all there."""
+    (meant,) = naming.resolve([name], (), [REPORT], ["n1", "n2", "n3"], if_here=False)
+    assert (meant.server, len(meant.found)) == (server, found)
+
+
+def test_names_that_mean_several() -> None:
+    """The beginning of two ids is refused with both; a name that two nodes have, too."""
+    with pytest.raises(NotOne, match=r"one on n1 \(aa11\), two on n1 \(aa22\)"):
+        naming.resolve(["aa"], (), [REPORT], [], if_here=False)
+
+
+NAMES = st.sampled_from(["a", "b", "c"])
+BALANCERS = ("web", "api")
+SOME = st.lists(st.sampled_from(BALANCERS), unique=True)
+
+
+@given(st.lists(st.tuples(st.sampled_from(["drain", "undrain", "weigh"]), NAMES, SOME), max_size=12))
+def test_what_operators_set_is_what_holds(orders: list[tuple[str, str, list[str]]]) -> None:
+    """After any orders each server is drained, and weighs, in each balancer as the last order about it says."""
+    overrides: tuple[Override, ...] = ()
+    drained: dict[tuple[str, str], bool] = {}
+    weights: dict[tuple[str, str], int] = {}
+    for number, (order, name, balancers) in enumerate(orders):
+        meant = [Meant(name, ())]
+        for each in balancers or BALANCERS:
+            if order == "weigh":
+                weights[name, each] = number
+            else:
+                drained[name, each] = order == "drain"
+        match order:
+            case "drain":
+                overrides = naming.drained(overrides, meant, balancers, Override(""))
+            case "undrain":
+                overrides = naming.undrained(overrides, meant, balancers, BALANCERS)
+            case _:
+                overrides = naming.weighed(overrides, meant, balancers, BALANCERS, Override("", weight=number))
+    for name in "abc":
+        for each in BALANCERS:
+            fits = [one for one in overrides if one.server == name and one.balancer in ("", each)]
+            assert any(one.drain for one in fits) == drained.get((name, each), False)
+            assert [one.weight for one in fits if one.weight is not None][-1:] == [
+                *([weights[name, each]] if (name, each) in weights else [])
+            ]
+
+
+def test_so_many_orders_at_most(monkeypatch: pytest.MonkeyPatch) -> None:
+    """More drains and weights than there is room for are refused."""
+    monkeypatch.setattr(naming, "MAX_OVERRIDES", 1)
+    with pytest.raises(NotOne, match="take some back"):
+        naming.drained((), [Meant("a", ()), Meant("b", ())], (), Override(""))
+
+
+def test_state_file(tmp_path: Path) -> None:
+    """The file gives back what was written; there is none for nothing, and nonsense says what to do."""
+    path = tmp_path / statefile.NAME
+    assert statefile.load(path) is None
+    state = State(
+        frozenset({VIP, Mark(7, 6), Virtual(Protocol.UDP, ip_address("fd00::1"), 53)}),
+        (Override("a", "web", drain=True, by="me", made_ns=5), Override("b", weight=0)),
+    )
+    statefile.save(path, state)
+    assert statefile.load(path) == state
+    assert [each.name for each in tmp_path.iterdir()] == [statefile.NAME]
+    path.write_text('{"services": [{"protocol": "x"}], "overrides": []}')
+    with pytest.raises(StateError, match="remove it"):
+        statefile.load(path)
+    statefile.save(path, State())
+    assert not path.exists()
+
+
+def test_connections_that_are_not_over() -> None:
+    """Half-closed connections count, those in TIME_WAIT and CLOSE do not, nor does what only keeps a client."""
+    counted = open_connections.count(CONNECTIONS.splitlines())
+    one, two = Address(ip_address("172.17.0.2"), 8080), Address(ip_address("172.17.0.3"), 8080)
+    assert open_connections.of(counted, VIP, one) == 2
+    assert open_connections.of(counted, VIP, two) == 0
+    listens = [Listen(Protocol.TCP, ip_address("10.0.0.1"), 80, 90)]
+    assert open_connections.of(counted, Mark(7), one, listens) == 3
+    assert open_connections.of(counted, Mark(7), Address(one.ip, 0), listens) == 3
+    six = Virtual(Protocol.UDP, ip_address("fd00::1"), 80)
+    assert open_connections.of(counted, six, Address(ip_address("fd17::2"), 8080)) == 1
+
+
+def test_the_program(tmp_path: Path) -> None:
+    """The program joins its router, balances (in a network namespace of its own), and leaves at a signal."""
+    router = LoneRouter(str(tmp_path))
+    config = tmp_path / "with-balancer.toml"
+    balancer = 'address = "10.0.0.1:80"\nservers = {solo = 8080}\nmanage_vip = true\n'
+    config.write_text(
+        f"{(tmp_path / 'treescale.toml').read_text()}[servers.solo.balancers.web]\n{balancer}"
+        '[balancing]\nbackend = "nftables"\n[docker]\nenabled = false\n'
+    )
+    program = [sys.executable, ROOT / "services/ts_balancer.py", "--config", config, "--run-dir", tmp_path]
+    with connect_blocking(router.bus, timeout_s=10) as bus, bus.subscribe("lb.active") as active:
+        process = subprocess.Popen(["unshare", "--net", *program], env=os.environ | {"TREESCALE_BUS": router.bus})
+        try:
+            event = active.next(timeout_s=20)
+            assert isinstance(event, Event)
+            assert event.json()["server"]["ip"] == "127.0.0.1"
+            (told,) = bus.call_one("solo", "lb.ls")["balancers"]
+            assert (told["state"], told["backend"], told["active"]) == ("ok", "nftables", 1)
+        finally:
+            process.terminate()
+            assert process.wait(10) == 0
+            router.kill()
+
+
+def test_a_configuration_that_is_not_in_order(tmp_path: Path) -> None:
+    """Without a configuration the program ends with status 2 and says why."""
+    words = [sys.executable, ROOT / "services/ts_balancer.py", "--config", tmp_path / "none.toml"]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr.startswith("ts_balancer: ")

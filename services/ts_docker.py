@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""The container monitor of a node: watches and controls its Docker engine (docs/containers.md). supervisord starts it."""
+"""The container monitor of a node: watches and controls its engine (docs/containers.md). supervisord starts it."""
 
 import sys
 

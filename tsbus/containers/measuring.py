@@ -6,7 +6,6 @@ read on this machine.
 
 import asyncio
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from typing import Final
 
 from tsbus import BufferFull, Client, Request
@@ -41,10 +40,10 @@ class Measuring:
     async def run(self) -> None:
         """Publish while somebody else listens."""
         try:
-            async with self._client.interest(self._topic) as interest:
+            async with self._client.interest(self._topic) as interest, asyncio.TaskGroup() as group:
                 wanted: bool | None = interest.wanted
                 while wanted is not None:
-                    rounds = asyncio.create_task(self._rounds()) if wanted else None
+                    rounds = group.create_task(self._rounds()) if wanted else None
                     try:
                         wanted = await anext(interest, None)
                     finally:
@@ -72,10 +71,12 @@ class Measuring:
                 await asyncio.sleep(statistics.wait_s())
                 if asking and asking.done():
                     told, asking = asking.result(), None
-                for event in statistics.round(self._running(), told):
-                    # Readers of old figures want the new ones, not those that waited.
-                    with suppress(BufferFull):
+                try:
+                    for event in statistics.round(self._running(), told):
                         self._client.publish_nowait(self._topic, event)
+                except BufferFull:
+                    # Readers of old figures want the new ones, not those that waited: the next event has all.
+                    statistics.begin()
                 if statistics.unreadable and not asking:
                     asking = asyncio.create_task(self._ask(list(statistics.unreadable)))
         finally:

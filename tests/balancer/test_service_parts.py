@@ -144,7 +144,7 @@ def test_connections_that_are_not_over() -> None:
 
 
 def test_the_program(tmp_path: Path) -> None:
-    """The program joins its router, balances (in a network namespace of its own), and leaves at a signal."""
+    """The program balances with CAP_NET_ADMIN alone, in a network namespace of its own, and leaves at a signal."""
     router = LoneRouter(str(tmp_path))
     config = tmp_path / "with-balancer.toml"
     balancer = 'address = "10.0.0.1:80"\nservers = {solo = 8080}\nmanage_vip = true\n'
@@ -154,13 +154,15 @@ def test_the_program(tmp_path: Path) -> None:
     )
     program = [sys.executable, ROOT / "services/ts_balancer.py", "--config", config, "--run-dir", tmp_path]
     with connect_blocking(router.bus, timeout_s=10) as bus, bus.subscribe("lb.active") as active:
-        process = subprocess.Popen(["unshare", "--net", *program], env=os.environ | {"TREESCALE_BUS": router.bus})
+        few = ["setpriv", "--bounding-set=-all,+net_admin", "--inh-caps=-all,+net_admin"]
+        process = subprocess.Popen(["unshare", "--net", *few, *program], env=os.environ | {"TREESCALE_BUS": router.bus})
         try:
             event = active.next(timeout_s=20)
             assert isinstance(event, Event)
             assert event.json()["server"]["ip"] == "127.0.0.1"
             (told,) = bus.call_one("solo", "lb.ls")["balancers"]
             assert (told["state"], told["backend"], told["active"]) == ("ok", "nftables", 1)
+            assert bus.call_one("solo", "lb.check") == {"problems": []}
         finally:
             process.terminate()
             assert process.wait(10) == 0

@@ -110,11 +110,11 @@ class Keeper:
         Raises StateError, and NotReady where the kernel could not be changed: it is tried again.
         """
         carrier = self._require()
-        before, self.facts.overrides = self.facts.overrides, overrides
+        self.facts.overrides = overrides
         try:
             await self.in_thread(carrier.keep, overrides)
         except StateError:
-            self.facts.overrides = before
+            self.facts.overrides = carrier.overrides  # what is written, perhaps with another's order
             raise
         carried = await self.turn()
         failed = carried.failed & {self.reports[name].key for name in balancers}

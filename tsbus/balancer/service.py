@@ -267,7 +267,7 @@ class _Desk:
 
     async def drain(self, call: Request) -> AsyncIterator[Any]:
         order = _order(Drain, call)
-        keeper, (meant, balancers) = self._keeper, await self._meant(order)
+        keeper, (meant, balancers) = self._keeper, await self._meant(call, order)
         made = keeper.now_ns
         until = made + int(order.for_s * 1e9) if order.for_s else 0
         wish = Override("", by=_who(call), made_ns=made, once=order.once, until_ns=until)
@@ -280,7 +280,7 @@ class _Desk:
 
     async def undrain(self, call: Request) -> AsyncIterator[Any]:
         order = _order(Select, call)
-        keeper, (meant, balancers) = self._keeper, await self._meant(order)
+        keeper, (meant, balancers) = self._keeper, await self._meant(call, order)
         overrides = undrained(keeper.facts.overrides, meant, balancers, keeper.balancers)
         await keeper.override(overrides, _concerned(meant))
         for place in _places(meant):
@@ -288,15 +288,16 @@ class _Desk:
 
     async def weight(self, call: Request) -> AsyncIterator[Any]:
         order = _order(Weigh, call)
-        keeper, (meant, balancers) = self._keeper, await self._meant(order)
+        keeper, (meant, balancers) = self._keeper, await self._meant(call, order)
         wish = Override("", weight=order.weight, by=_who(call), made_ns=keeper.now_ns)
         overrides = weighed(keeper.facts.overrides, meant, balancers, keeper.balancers, wish)
         await keeper.override(overrides, _concerned(meant))
         for place in _places(meant):
             yield self._touched(place, meant)
 
-    async def _meant(self, order: Select) -> tuple[list[Meant], tuple[str, ...]]:
+    async def _meant(self, call: Request, order: Select) -> tuple[list[Meant], tuple[str, ...]]:
         """Return which servers an order means, and in which balancers; of these none means all."""
+        _log.info("lb.order", command=call.command, by=_who(call), order=msgspec.to_builtins(order))
         keeper = self._keeper
         known = tuple(name for name in order.balancers if name in keeper.balancers or not order.if_here)
         check_balancers(known, keeper.balancers)

@@ -89,6 +89,18 @@ async def test_drain_and_wait(tmp_path: Path) -> None:
         await one.servers(c2=1, c3=1)
 
 
+async def test_a_drain_that_is_taken_back(tmp_path: Path) -> None:
+    """Who waits for the end of a drain is told when it is taken back."""
+    async with site(tmp_path, KEYS, C2, C3) as one:
+        await one.servers(c2=1, c3=1)
+        one.machine.open["172.17.0.2:80"] = 1
+        waiting = asyncio.create_task(one.call("lb.drain", {"servers": ["c2"], "wait": True}))
+        await one.servers(c2=0, c3=1)
+        await one.call("lb.undrain", {"servers": ["c2"]})
+        await one.until(waiting.done)
+        assert waiting.result()[0]["state"] == "active"
+
+
 async def test_drain_outlives_the_balancer(tmp_path: Path) -> None:
     """What operators have set is in the state file and holds after a restart; a drain for a time ends."""
     async with site(tmp_path, KEYS, C2, C3) as one:

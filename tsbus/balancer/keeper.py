@@ -15,6 +15,7 @@ from typing import Any, Final, TypeVar
 from tsbus.balancer import answers, statefile
 from tsbus.balancer.carrier import Carried, Carrier
 from tsbus.balancer.facts import Facts
+from tsbus.balancer.life import State
 from tsbus.balancer.machine import Machine, MachineError, Unusable
 from tsbus.balancer.plan import Plan, Planner, keys_of
 from tsbus.balancer.pool import virtual
@@ -129,11 +130,11 @@ class Keeper:
             self._require()
             await self._turned.wait_for(lambda: self._plan is not None and self._plan.wanted is not None)
 
-    async def wait_removed(self, places: Sequence[Where]) -> Where:
-        """Wait until one of these servers is out of the table, and return it."""
+    async def wait_drained(self, places: Sequence[Where]) -> Where:
+        """Wait until one of these servers does not drain any more, and return it: it is removed, or in use again."""
         async with self._turned:
-            await self._turned.wait_for(lambda: any(map(self._is_removed, places)))
-        return next(place for place in places if self._is_removed(place))
+            await self._turned.wait_for(lambda: not all(map(self._drains, places)))
+        return next(place for place in places if not self._drains(place))
 
     def find(self, place: Where) -> ServerReport | None:
         """Return what is known of a server; None when it is gone."""
@@ -320,9 +321,9 @@ class Keeper:
             raise NotReady(why)
         return self._carrier
 
-    def _is_removed(self, place: Where) -> bool:
+    def _drains(self, place: Where) -> bool:
         server = self.find(place)
-        return server is None or server.state.value == "removed"
+        return server is not None and server.state is State.DRAINING
 
     # What is told.
 

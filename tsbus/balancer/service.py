@@ -274,7 +274,7 @@ class _Desk:
         await keeper.override(drained(keeper.facts.overrides, meant, balancers, wish), _concerned(meant))
         left = _places(meant)
         while left:
-            place = await keeper.wait_removed(left) if order.wait else left[0]
+            place = await keeper.wait_drained(left) if order.wait else left[0]
             left.remove(place)
             yield self._touched(place, meant)
 

@@ -141,6 +141,19 @@ def test_events_that_are_kept_are_bounded():
     assert mirror.nodes["n"].containers == monitor.records
 
 
+def test_a_node_without_a_monitor_can_be_reached():
+    """A node that was lost and answers that it has no monitor is not lost any more; a snapshot says it has one."""
+    mirror = Mirror()
+    mirror.lost("n", "cut", 7)
+    mirror.absent("n", "no such service")
+    view = mirror.view("n")
+    assert (view.state, view.absent) == ("unknown", True)
+    publisher = Publisher("n")
+    head = SnapshotHead(node="n", epoch=1, seq=0, engine=publisher.engine, count=0)
+    assert mirror.snapshot(head, ())
+    assert (view.state, view.absent) == ("live", False)
+
+
 def test_a_lost_node_keeps_its_last_containers():
     """What was known of a lost node stays, with the time from which on it may be wrong; a snapshot ends that."""
     monitor, mirror = Publisher("n"), Mirror()

@@ -30,7 +30,8 @@ if TYPE_CHECKING:
         RefusedError,
         UnknownTarget,
     )
-    from tsbus.mirror import Filter, Mirror, follow
+    from tsbus.filters import Filter
+    from tsbus.mirror import Mirror, follow
     from tsbus.worker import Worker
 
 __version__ = "0.1.0"
@@ -103,11 +104,8 @@ _HOMES = {
         "RefusedError",
         "UnknownTarget",
     ),
-    "tsbus.mirror": (
-        "Filter",
-        "Mirror",
-        "follow",
-    ),
+    "tsbus.filters": ("Filter",),
+    "tsbus.mirror": ("Mirror", "follow"),
     "tsbus.worker": ("Worker",),
 }
 

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 import tsbus
 from tsbus import Request, Worker
 from tsbus.core.roles import Role
-from tsbus.mirror import ABSENT_TRIES, MAX_KEPT, MONITOR, Change, Filter, FilterError, LiveMirror, Mirror, follow
+from tsbus.filters import Filter, FilterError
+from tsbus.mirror import ABSENT_TRIES, MAX_KEPT, MONITOR, Change, LiveMirror, Mirror, follow
 from tsbus.records import Container, ContainerEvent, EngineFacts, Image, SnapshotHead
 from tsbus.testing import MemoryTree
 

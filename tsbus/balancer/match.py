@@ -5,7 +5,7 @@ from typing import Final, NamedTuple
 
 from tsbus.balancer.table import IP, MAX_WEIGHT, Address
 from tsbus.config import Balancer
-from tsbus.mirror import image_fits, normal_image
+from tsbus.filters import image_fits, normal_image
 from tsbus.records import Container, Endpoint, Image
 
 ENABLE: Final = "treescale.enable"

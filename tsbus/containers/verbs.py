@@ -23,7 +23,7 @@ from tsbus.containers.orders import Done, OrderError, RunOrder
 from tsbus.containers.output import Writings, ended
 from tsbus.containers.pulling import Layers
 from tsbus.containers.threads import Pump
-from tsbus.mirror import Filter, FilterError
+from tsbus.filters import Filter, FilterError
 from tsbus.records import Container, SnapshotHead
 
 PARALLEL: Final = 8

@@ -220,7 +220,7 @@ def ls(
 
 def _checked(texts: tuple[str, ...]) -> tuple[str, ...]:
     if texts:
-        from tsbus.mirror import Filter, FilterError
+        from tsbus.filters import Filter, FilterError
 
         try:
             Filter.parse(*texts)

@@ -14,6 +14,7 @@ import socket
 import subprocess
 import tarfile
 import tempfile
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -55,7 +56,11 @@ class Dockerd:
         return self._process.pid
 
     def start(self) -> None:
-        """Run dockerd and wait until it answers. Fails with the end of its log."""
+        """Run dockerd and wait until it answers. Fails with the end of its log.
+
+        In the main thread: dockerd ends with the thread that started it.
+        """
+        assert threading.current_thread() is threading.main_thread()
         if not Path("/sys/class/net", self._bridge).exists():
             _run("ip", "link", "add", self._bridge, "type", "bridge")
             _run("ip", "address", "add", self._subnet, "dev", self._bridge)
@@ -101,6 +106,8 @@ class Dockerd:
     def pause(self) -> None:
         """Let dockerd stand still: it accepts connections and never answers. SIGCONT by `resume`."""
         os.kill(self.pid, signal.SIGSTOP)
+        while any(_state(task) not in "TZ" for task in Path(f"/proc/{self.pid}/task").iterdir()):
+            time.sleep(0.001)  # each thread stops when it next meets the kernel
 
     def resume(self) -> None:
         """Let it go on after `pause`."""
@@ -146,6 +153,14 @@ class Dockerd:
                 return b" 200 " in probe.recv(64)
             except OSError:
                 return False
+
+
+def _state(task: Path) -> str:
+    """The state of a thread, in the kernel's letter; Z for one that is gone."""
+    try:
+        return (task / "stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return "Z"
 
 
 def _claim_number() -> tuple[socket.socket, int]:

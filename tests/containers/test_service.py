@@ -536,7 +536,8 @@ async def test_snapshot_with_filters(site: Site, make: Make) -> None:
     """Filters choose as Docker's do; one that is none is told."""
     make(name="chosen", start=False, Labels={"team": "blue"})
     make(name="other", start=False)
-    await site.seen("container.created", "other")
+    for name in ("chosen", "other"):
+        await site.seen("container.created", name)
     _, rows = await site.ok("containers.snapshot", {"filters": ["label=team=blue", "image=box"]}, by=site.observe)
     assert [row["name"] for row in rows] == ["chosen"]
     assert "colour" in await site.failed("containers.snapshot", {"filters": ["colour=red"]}, by=site.observe)

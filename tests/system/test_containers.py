@@ -21,6 +21,7 @@ from tsbus.mirror import Change, LiveMirror, follow
 
 START = Path(__file__).parents[2] / "services/ts_docker.py"
 BOXES = 20
+BOX = {"Image": "box:1", "StopTimeout": 0, "HostConfig": {"NetworkMode": "none"}}
 RETURN_S = 2.0
 """So soon after the engine is back, what followers know is what there is."""
 
@@ -57,8 +58,7 @@ class Monitor:
 @pytest.fixture
 def boxes(engine: Engine) -> Iterator[list[str]]:
     """Containers that do nothing and end at once when they are told to."""
-    host = {"NetworkMode": "none"}
-    made = [engine.create(f"box-{n}", {"Image": "box:1", "StopTimeout": 0, "HostConfig": host}) for n in range(BOXES)]
+    made = [engine.create(f"box-{number}", BOX) for number in range(BOXES)]
     yield made
     for container in made:
         with suppress(EngineError):
@@ -136,7 +136,7 @@ async def test_a_storm_with_an_engine_and_a_monitor_that_die(
             await asyncio.to_thread(dockerd.kill)
             assert await storming
             await until("the engine is down", lambda: mirror.nodes["c"].state == "engine down")
-            await asyncio.to_thread(dockerd.start)
+            dockerd.start()
             await equal(mirror, engine, RETURN_S)
             assert_legal(told, boxes)
 
@@ -151,7 +151,8 @@ async def test_a_storm_with_an_engine_and_a_monitor_that_die(
 
             # The monitor dies, things happen, and another one starts.
             monitor.kill()
-            await asyncio.to_thread(engine.start, boxes[0])
+            boxes.append(await asyncio.to_thread(engine.create, "box-new", BOX))
+            await asyncio.to_thread(engine.start, boxes[-1])
             await asyncio.to_thread(engine.rm, boxes[1])
             monitor.start()
             await equal(mirror, engine, 20)

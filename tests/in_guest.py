@@ -3,8 +3,9 @@
     pytestmark = pytest.mark.guest            # IPVS, network namespaces, cgroup v2: see tests/lab/uml-run
     pytestmark = pytest.mark.guest("docker")  # and a Docker engine at DOCKER_HOST: see tests/lab/uml-docker
 
-All selected tests of one kind run in one guest, in the same order, as root. A pytest in the guest writes its reports
-to a file that the pytest outside reads, so names, failures, output and durations are the real ones, and -k works.
+All selected tests of one kind run in one guest, in the same order, as root, beside the other tests. A pytest in the
+guest writes its reports to a file that the pytest outside reads, so names, failures, output and durations are the real
+ones, and -k works.
 """
 
 import contextlib
@@ -24,7 +25,7 @@ from typing import Any
 import pytest
 
 LAB = Path(__file__).parent / "lab"
-LIMIT_S = 300
+LIMIT_S = 600
 REPORTS = "TREESCALE_GUEST_REPORTS"
 """The variable that says to a pytest in a guest where the reports go."""
 
@@ -61,13 +62,20 @@ class Outside:
     def __init__(self) -> None:
         self.guests: dict[str, Guest] = {}
 
+    def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
+        items.sort(key=lambda item: kind_of(item) is not None)  # the guests work while the others run
+
+    def pytest_runtestloop(self, session: pytest.Session) -> None:
+        if session.config.option.collectonly:
+            return
+        for kind in dict.fromkeys(filter(None, map(kind_of, session.items))):
+            self.guests[kind] = Guest(kind, [one for one in session.items if kind_of(one) == kind])
+
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_protocol(self, item: pytest.Item) -> bool | None:
         kind = kind_of(item)
         if kind is None:
             return None
-        if kind not in self.guests:
-            self.guests[kind] = Guest(kind, [one for one in item.session.items if kind_of(one) == kind])
         item.ihook.pytest_runtest_logstart(nodeid=item.nodeid, location=item.location)
         for report in self.guests[kind].reports(item):
             item.ihook.pytest_runtest_logreport(report=report)

@@ -9,7 +9,7 @@ from dataclasses import replace
 from ipaddress import ip_address
 
 import pytest
-from conftest import run
+from ipvsadm import run
 from lan import PORT, Answer, Lan, address
 
 from tsbus.balancer.devices import DEVICE

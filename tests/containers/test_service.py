@@ -201,7 +201,8 @@ async def test_names(site: Site, make: Make) -> None:
     """A name wins over ids, a beginning of an id must fit one, a near name is offered, and if_here passes over."""
     first, second = make(name="names-1", start=False), make(name="names-2", start=False)
     named = make(name=first[:5], start=False)
-    await site.seen("container.created", first[:5])
+    for name in ("names-1", "names-2", first[:5]):
+        await site.seen("container.created", name)
 
     async def find(name: str) -> tuple[list[str], list[str]]:
         (found,) = await site.ok("containers.find", {"containers": [name]}, by=site.observe)

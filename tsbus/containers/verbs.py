@@ -66,6 +66,9 @@ class Asking:
         order = self._desk.order(orders.Find, call)
         await self._watch.wait_complete()
         known = list(self._watch.records.values())
+        if not all(matching(name, known) for name in order.containers):
+            await self._watch.wait_inspected()  # it may have been made a moment ago
+            known = list(self._watch.records.values())
         found, missing = [], []
         for name in order.containers:
             fits = matching(name, known)

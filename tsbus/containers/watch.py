@@ -97,6 +97,13 @@ class Watch:
             async with asyncio.timeout(COMPLETE_S):
                 await self._complete.wait()
 
+    async def wait_inspected(self) -> None:
+        """Wait until all that events have told of has been looked at; at most COMPLETE_S."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(COMPLETE_S):
+                while (counted := self.monitor.stats())["inspecting"] or counted["to_inspect"]:
+                    await self.wait_changed()
+
     async def wait_known(self, container: str) -> None:
         """Wait until there is a record of a container that the engine has; at most COMPLETE_S."""
         with suppress(TimeoutError):

@@ -3,10 +3,10 @@
 docs/balancer.md is the reference. Fields with their default are left out in JSON.
 """
 
-from typing import Annotated, Final
+from typing import Annotated, Final, Literal
 
 import msgspec
-from msgspec import Meta
+from msgspec import Meta, field
 
 MAX_NAMES: Final = 1000
 """Names of one order."""
@@ -65,6 +65,20 @@ class Weigh(Select, frozen=True, kw_only=True):
 
     weight: Annotated[int, Meta(ge=0, le=65535)] | None
     """None: as configured."""
+
+
+Origin = Literal["remote", "local", "container"]
+"""Where a client is: elsewhere, on the balancer's host, or in a container there."""
+
+
+class Why(_Order, frozen=True, kw_only=True):
+    """Of `lb.why`."""
+
+    address: Annotated[str, Meta(min_length=1, max_length=256)]
+    """IP:PORT that a client connects to, or the name of a balancer."""
+    protocol: Literal["tcp", "udp", "sctp"] = "tcp"
+    """With the name of a balancer its own counts."""
+    client: Origin = field(default="remote", name="from")
 
 
 # Answers --------------------------------------------------------------------------------------------------------------
@@ -178,6 +192,34 @@ class Touched(_Record, frozen=True, kw_only=True):
     balancer: str
     state: str
     connections: int | None = None
+
+
+class Check(_Record, frozen=True, kw_only=True):
+    """What `lb.why` found out about one part of a packet's way."""
+
+    name: str
+    """docs/balancer.md, Why, has all of them, in their order."""
+    result: Literal["ok", "fail", "warn", "unknown"]
+    text: str
+    mend: str = ""
+    """A command or a line of the configuration."""
+    servers: tuple[str, ...] = ()
+    """Those that it concerns; empty: all."""
+
+
+class WhyAnswer(_Record, frozen=True, kw_only=True):
+    """What happens to the first packet of a new connection."""
+
+    balancer: str = ""
+    """Empty: no balancer of this node has the address."""
+    address: str
+    protocol: str
+    client: Origin = field(name="from")
+    works: bool | None
+    """None: it cannot be told, because a check is `unknown`."""
+    verdict: str
+    """One sentence."""
+    checks: tuple[Check, ...]
 
 
 # Events ---------------------------------------------------------------------------------------------------------------

@@ -196,3 +196,7 @@ class StatsEvent(_Record, frozen=True, kw_only=True):
     """Ids that do not run any more since the event before."""
     cost: float = 0.0
     """CPU of the monitor itself, percent of one core, over the last ten seconds."""
+    cpu: float = 0.0
+    """CPU that the whole machine of the monitor uses, percent of one core."""
+    cpus: int = 0
+    """How many it has; 0 while its CPU is not known."""

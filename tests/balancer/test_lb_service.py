@@ -362,6 +362,19 @@ async def test_weights_that_follow_the_cpu(tmp_path: Path) -> None:
         await one.servers(c2=50, c3=100)
 
 
+async def test_weights_that_follow_the_cpu_of_nodes(tmp_path: Path) -> None:
+    """With weights = "cpu" a node of `servers` weighs what is free of its CPU; one that does not tell, 100."""
+    async with site(tmp_path, 'servers = {n2 = 80, n3 = 80}\nweights = "cpu"') as one:
+        both = {"192.168.0.2:80": 100, "192.168.0.3:80": 100}
+        await one.until(lambda: VIP in one.machine.kernel.table and one.machine.kernel.servers() == both)
+        body = {"node": "n2", "time_ms": 1, "samples": {}, "cpu": 140.0, "cpus": 2}
+        await one.advance(6)
+        await one.monitors["n2"].client.publish("containers.stats.n2", body)
+        await one.until(lambda: one.machine.kernel.servers() == both | {"192.168.0.2:80": 50})
+        (told,) = await one.until(lambda: one.topics("lb.weight"))
+        assert (told["server"]["name"], told["server"]["weight"]) == ("n2", 50)
+
+
 async def test_servers_with_a_host_name(tmp_path: Path) -> None:
     """A node that the configuration gives a host name is a server at the address of that name."""
     async with site(tmp_path, "servers = {n2 = 8080}", start=False) as one:

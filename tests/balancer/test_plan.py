@@ -367,6 +367,14 @@ def test_weights_follow_the_cpu_in_steps():
     assert scene.plan(1) == {AT_A: 56}
 
 
+def test_a_nodes_weight_follows_its_cpu_unless_it_is_a_balancer():
+    """A node of `servers` weighs its own free share; one whose balancer is behind the port what that says is alive."""
+    scene = Scene('servers = {"@web" = 8080}\nweights = "cpu"', child=CHILD)
+    scene.capacities = {"n2": (Capacity((parse_address("192.168.0.2:8080"),), "tcp", 2.5),)}
+    scene.headroom = {"n2": 0.2, "n3": 0.2}
+    assert scene.plan() == {"192.168.0.2:8080": 250, "192.168.0.3:8080": 20}
+
+
 @pytest.mark.parametrize(
     ("percent", "limit", "cores", "free"),
     [

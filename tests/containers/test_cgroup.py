@@ -178,7 +178,7 @@ def test_pressure_is_that_of_the_last_ten_seconds():
 
 
 def test_the_machine_is_summed_as_docker_does():
-    """The machine's CPU time is user to softirq, without steal and guests, and the online CPUs are counted."""
+    """The machine's CPU time is user to softirq, idle and in use, without steal and guests; CPUs online are counted."""
     stat = b"cpu  817382 13048 151273 1377421 2873 0 9680 1530 9 9\ncpu0 1 2 3 4\ncpu3 1 2 3 4\nintr 5 0 0\nctxt 1\n"
-    assert kernel.machine_cpu(stat, 100) == (2371677 * 10_000_000, 2)
+    assert kernel.machine_cpu(stat, 100) == (2371677 * 10_000_000, 991383 * 10_000_000, 2)
     assert kernel.total_memory(b"MemTotal:       24683720 kB\nMemFree: 1 kB\n") == 24683720 * 1024

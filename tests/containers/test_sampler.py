@@ -54,6 +54,16 @@ def test_cpu_is_as_the_command_line_shows_it():
     assert sample(reading(10, 3.0), reading(12, 11.0)).cpu == 400
 
 
+def test_the_machine_is_told_as_its_containers_are():
+    """What all CPUs of the machine do is in every event, 100 for one core, as soon as there are two readings."""
+    sampler = Sampler("n")
+    for now_s, busy_s in ((0.0, 7.0), (0.1, 7.1), (1.0, 8.5), (3.0, 8.5)):
+        sampler.look(msgspec.structs.replace(machine(now_s), busy_ns=round(busy_s * SECOND)), now_s)
+        (event,) = sampler.events(now_s, 0, 0.0)
+        assert sampler.knows_cpu == bool(event.cpus)
+        assert (event.cpu, event.cpus) == {0.0: (0, 0), 0.1: (0, 0), 1.0: (150, 4), 3.0: (0, 4)}[now_s]
+
+
 def test_memory_is_without_the_cache_that_can_go():
     """Memory is usage without inactive file cache, unless that is as large, and a limit is the machine's at most."""
     one = sample(None, reading(1, memory=100 << 20, inactive_file=30 << 20, memory_limit=64 << 20))

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import subprocess
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -142,6 +143,18 @@ def open_files() -> set[str]:
         if "/cgroup/" in target or target.endswith("net/dev"):
             found.add(f"{entry.name} {target}")
     return found
+
+
+def test_the_machine_itself():
+    """Without any container the event says how many CPUs this machine has, and what they do while one is busy."""
+    busy = subprocess.Popen(["sh", "-c", "while :; do :; done"])
+    try:
+        (event,) = asyncio.run(Statistics("n").sample_now({}))
+    finally:
+        busy.kill()
+        busy.wait()
+    assert event.cpus == os.cpu_count()
+    assert 0 < event.cpu <= 100 * event.cpus
 
 
 def test_memory_agrees_with_docker_stats(engine, boxes, cgroups):

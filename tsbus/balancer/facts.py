@@ -36,6 +36,8 @@ class Facts:
     _capacities: dict[str, tuple[Capacity, ...]] = field(default_factory=dict)
     _percent: dict[str, dict[str, float]] = field(default_factory=dict)
     """Node -> id -> percent of one core."""
+    _machines: dict[str, tuple[float, int]] = field(default_factory=dict)
+    """Node -> percent of one core, and how many it has."""
 
     def __post_init__(self) -> None:
         self.nodes = self.tree.topology().subtree(self.node)
@@ -64,7 +66,7 @@ class Facts:
         )
 
     def told_stats(self, node: str, told: StatsEvent) -> None:
-        """A node has told what its containers use of the CPU."""
+        """A node has told what it and its containers use of the CPU."""
         if node != told.node or node not in self.nodes:
             return
         known = {} if told.full else self._percent.get(node, {})
@@ -72,6 +74,8 @@ class Facts:
         self._percent[node] = {id_: used for id_, used in known.items() if id_ not in gone} | {
             id_: one.cpu for id_, one in told.samples.items()
         }
+        if told.cpus:
+            self._machines[node] = (told.cpu, told.cpus)
 
     def world(self, now: float, time_ns: int) -> World:
         """Return the world of this moment."""
@@ -99,7 +103,7 @@ class Facts:
         return NodeView(name == self.node or not seen.lost, _picture(seen), ips, seen.containers)
 
     def _headroom(self) -> Mapping[str, float]:
-        found = {}
+        found = {node: headroom(used, 0, cores) for node, (used, cores) in self._machines.items()}
         for node, percents in self._percent.items():
             seen = self.mirror.nodes.get(node)
             if seen is None:

@@ -109,7 +109,7 @@ class Service:
         client, below = self._client, self._telling
         balancers = self._tree.servers[self._node].balancers.values()
         if any(each.weights == "cpu" for each in balancers):
-            await client.subscribe("containers.stats.*", callback=self._on_stats)
+            await client.subscribe("containers.stats.*", callback=self._on_stats, scope="subtree")
         await client.subscribe("node.up", callback=self._on_node)
         if not below:
             return

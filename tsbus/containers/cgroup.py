@@ -193,7 +193,8 @@ class MachineMeter:
 
     def read(self) -> Machine:
         """Return the CPU time of the machine until now, its CPUs and its memory."""
-        return Machine(*kernel.machine_cpu(os.pread(self._stat, STAT_BYTES, 0), self._ticks_per_s), self._memory)
+        passed_ns, busy_ns, cpus = kernel.machine_cpu(os.pread(self._stat, STAT_BYTES, 0), self._ticks_per_s)
+        return Machine(passed_ns, cpus, self._memory, busy_ns)
 
     def close(self) -> None:
         """Let go of the file."""

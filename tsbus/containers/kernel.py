@@ -200,14 +200,13 @@ def stalled(text: bytes) -> float:
     return float(text[start : text.index(b" ", start)])
 
 
-def machine_cpu(stat: bytes, ticks_per_s: int) -> tuple[int, int]:
-    """Parse /proc/stat: CPU time of the machine in ns and how many CPUs are online.
+def machine_cpu(stat: bytes, ticks_per_s: int) -> tuple[int, int, int]:
+    """Parse /proc/stat: CPU time of the machine in ns, the part of it in use, and how many CPUs are online.
 
     The time is the sum that Docker takes: user, nice, system, idle, iowait, irq and softirq. Steal is not in it.
     """
-    line = stat[: stat.index(b"\n")]
-    ticks = sum(map(int, line.split()[1:8]))
-    return ticks * NANOSECONDS // ticks_per_s, stat.count(b"\ncpu")
+    ticks = [int(word) * NANOSECONDS // ticks_per_s for word in stat[: stat.index(b"\n")].split()[1:8]]
+    return sum(ticks), sum(ticks) - sum(ticks[3:5]), stat.count(b"\ncpu")
 
 
 def total_memory(meminfo: bytes) -> int:

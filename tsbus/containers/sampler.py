@@ -55,6 +55,8 @@ class Machine(msgspec.Struct, frozen=True, gc=False):
     """How many are online."""
     memory: int = 0
     """Bytes that it has: the limit of containers without one. 0 if unknown."""
+    busy_ns: int = 0
+    """Part of `cpu_ns`: when a CPU had something to do."""
 
 
 class Counters(msgspec.Struct, frozen=True, kw_only=True, gc=False):
@@ -266,6 +268,8 @@ class Sampler:
         self._tracks: dict[str, _Track] = {}
         self._gone: list[str] = []
         self._keyframe_s: float | None = None
+        self._machine: tuple[float, Machine] | None = None
+        self._machine_cpu: float | None = None
 
     def ask_full(self) -> None:
         """Let the next event be a keyframe: somebody new listens."""
@@ -287,10 +291,19 @@ class Sampler:
             return Depth.PRESSURE
         return Depth.COUNTERS if track.active else Depth.PROBE
 
+    def look(self, machine: Machine, now_s: float) -> None:
+        """Take a reading of the machine."""
+        if self._machine is not None:
+            then_s, before = self._machine
+            if now_s - then_s < MIN_INTERVAL_S:
+                return
+            self._machine_cpu = cpu_percent(machine.busy_ns - before.busy_ns, before, machine)
+        self._machine = now_s, machine
+
     @property
     def knows_cpu(self) -> bool:
-        """Whether all containers have been read often enough for a CPU figure."""
-        return all(track.has_cpu for track in self._tracks.values())
+        """Whether the machine and all containers have been read often enough for a CPU figure."""
+        return self._machine_cpu is not None and all(track.has_cpu for track in self._tracks.values())
 
     def has_moved(self, container: str, cpu_ns: int, machine: Machine, now_s: float) -> bool:
         """Tell whether a probe has shown that `container` did something, so that it is to be read; else that is it."""
@@ -371,6 +384,7 @@ class Sampler:
             for start in range(0, len(pairs), MAX_SAMPLES)
         ]
         ids = sorted({container[:SHORT_ID] for container in gone if container not in self._tracks})
+        cpus = self._machine[1].cpus if self._machine and self._machine_cpu is not None else 0
         usual: Source = "kernel" if any(track.source == "kernel" for track in self._tracks.values()) else "engine"
         while len(parts) < max(1, -(-len(ids) // MAX_SAMPLES)):
             parts.append((usual if self._tracks else "kernel", {}))
@@ -383,6 +397,8 @@ class Sampler:
                 samples=samples,
                 gone=tuple(ids[number * MAX_SAMPLES : (number + 1) * MAX_SAMPLES]),
                 cost=cost,
+                cpu=self._machine_cpu or 0.0,
+                cpus=cpus,
             )
             for number, (source, samples) in enumerate(parts)
         ]

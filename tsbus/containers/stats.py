@@ -212,6 +212,7 @@ class _Session:
         for container in self._entries.keys() - running.keys():
             self._forget(container)
         machine = self._machine.read()
+        self.sampler.look(machine, now_s)
         for container, pid in running.items():
             entry = self._entries.get(container)
             if entry is None or entry.pid != pid:

@@ -5,6 +5,7 @@ import ctypes
 import subprocess
 import time
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,10 @@ from lan import Lan
 from model_kernel import box
 from site_of_balancer import KEYS, LIMIT_S, Site, site
 
+from tsbus.balancer import statefile
+from tsbus.balancer.clear import clear
 from tsbus.balancer.machine import Machine, open_machine
+from tsbus.config import Balancing
 
 _CLONE_NEWNET = 0x40000000
 VIP = ("10.0.0.1", 80)
@@ -21,7 +25,7 @@ BOXES = {"c1": "172.17.0.2", "c2": "172.17.0.3"}
 
 @pytest.mark.guest
 async def test_with_ipvs(tmp_path: Path) -> None:
-    """With IPVS: drained servers keep their connections and get no new ones, also while the balancer is restarted."""
+    """With IPVS: drained servers keep their connections and get no new ones, over a restart too; clearing leaves nothing."""
     subprocess.run(["modprobe", "-a", "ip_vs", "dummy"], check=True)
     await _story(tmp_path, "ipvs")
 
@@ -66,6 +70,15 @@ async def _story(folder: Path, backend: str) -> None:
             while (await one.call("lb.stats"))[0].get("connections", 0) < 4:  # the kernel's totals come 2 s after
                 assert time.monotonic() < end
             assert await one.call("lb.check") == [{"problems": []}]
+
+            await one.stop()
+            tree = replace(one.config, balancing=Balancing(backend=backend)).with_current("n1")
+            assert lan.host.call(clear, tree, folder).problems == ()
+            with pytest.raises(ConnectionRefusedError):
+                await asyncio.to_thread(lan.ask, "client", "tcp", VIP)
+            tool = ("iptables-save",) if backend == "ipvs" else ("nft", "list", "ruleset")
+            assert "treescale" not in lan.host.run(*tool).lower()
+            assert not (folder / statefile.NAME).exists()
 
 
 def _opened(lan: Lan, backend: str) -> Machine:

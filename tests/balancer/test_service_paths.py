@@ -25,7 +25,7 @@ BOXES = {"c1": "172.17.0.2", "c2": "172.17.0.3"}
 
 @pytest.mark.guest
 async def test_with_ipvs(tmp_path: Path) -> None:
-    """With IPVS: drained servers keep their connections and get no new ones, over a restart too; clearing leaves nothing."""
+    """With IPVS: drained servers keep their connections and get no new ones, over a restart too; clear ends it."""
     subprocess.run(["modprobe", "-a", "ip_vs", "dummy"], check=True)
     await _story(tmp_path, "ipvs")
 

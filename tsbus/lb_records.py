@@ -90,6 +90,8 @@ class ProblemRecord(_Record, frozen=True, kw_only=True):
     balancer: str = ""
     text: str
     mend: str = ""
+    note: bool = False
+    """Nothing is wrong: it may be meant so, as a balancer without a server."""
 
 
 class ServerRecord(_Record, frozen=True, kw_only=True):

@@ -37,7 +37,7 @@ def server(one: ServerReport, now: float) -> ServerRecord:
 
 def problem(one: Problem, balancer: str = "") -> ProblemRecord:
     """Return a problem as it is told."""
-    return ProblemRecord(balancer=balancer, text=one.text, mend=one.mend)
+    return ProblemRecord(balancer=balancer, text=one.text, mend=one.mend, note=one.note)
 
 
 def event(one: Event, node: str, time_ns: int, now: float) -> LbEvent:
@@ -48,11 +48,11 @@ def event(one: Event, node: str, time_ns: int, now: float) -> LbEvent:
     )  # fmt: skip
 
 
-def summary(balancer: Balancer, backend: str, report: Report, state: str, problems: int) -> Summary:
+def summary(balancer: Balancer, backend: str, report: Report, state: str, problems: Iterable[Problem]) -> Summary:
     """Return a balancer as `lb.ls` tells it."""
     return Summary(
         name=balancer.name, addresses=_addresses(balancer), protocol=balancer.protocol, alg=balancer.alg,
-        backend=backend, state=state, problems=problems,
+        backend=backend, state=state, problems=sum(not each.note for each in problems),
         active=sum(each.state is State.ACTIVE and each.weight > 0 for each in report.servers),
         servers=sum(each.state in _IN_TABLE for each in report.servers),
     )  # fmt: skip

@@ -340,8 +340,8 @@ class ServerPool:
                 "see `treescale status`; drain those that are really gone",
             )
         if self._flags["empty"]:
-            mend = "start one" if not self._servers else "see why in the list of servers"
-            yield Problem("no server can take connections", mend)
+            mend = "see why in the list of servers" if self._servers else "start one"
+            yield Problem("no server can take connections", mend, note=not self._servers)
 
 
 _OVER: Final = {"empty": "filled", "sorry": "unsorry", "panic": "calm"}

@@ -12,6 +12,8 @@ class Problem(NamedTuple):
 
     text: str
     mend: str
+    note: bool = False
+    """Nothing is wrong: it may be meant so."""
 
 
 class Missing(NamedTuple):

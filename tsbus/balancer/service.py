@@ -226,7 +226,7 @@ class _Desk:
     async def ls(self, _: Request) -> Any:
         keeper = self._keeper
         found = [
-            answers.summary(each, keeper.backend, report, keeper.state(report), len(keeper.problems(each.name)))
+            answers.summary(each, keeper.backend, report, keeper.state(report), keeper.problems(each.name))
             for each, report in ((keeper.balancers[name], self._report(name)) for name in keeper.balancers)
         ]
         return {"balancers": msgspec.to_builtins(found)}

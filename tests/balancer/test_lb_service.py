@@ -340,6 +340,22 @@ async def test_the_last_balancer_goes(tmp_path: Path) -> None:
         await one.until(lambda: not (tmp_path / statefile.NAME).exists())
 
 
+async def test_a_restart_tells_nothing_twice(tmp_path: Path) -> None:
+    """A balancer that starts over the table that it left takes no step and tells its capacity once, nothing else."""
+    boxes = [box(f"c{number}", f"172.17.0.{number}") for number in range(2, 52)]
+    async with site(tmp_path, KEYS + '\nweights = "cpu"', *boxes) as one:
+        await one.servers(**{each.name: 100 for each in boxes})
+        await one.until(lambda: one.topics("lb.capacity"))
+        await one.stop()
+        one.events.clear()
+        await one.start()
+        await one.until(lambda: one.service.keeper.reports)
+        assert await one.call("lb.sync") == [{"steps": []}]
+        await one.advance(12)
+        await one.servers(**{each.name: 100 for each in boxes})
+        assert [each.topic for each in one.events] == ["lb.capacity"]
+
+
 async def test_another_treescale_on_this_kernel(tmp_path: Path) -> None:
     """Without a state file, a service with our mark that the configuration does not name is left alone."""
     machine = MemoryMachine()

@@ -375,6 +375,56 @@ def test_a_nodes_weight_follows_its_cpu_unless_it_is_a_balancer():
     assert scene.plan() == {"192.168.0.2:8080": 250, "192.168.0.3:8080": 20}
 
 
+@pytest.mark.parametrize("weights", ["fixed", "cpu"])
+def test_a_restart_is_no_news(weights):
+    """A balancer that begins again changes nothing and tells only that a drain goes on, even before figures come."""
+    keys = f'containers = {{nginx = 80}}\nservers = {{"@web" = 8080, n4 = 8080}}\nweights = "{weights}"'
+    scene = Scene(f'{keys}\nstart_grace_s = 5\nsorry_server = "10.9.9.9:80"', child=CHILD)
+    names = ("well", "drained", "draining", "weighed", "sick", "joining")
+    boxes = {name: box(name, f"172.17.0.{number}") for number, name in enumerate(names, 2)}
+    drains = [Override(boxes[name].id, drain=True) for name in ("drained", "draining")]
+    capacities = {"n2": (Capacity((parse_address("192.168.0.2:8080"),), "tcp", 3.0),)}
+    headroom = {"n3": 0.3} | {one.id: 0.6 for one in boxes.values()}
+    scene.overrides = [drains[0], Override(boxes["weighed"].id, weight=7), Override("n4", drain=True)]
+    scene.capacities, scene.headroom = capacities, headroom
+    scene.boxes("n1", *boxes.values())
+    scene.plan()
+    boxes["sick"] = changed(boxes["sick"], health="unhealthy")
+    boxes["joining"] = changed(boxes["joining"], started_ns=scene.time_ns, health="starting")
+    scene.boxes("n1", *boxes.values())
+    scene.overrides.append(drains[1])
+    table = scene.plan(1)
+    assert (table["192.168.0.2:8080"], table["172.17.0.2:80"]) == ((3, 1) if weights == "fixed" else (300, 60))
+    assert scene.plan(1) == table
+    states, capacity = scene.states(), scene.last.reports[0].capacity
+    scene.capacities, scene.headroom = {}, {}
+    scene.start()
+    assert scene.plan() is None
+    assert scene.plan(10) == table
+    assert scene.events == [("draining", "draining")]
+    for figures in ({}, capacities):
+        scene.capacities, scene.headroom = figures, headroom if figures else {}
+        assert scene.plan(1) == table
+        assert (scene.change.steps, scene.events) == ((), [])
+        assert scene.states() == states
+        assert scene.last.reports[0].capacity == capacity
+
+
+def test_a_restart_of_an_empty_balancer_is_no_news():
+    """That only the sorry server answers, or nobody, was told before; that somebody does again is told."""
+    for keys, back in (("", ["filled"]), ('\nsorry_server = "10.9.9.9:80"', ["filled", "unsorry"])):
+        scene = Scene(CONTAINERS + keys)
+        scene.plan()
+        assert scene.events
+        scene.start()
+        scene.plan()
+        assert (scene.change.steps, scene.events) == ((), [])
+        scene.start()
+        scene.boxes("n1", A)
+        scene.plan()
+        assert [topic for topic, name in scene.events if name == "web"] == back
+
+
 @pytest.mark.parametrize(
     ("percent", "limit", "cores", "free"),
     [

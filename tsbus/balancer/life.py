@@ -58,6 +58,8 @@ class Server:
     base: int = 1
     capacity: float | None = None
     """What is alive behind it, where its node tells."""
+    awaited: bool = False
+    """Its node has not told yet, and will: its weight stays."""
     run: int = 0
     """When its container was started, by the engine's clock."""
     ready_at: float = 0.0

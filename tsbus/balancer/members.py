@@ -29,16 +29,23 @@ class Candidate(NamedTuple):
     """Of a container."""
     capacity: float | None = None
     """What the node says is alive behind it."""
+    awaited: bool = False
+    """The node has a balancer there, and has not told yet what is alive behind it."""
 
 
 class Members:
     """Finds the members of one balancer of `node`."""
 
     def __init__(
-        self, node: str, balancer: Balancer, nodes: Collection[str], servers: Mapping[str, Collection[str]]
+        self,
+        node: str,
+        balancer: Balancer,
+        nodes: Collection[str],
+        servers: Mapping[str, Collection[str]],
+        tree: Tree,
     ) -> None:
         """`nodes`: whose containers may take part; `servers`: the nodes that each key of the balancer's names."""
-        self._node, self._balancer, self.nodes, self._servers = node, balancer, nodes, servers
+        self._node, self._balancer, self.nodes, self._servers, self._tree = node, balancer, nodes, servers, tree
         self.others = {*nodes, *(name for names in servers.values() for name in names)} - {node}
         self._known: dict[str, tuple[Container, NodeView, Candidate | Missing]] = {}
         """By id: the record of a container that takes part or was meant to, its node as it was then, and what it is."""
@@ -79,16 +86,19 @@ class Members:
                 left_out.append(Missing(each.name, each.node, reason))
         return found, left_out
 
-    def silent(self, tree: Tree, world: World) -> set[str]:
+    def silent(self, world: World) -> set[str]:
         """Return the nodes below that are up and have not told yet what the balancer needs to know of them."""
         up = {name for name, view in world.nodes.items() if view.up and name != self._node}
         silent = {name for name in up & set(self.nodes) if world.nodes[name].picture == "unknown"}
         for member, names in self._servers.items():
-            for name in up & set(names) - set(world.capacities):
-                balancers = tree.servers[name].balancers.values()
-                if any(each.first <= self._port(member) <= each.last for one in balancers for each in one.listens):
-                    silent.add(name)
+            silent |= {name for name in up & set(names) if self._awaited(name, member, world)}
         return silent
+
+    def _awaited(self, node: str, member: str, world: World) -> bool:
+        if node in world.capacities:
+            return False
+        listens = (each for one in self._tree.servers[node].balancers.values() for each in one.listens)
+        return any(each.first <= self._port(member) <= each.last for each in listens)
 
     def _port(self, member: str) -> int:
         return self._balancer.servers[member] or client_port(self._balancer)
@@ -106,7 +116,8 @@ class Members:
                     continue
                 address = Address(ip, self._port(member))
                 capacity = self._capacity(name, address, world)
-                yield Candidate(ServerId(name, address), name, name, base, f"server {member}", None, capacity)
+                awaited = self._awaited(name, member, world)
+                yield Candidate(ServerId(name, address), name, name, base, f"server {member}", None, capacity, awaited)
 
     def _capacity(self, node: str, address: Address, world: World) -> float | None:
         port = address.port or self._balancer.listens[0].first

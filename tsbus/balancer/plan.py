@@ -74,7 +74,7 @@ class Planner:
                 for each in balancer.servers
             }
             nodes = below if balancer.subtree else frozenset({self.node})
-            pool.configure(balancer, keys[name], Members(self.node, balancer, nodes, servers))
+            pool.configure(balancer, keys[name], Members(self.node, balancer, nodes, servers, tree))
             pools[name] = pool
         self._pools = pools
 
@@ -109,7 +109,7 @@ class Planner:
         if here.picture == "unknown" or (here.picture == "absent" and self._monitored and not over):
             mend = "start the container monitor, or set enabled = false in [docker] if there is none"
             found.append(Problem("the containers of this node are not known yet", mend))
-        waits = {name for pool in self._pools.values() for name in pool.members.silent(self.tree, world)}
+        waits = {name for pool in self._pools.values() for name in pool.members.silent(world)}
         mend = f"nothing to do: it is waited for {PATIENCE_S:g} s"
         found += [Problem(f"{name} has not told yet what runs there", mend) for name in sorted(waits) if not over]
         return found

@@ -60,11 +60,15 @@ class ServerPool:
         self._left_out: list[Missing] = []
         self._flags = {"empty": False, "sorry": False, "panic": False}
         self._told: dict[str, bool] = {}
+        self._exists, self._begun = found is not None, False
 
     def configure(self, balancer: Balancer, key: Key, members: Members) -> None:
         """Take the configuration; servers that stay keep their states."""
         self.balancer, self.key, self.members, self._fresh = balancer, key, members, True
         self._judge = Judge(self._node, balancer, self._found)
+        if not self._begun:
+            serving = {self._is_sorry(address) for address, each in self._found.items() if each.weight}
+            self._told = {"empty": self._exists and False not in serving, "sorry": True in serving}
 
     def plan(self, world: World, news: News, spent: set[Override]) -> None:
         """Bring the servers up to date; `events` are those of this plan. Adds to the `spent` overrides."""
@@ -109,6 +113,7 @@ class ServerPool:
                 self._forget(server, wishes[each], world, spent)
         self._sorry(world, others)
         self._tell_flags()
+        self._begun = True
 
     def _pool(self) -> Pool:
         balancer = self.balancer
@@ -159,7 +164,7 @@ class ServerPool:
                 if not self._resume(server, world.now) and record:
                     server.ready_at = world.now + grace(record, self.balancer, world.time_ns)
             server.name, server.base, server.rule = candidate.name, candidate.base, candidate.rule
-            server.capacity = candidate.capacity
+            server.capacity, server.awaited = candidate.capacity, candidate.awaited
         for address in list(self._found):
             if self._is_sorry(address):
                 continue
@@ -240,6 +245,8 @@ class ServerPool:
 
     def _weight(self, server: Server, overrides: list[Override], world: World) -> int:
         own, given = base(server, overrides), any(each.weight is not None for each in overrides)
+        if server.awaited and server.weight and not given:
+            return server.weight
         if given or (server.capacity is None and self.balancer.weights == "fixed"):
             return weights.clamp(own)
         if server.capacity is not None:
@@ -314,6 +321,8 @@ class ServerPool:
         moved = server.state is not was
         if not moved and server.state is not State.ACTIVE:
             return
+        if not self._begun and was is None and not server.in_table:
+            return  # the table does not change
         cause = server.reason or ("ready" if moved else "its weight follows what is free or alive")
         topic = server.state.value if moved else "weight"
         self.events.append(Event(topic, self.balancer.name, cause, _report(server), was.value if was else ""))

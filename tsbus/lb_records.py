@@ -39,7 +39,7 @@ class Watch(Show, frozen=True, kw_only=True):
 
 
 class Select(_Order, frozen=True, kw_only=True):
-    """Servers by name. Of `lb.undrain`."""
+    """Servers by name."""
 
     servers: Annotated[_Names, Meta(min_length=1)]
     """Names or ids of containers, nodes, or IP:PORT."""
@@ -47,6 +47,22 @@ class Select(_Order, frozen=True, kw_only=True):
     """Empty: all."""
     if_here: bool = False
     """A name that fits nothing is no error."""
+
+
+class Undrain(Select, frozen=True, kw_only=True):
+    """Of `lb.undrain`."""
+
+    once: bool = False
+    """Only drains that would end with the container's run; what an operator has drained stays so."""
+
+
+class Wait(_Order, frozen=True, kw_only=True):
+    """Of `lb.wait`."""
+
+    servers: Annotated[_Names, Meta(min_length=1)]
+    """One that is not known yet is waited for."""
+    balancers: _Names = ()
+    """Empty: all that know it."""
 
 
 class Drain(Select, frozen=True, kw_only=True):
@@ -113,7 +129,7 @@ class ServerRecord(_Record, frozen=True, kw_only=True):
     rule: str = ""
     """What let it in, in words."""
     connections: int | None = None
-    """That are left, while it drains and they can be counted."""
+    """That are left while it drains, or were left when its time was over; None where they cannot be counted."""
 
 
 class LeftOut(_Record, frozen=True, kw_only=True):
@@ -194,6 +210,7 @@ class Touched(_Record, frozen=True, kw_only=True):
     balancer: str
     state: str
     connections: int | None = None
+    """As in ServerRecord."""
 
 
 class Check(_Record, frozen=True, kw_only=True):

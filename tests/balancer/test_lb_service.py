@@ -101,6 +101,92 @@ async def test_a_drain_that_is_taken_back(tmp_path: Path) -> None:
         assert waiting.result()[0]["state"] == "active"
 
 
+async def test_what_is_left_when_the_time_of_a_drain_is_over(tmp_path: Path) -> None:
+    """Who waits for the end of a drain is told how many connections its time limit cut off."""
+    async with site(tmp_path, KEYS.replace("= 20", "= 2"), C2, C3) as one:
+        await one.servers(c2=1, c3=1)
+        one.machine.open["172.17.0.2:80"] = 3
+        (told,) = await one.call("lb.drain", {"servers": ["c2"], "wait": True})
+        assert (told["state"], told["connections"]) == ("removed", 3)
+        await one.advance(1)
+        assert one.server("c2") == {"state": "removed", "connections": 3}
+
+
+async def test_undrain_once(tmp_path: Path) -> None:
+    """Who takes back a drain for once does not take back what an operator has drained."""
+    async with site(tmp_path, KEYS, C2, C3) as one:
+        await one.servers(c2=1, c3=1)
+        await one.call("lb.drain", {"servers": ["c2"]})
+        await one.call("lb.drain", {"servers": ["c2", "c3"], "once": True, "for_s": 60})
+        (two, three) = await one.call("lb.undrain", {"servers": ["c2", "c3"], "once": True})
+        assert (two["state"], three["state"]) == ("removed", "active")
+        await one.servers(c3=1)
+
+
+async def test_wait(tmp_path: Path) -> None:
+    """`lb.wait` answers for each server when it is active and the kernel has it so, also for one that is to come."""
+    async with site(tmp_path, KEYS.replace("grace_s = 0", "grace_s = 2"), C2) as one:
+        (told,) = await one.call("lb.wait", {"servers": ["c2"]})
+        assert (told["name"], told["balancer"], told["state"]) == ("c2", "web", "active")
+        waiting = asyncio.create_task(one.call("lb.wait", {"servers": [C3.id, "c2"], "balancers": ["web"]}))
+        await one.advance(1)
+        assert not waiting.done()
+        one.machine.refuse = "no room"
+        await one.monitors["n1"].has(replace_struct(C3, started_ns=time.time_ns()), "started")
+        await one.until(lambda: one.server("c3").get("state") == "active")
+        await one.advance(1)
+        assert not waiting.done()
+        one.machine.refuse = ""
+        await one.until(waiting.done)
+        assert [each["name"] for each in waiting.result()] == ["c2", "c3"]
+        assert one.machine.kernel.servers() == {"172.17.0.2:80": 1, "172.17.0.3:80": 1}
+        assert "there are web" in await one.fails("lb.wait", {"servers": ["c2"], "balancers": ["x"]})
+
+
+async def test_wait_does_not_count_what_is_drained(tmp_path: Path) -> None:
+    """A server that an operator has drained is not active, however long one waits."""
+    async with site(tmp_path, KEYS, C2, C3) as one:
+        await one.servers(c2=1, c3=1)
+        await one.call("lb.drain", {"servers": ["c2"], "wait": True})
+        waiting = asyncio.create_task(one.call("lb.wait", {"servers": ["c2"]}))
+        await one.advance(3)
+        assert not waiting.done()
+        await one.call("lb.undrain", {"servers": ["c2"]})
+        await one.until(waiting.done)
+
+
+async def test_a_drain_that_the_kernel_cannot_have(tmp_path: Path) -> None:
+    """While a balancer is in the kernel otherwise, no drain in it is said to be done."""
+    async with site(tmp_path, KEYS, C2, C3) as one:
+        await one.servers(c2=1, c3=1)
+        one.machine.lacking = {"wrr"}
+        await one.call("lb.sync")
+        error = await one.fails("lb.drain", {"servers": ["c2"], "once": True})
+        assert error == "it is noted, but not so in the kernel yet: the kernel has no scheduler wrr"
+        assert one.machine.kernel.servers() == {"172.17.0.2:80": 1, "172.17.0.3:80": 1}
+        one.machine.lacking = set()
+        await one.call("lb.sync")
+        await one.servers(c3=1)
+
+
+async def test_a_drain_of_who_may_be_in_the_kernel(tmp_path: Path) -> None:
+    """After a restart, a container whose node has not told yet may be what the kernel has: it is not passed over."""
+    far = box("far", host_port=8080)
+    machine = MemoryMachine()
+    async with site(tmp_path, KEYS, C2, machine=machine) as one:
+        await one.servers(c2=1)
+        await one.monitors["n2"].has(far, "started")
+        await one.until(lambda: machine.kernel.servers().get("192.168.0.2:8080") == 1)
+        await one.stop()
+        await one.memory.kill(one.monitors["n2"])
+        await one.start()
+        await one.until(lambda: one.service.keeper.reports and one.server("c2"))
+        error = await one.fails("lb.drain", {"servers": [far.id], "if_here": True})
+        assert "may be 192.168.0.2:8080: its node has not told yet" in error
+        assert await one.call("lb.drain", {"servers": [C2.id], "if_here": True})
+        assert await one.call("lb.undrain", {"servers": [far.id], "if_here": True}) == []
+
+
 async def test_drain_outlives_the_balancer(tmp_path: Path) -> None:
     """What operators have set is in the state file and holds after a restart; a drain for a time ends."""
     async with site(tmp_path, KEYS, C2, C3) as one:

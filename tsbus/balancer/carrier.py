@@ -30,6 +30,11 @@ class Carried:
     failed: frozenset[Key] = frozenset()
     """Services that are not as they are wanted; it is worth another try."""
 
+    @property
+    def undone(self) -> frozenset[Key]:
+        """All services that are not as they are wanted: also clashes, and where the kernel lacks something."""
+        return self.failed | self.clashes | {key for key, _ in self.problems if key is not None}
+
 
 class Carrier:
     """Knows which services are ours, and how the table was left."""

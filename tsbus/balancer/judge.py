@@ -33,7 +33,7 @@ class Judge:
                 if each.until_ns <= world.time_ns:
                     continue
                 self.wakes.append(world.now + (each.until_ns - world.time_ns) / 1e9)
-            if each.once and each.server == server.id.id and server.run > each.made_ns:
+            if each.once and each.server == server.id.id and server.run != each.run:
                 spent.add(each)
             else:
                 found.append(each)

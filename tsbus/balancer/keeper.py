@@ -6,7 +6,7 @@ times, and every `reconcile_s`, when the whole host is compared.
 
 import asyncio
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -84,10 +84,12 @@ class Keeper:
         self._capacity: CapacityEvent | None = None
         self._due = asyncio.Event()
         self._anew = False
+        self._ordering = asyncio.Lock()
         self._planned = self._compared = 0.0
         self._counted_s = 0.0
         self._turns: list[asyncio.Future[Carried]] = []
         self._turned = asyncio.Condition()
+        self._settled: tuple[Sequence[Report], Collection[str]] = (), ()
         self._counts: tuple[float, dict[Key, Entry]] | None = None
 
     # What others use.
@@ -105,23 +107,23 @@ class Keeper:
         self.soon()
         return await future
 
-    async def override(self, overrides: tuple[Override, ...], balancers: Iterable[str]) -> None:
-        """Have operators' settings hold from now on; returns when the table is so, of these balancers.
+    async def override(
+        self, change: Callable[[tuple[Override, ...]], tuple[Override, ...]], balancers: Iterable[str]
+    ) -> None:
+        """Have operators' settings hold as `change` makes them; returns when the table is so, of these balancers.
 
-        Raises StateError, and NotReady where the kernel could not be changed: it is tried again.
+        Raises what `change` raises, StateError, and NotReady where the kernel could not be changed: it is tried again.
         """
         carrier = self._require()
-        self.facts.overrides = overrides
-        try:
+        async with self._ordering:
+            overrides = change(self.facts.overrides)
             await self.in_thread(carrier.keep, overrides)
-        except StateError:
-            self.facts.overrides = carrier.overrides  # what is written, perhaps with another's order
-            raise
-        carried = await self.turn()
-        failed = carried.failed & {self.reports[name].key for name in balancers}
-        for key, problem in carried.problems:
-            if failed and (key is None or key in failed):
-                raise NotReady(f"it is noted, but not so in the kernel yet: {problem.text}")
+            self.facts.overrides = overrides
+        await self.turn()
+        for name in balancers:
+            if self.reports[name].key in self._carried.undone:
+                why = next((each.text for each in self._lasting(name) or self._lasting("")), "see lb.check")
+                raise NotReady(f"it is noted, but not so in the kernel yet: {why}")
 
     async def wait_begun(self) -> None:
         """Wait until it is known what should be balanced. Raises NotReady where that cannot be."""
@@ -129,6 +131,23 @@ class Keeper:
             await self._turned.wait_for(lambda: self._plan is not None or self._start_problems)
             self._require()
             await self._turned.wait_for(lambda: self._plan is not None and self._plan.wanted is not None)
+
+    async def wait_settled(self, look: Callable[[Sequence[Report], Collection[str]], T | None]) -> T:
+        """Wait until `look` returns something, and return it.
+
+        It sees the reports of the last turn that is over, and the names of balancers that the kernel has otherwise.
+        """
+        found: T | None = None
+
+        def is_so() -> bool:
+            nonlocal found
+            found = look(*self._settled)
+            return found is not None
+
+        async with self._turned:
+            await self._turned.wait_for(is_so)
+        assert found is not None  # noqa: S101  (for the type checker)
+        return found
 
     async def wait_drained(self, places: Sequence[Where]) -> Where:
         """Wait until one of these servers does not drain any more, and return it: it is removed, or in use again."""
@@ -263,6 +282,9 @@ class Keeper:
                     future.set_result(self._carried)
         _log_carried(carried)
         self._tell_problems()
+        undone = self._carried.undone
+        reports = tuple(self.reports.values())
+        self._settled = reports, frozenset(report.name for report in reports if report.key in undone)
         async with self._turned:
             self._turned.notify_all()
 
@@ -275,8 +297,9 @@ class Keeper:
         self.facts.watch(plan.watched)
         self.reports = {report.name: report for report in plan.reports}
         if plan.spent:
-            self.facts.overrides = tuple(each for each in self.facts.overrides if each not in plan.spent)
-            await self.in_thread(carrier.try_to_keep, self.facts.overrides)
+            async with self._ordering:
+                self.facts.overrides = tuple(each for each in self.facts.overrides if each not in plan.spent)
+                await self.in_thread(carrier.try_to_keep, self.facts.overrides)
         carried = Carried()
         if plan.wanted is not None:
             anew, self._anew = self._anew or now >= self._compared + self._settings.reconcile_s, False

@@ -90,11 +90,9 @@ class Server:
         state = NEXT[wish.kind][self.state]
         same = (state, wish.kind) == (self.state, self.kind)
         if not same:
-            self.since = now
+            self.since, self.connections = now, None
         if not (same and state is State.REMOVED):  # how it ended says more
             self.reason = wish.reason
-        if state is not State.DRAINING:
-            self.connections = None
         self.state, self.kind = state, wish.kind
 
     def end(self, reason: str, now: float) -> None:

@@ -4,11 +4,18 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import replace
 from typing import Final, NamedTuple
 
+from tsbus.balancer.life import State
 from tsbus.balancer.report import Report, ServerReport
 from tsbus.balancer.world import Override
 
 MAX_OVERRIDES: Final = 4096
 """So much can be set at the same time."""
+
+
+ID_DIGITS: Final = 64
+"""Of a whole container's id."""
+_Pair = tuple[str, ServerReport]
+"""A server with its balancer."""
 
 
 class NotOne(ValueError):
@@ -20,7 +27,7 @@ class Meant(NamedTuple):
 
     server: str
     """As an override names it: a container's id, or a node's name."""
-    found: tuple[tuple[str, ServerReport], ...]
+    found: tuple[_Pair, ...]
     """Each with its balancer; of a node all servers on it, perhaps none."""
 
 
@@ -39,37 +46,93 @@ def resolve(
     nodes: Collection[str],
     *,
     if_here: bool,
+    heard: Callable[[str], bool] = lambda _: True,
 ) -> list[Meant]:
-    """Return what each name means. Raises NotOne, for a name that fits nothing unless `if_here`."""
-    servers = [(one.name, each) for one in reports if not balancers or one.name in balancers for each in one.servers]
-    found = [meant for name in names if (meant := _resolve(name, servers, nodes, if_here=if_here)) is not None]
-    return list({meant.server: meant for meant in found}.values())
+    """Return what each name means. Raises NotOne, for a name that fits nothing unless `if_here`.
+
+    `heard` tells whether a container is known, in a balancer or not: others may be what was found in the kernel.
+    """
+    known = _Known(balancers, reports, nodes)
+    found = {}
+    for name in names:
+        meant = known.meant(name)
+        if meant is not None:
+            found[meant.server] = meant
+        elif not if_here:
+            raise NotOne(f"no server {name!r} in these balancers; there are {known.shown or 'none'}")
+        elif known.strangers and not heard(name):
+            raise NotOne(f"{name!r} may be {known.strangers}: its node has not told yet what runs there")
+    return list(found.values())
 
 
-def _resolve(
-    name: str, servers: Sequence[tuple[str, ServerReport]], nodes: Collection[str], *, if_here: bool
-) -> Meant | None:
-    # A container may be called like a node, and a node like the beginning of an id: the most exact meaning counts.
-    exact: tuple[Callable[[ServerReport], bool], ...] = (
-        lambda each: each.name == name and each.id not in nodes,
-        lambda each: each.id == name and each.id not in nodes,
-        lambda each: str(each.address) == name,
-    )
-    for fits in exact:
-        if found := [pair for pair in servers if fits(pair[1])]:
-            return _one(name, found)
-    if name in nodes:
-        return Meant(name, tuple(pair for pair in servers if pair[1].node == name))
-    if found := [pair for pair in servers if name and pair[1].id not in nodes and pair[1].id.startswith(name)]:
-        return _one(name, found)
-    if if_here:
-        return None
-    there = sorted({each.name for _, each in servers})
-    shown = ", ".join(there[:20]) + (" and others" if len(there) > 20 else "")
-    raise NotOne(f"no server {name!r} in these balancers; there are {shown or 'none'}")
+def active(
+    names: Iterable[str],
+    balancers: Sequence[str],
+    reports: Iterable[Report],
+    nodes: Collection[str],
+    undone: Collection[str] = (),
+) -> tuple[str, Meant] | None:
+    """Return the first name all of whose servers are active, in each of `balancers` or, of none, where it is known.
+
+    `undone` are balancers that the kernel has otherwise. Raises NotOne for a name that means several.
+    """
+    known = _Known(balancers, reports, nodes)
+    for name in names:
+        if (meant := known.meant(name)) is None:
+            continue
+        present = tuple(pair for pair in meant.found if pair[1].state is not State.REMOVED)
+        where = {balancer for balancer, _ in present}
+        ready = where.issuperset(balancers) and where.isdisjoint(undone)
+        if present and ready and all(each.state is State.ACTIVE for _, each in present):
+            return name, Meant(meant.server, present)
+    return None
 
 
-def _one(name: str, found: Sequence[tuple[str, ServerReport]]) -> Meant:
+class _Known:
+    """The servers of some balancers, by what they can be called."""
+
+    def __init__(self, balancers: Collection[str], reports: Iterable[Report], nodes: Collection[str]) -> None:
+        self._nodes = nodes
+        self._servers: list[_Pair] = [
+            (one.name, each) for one in reports if not balancers or one.name in balancers for each in one.servers
+        ]
+        names: dict[str, list[_Pair]] = {}
+        addresses: dict[str, list[_Pair]] = {}
+        self._ids: dict[str, list[_Pair]] = {}
+        for pair in self._servers:
+            each = pair[1]
+            addresses.setdefault(str(each.address), []).append(pair)
+            if each.id not in nodes:
+                names.setdefault(each.name, []).append(pair)
+                self._ids.setdefault(each.id, []).append(pair)
+        # A container may be called like a node, and a node like the beginning of an id: the most exact meaning counts.
+        self._exact = (names, self._ids, addresses)
+
+    def meant(self, name: str) -> Meant | None:
+        """Return what a name means; None when it fits nothing. Raises NotOne when it means several."""
+        for by in self._exact:
+            if found := by.get(name):
+                return _one(name, found)
+        if name in self._nodes:
+            return Meant(name, tuple(pair for pair in self._servers if pair[1].node == name))
+        if len(name) >= ID_DIGITS:
+            return None
+        found = [pair for id_, pairs in self._ids.items() if id_.startswith(name) for pair in pairs]
+        return _one(name, found) if found else None
+
+    @property
+    def shown(self) -> str:
+        """Some names, for people."""
+        there = sorted({each.name for _, each in self._servers})
+        return ", ".join(there[:20]) + (" and others" if len(there) > 20 else "")
+
+    @property
+    def strangers(self) -> str:
+        """The addresses of some that were found in the kernel, and whose node has not told yet."""
+        return ", ".join(str(each.address) for _, each in self._ids.get("", ())[:5])
+
+
+def _one(name: str, found: Sequence[_Pair]) -> Meant:
     ids = {each.id for _, each in found}
     if len(ids) > 1:
         called = ", ".join(sorted({f"{each.name} on {each.node} ({each.id[:12]})" for _, each in found}))
@@ -87,22 +150,31 @@ def drained(
     kept = list(overrides)
     for each in meant:
         for balancer in balancers or ("",):
-            new = replace(wish, server=each.server, balancer=balancer, drain=True)
+            run = each.found[0][1].run if each.found else 0
+            new = replace(wish, server=each.server, balancer=balancer, drain=True, run=run)
             kept = [one for one in kept if not (_same(one, new) and one.drain and one.once == new.once)]
             kept.append(new)
     return _bounded(kept)
 
 
 def undrained(
-    overrides: Iterable[Override], meant: Iterable[Meant], balancers: Sequence[str], known: Collection[str]
+    overrides: Iterable[Override],
+    meant: Iterable[Meant],
+    balancers: Sequence[str],
+    known: Collection[str],
+    *,
+    once: bool = False,
 ) -> tuple[Override, ...]:
     """Return the overrides without the drains of these servers in these balancers. Raises NotOne.
 
-    `known` are all balancers: of a drain in all of them, it goes on in the others.
+    `known` are all balancers: of a drain in all of them, it goes on in the others. `once`: drains for once only, and it
+    does not matter that others hold.
     """
     kept = list(overrides)
     for each in meant:
-        kept = list(_without(kept, each.server, balancers, known, drain=True))
+        kept = list(_without(kept, each.server, balancers, known, drain=True, once=once))
+        if once:
+            continue
         nodes = {server.node for _, server in each.found if server.node != each.server}
         for one in kept:
             if one.drain and one.server in nodes and (not balancers or one.balancer in ("", *balancers)):
@@ -131,10 +203,16 @@ def _same(one: Override, other: Override) -> bool:
 
 
 def _without(
-    overrides: Iterable[Override], server: str, balancers: Sequence[str], known: Collection[str], *, drain: bool
+    overrides: Iterable[Override],
+    server: str,
+    balancers: Sequence[str],
+    known: Collection[str],
+    *,
+    drain: bool,
+    once: bool = False,
 ) -> Iterable[Override]:
     for one in overrides:
-        if one.server != server or one.drain != drain:
+        if one.server != server or one.drain != drain or one.once < once:
             yield one
         elif balancers and not one.balancer:
             yield from (replace(one, balancer=name) for name in known if name not in balancers)

@@ -231,8 +231,10 @@ class ServerPool:
         if server.connections == 0:
             server.end(f"{server.reason}; its last connection is over", world.now)
         elif self._wake_at(server.since + self.balancer.drain_timeout_s) <= world.now:
-            left = "" if server.connections is None else f"; {server.connections} connections were left"
+            connections = server.connections
+            left = "" if connections is None else f"; {connections} connections were left"
             server.end(f"{server.reason}; {self.balancer.drain_timeout_s:g} s are over{left}", world.now)
+            server.connections = connections
 
     def _weigh(self, server: Server, overrides: list[Override], world: World) -> None:
         if server.state is State.KEPT or not server.id.id:
@@ -360,5 +362,5 @@ def _report(server: Server) -> ServerReport:
     state = server.state or State.JOINING
     return ServerReport(
         server.id.id, server.name, server.node, server.id.address, state, server.reason, server.since, server.weight,
-        server.base, server.rule, server.connections,
+        server.base, server.rule, server.connections, server.run,
     )  # fmt: skip

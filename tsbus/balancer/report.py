@@ -42,7 +42,9 @@ class ServerReport:
     rule: str
     """What let it in, in words."""
     connections: int | None
-    """That are left, while it drains and they can be counted."""
+    """That are left while it drains, or were left when its time was over; None where they cannot be counted."""
+    run: int = 0
+    """When its container was started, by the engine's clock: the name of this run, not a time to compare."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,7 +4,7 @@ It only joins what others do: facts.py gathers, keeper.py keeps the kernel's tab
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Final, TypeVar
@@ -18,6 +18,7 @@ from tsbus.balancer.machine import Machine, MachineError, open_machine
 from tsbus.balancer.naming import (
     Meant,
     NotOne,
+    active,
     check_balancers,
     drained,
     resolve,
@@ -31,7 +32,7 @@ from tsbus.balancer.steps import words
 from tsbus.balancer.world import Override
 from tsbus.config import Tree
 from tsbus.core.target import fold, spell
-from tsbus.lb_records import CapacityEvent, Drain, LbEvent, Select, Show, Watch, Weigh
+from tsbus.lb_records import CapacityEvent, Drain, LbEvent, Select, Show, Undrain, Wait, Watch, Weigh
 from tsbus.log import Log
 from tsbus.mirror import follow
 from tsbus.records import StatsEvent
@@ -44,7 +45,7 @@ RETRY_S: Final = 5.0
 _log = Log("lb")
 _read_capacity: Final = msgspec.json.Decoder(CapacityEvent).decode
 _read_stats: Final = msgspec.json.Decoder(StatsEvent).decode
-O = TypeVar("O", Show, Watch, Select, Drain, Weigh)  # noqa: E741
+O = TypeVar("O", Show, Watch, Drain, Undrain, Wait, Weigh)  # noqa: E741
 
 
 class Service:
@@ -209,7 +210,7 @@ def _worker(keeper: Keeper) -> Worker:
     worker, desk = Worker(NAME), _Desk(keeper)
     for role, commands in (
         ("observe", {"ls": desk.ls, "show": desk.show, "stats": desk.stats, "watch": desk.watch,
-                     "capacity": desk.capacity, "check": desk.check}),
+                     "capacity": desk.capacity, "check": desk.check, "wait": desk.wait}),
         ("operate", {"drain": desk.drain, "undrain": desk.undrain, "weight": desk.weight, "sync": desk.sync}),
     ):  # fmt: skip
         for name, handler in commands.items():
@@ -271,7 +272,7 @@ class _Desk:
         made = keeper.now_ns
         until = made + int(order.for_s * 1e9) if order.for_s else 0
         wish = Override("", by=_who(call), made_ns=made, once=order.once, until_ns=until)
-        await keeper.override(drained(keeper.facts.overrides, meant, balancers, wish), _concerned(meant))
+        await keeper.override(lambda kept: drained(kept, meant, balancers, wish), _concerned(meant))
         left = _places(meant)
         while left:
             place = await keeper.wait_drained(left) if order.wait else left[0]
@@ -279,19 +280,34 @@ class _Desk:
             yield self._touched(place, meant)
 
     async def undrain(self, call: Request) -> AsyncIterator[Any]:
-        order = _order(Select, call)
+        order = _order(Undrain, call)
         keeper, (meant, balancers) = self._keeper, await self._meant(call, order)
-        overrides = undrained(keeper.facts.overrides, meant, balancers, keeper.balancers)
-        await keeper.override(overrides, _concerned(meant))
+        await keeper.override(
+            lambda kept: undrained(kept, meant, balancers, keeper.balancers, once=order.once), _concerned(meant)
+        )
         for place in _places(meant):
             yield self._touched(place, meant)
+
+    async def wait(self, call: Request) -> AsyncIterator[Any]:
+        order = _order(Wait, call)
+        keeper, left = self._keeper, list(dict.fromkeys(order.servers))
+        check_balancers(order.balancers, keeper.balancers)
+        await keeper.wait_begun()
+
+        def look(reports: Sequence[Report], undone: Collection[str]) -> tuple[str, Meant] | None:
+            return active(left, order.balancers, reports, keeper.facts.nodes, undone)
+
+        while left:
+            name, meant = await keeper.wait_settled(look)
+            left.remove(name)
+            for balancer, server in meant.found:
+                yield msgspec.to_builtins(answers.touched(balancer, server))
 
     async def weight(self, call: Request) -> AsyncIterator[Any]:
         order = _order(Weigh, call)
         keeper, (meant, balancers) = self._keeper, await self._meant(call, order)
         wish = Override("", weight=order.weight, by=_who(call), made_ns=keeper.now_ns)
-        overrides = weighed(keeper.facts.overrides, meant, balancers, keeper.balancers, wish)
-        await keeper.override(overrides, _concerned(meant))
+        await keeper.override(lambda kept: weighed(kept, meant, balancers, keeper.balancers, wish), _concerned(meant))
         for place in _places(meant):
             yield self._touched(place, meant)
 
@@ -305,7 +321,10 @@ class _Desk:
             return [], ()
         await keeper.wait_begun()
         reports = keeper.reports.values()
-        return resolve(order.servers, known, reports, keeper.facts.nodes, if_here=order.if_here), known
+        find = keeper.facts.mirror.find
+        heard = (lambda name: bool(find(name))) if isinstance(order, Drain) else (lambda _: True)
+        nodes = keeper.facts.nodes
+        return resolve(order.servers, known, reports, nodes, if_here=order.if_here, heard=heard), known
 
     def _touched(self, place: Where, meant: Sequence[Meant]) -> Any:
         balancer, id_, address = place

@@ -52,6 +52,8 @@ class Override:
     made_ns: int = 0
     once: bool = False
     """It ends with the run of the container."""
+    run: int = 0
+    """With `once`: that run, as `ServerReport.run` names it."""
     until_ns: int = 0
     """It ends then; 0: it does not."""
 

@@ -1,5 +1,5 @@
 """Completion: `treescale completion`, and the completed words that only the bus knows: nodes, tags, commands,
-containers, images."""
+containers, images, balancers and their servers."""
 
 import asyncio
 import contextlib
@@ -59,6 +59,28 @@ def complete_image(ctx: click.Context, param: click.Parameter, incomplete: str) 
     """Return the names of images on the target that go on like `incomplete`."""
     replies = _ask(ctx, "images.ls", ctx.params.get("target") or "*")
     words = {name for reply in replies for image in reply.json()["images"] for name in image["names"]}
+    return sorted(word for word in words if word.startswith(incomplete))
+
+
+def complete_balancer(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
+    """Return the names of balancers on the target that go on like `incomplete`."""
+    replies = _ask(ctx, "lb.ls", ctx.params.get("target") or "*")
+    words = {balancer["name"] for reply in replies for balancer in reply.json()["balancers"]}
+    return sorted(word for word in words if word.startswith(incomplete))
+
+
+def complete_server(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
+    """Return the names of the balancers' servers on the target that go on like `incomplete`."""
+    replies = _ask(ctx, "lb.show", ctx.params.get("target") or "*")
+    words = {server["name"] for reply in replies for server in reply.json().get("servers", ())}
+    return sorted(word for word in words if word.startswith(incomplete))
+
+
+def complete_address(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
+    """Return the names and addresses of balancers that go on like `incomplete`."""
+    replies = _ask(ctx, "lb.ls", ctx.params.get("target") or "*")
+    found = [balancer for reply in replies for balancer in reply.json()["balancers"]]
+    words = {word for balancer in found for word in (balancer["name"], *balancer["addresses"])}
     return sorted(word for word in words if word.startswith(incomplete))
 
 

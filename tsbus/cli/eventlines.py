@@ -18,6 +18,8 @@ _COLORS = {
     "up": "green", "recovered": "green", "started": "green", "healthy": "green",
     "torpid": "yellow", "slow": "yellow", "draining": "yellow", "repaired": "yellow",
     "lost": "red", "down": "red", "died": "red", "oom": "red", "unhealthy": "red",
+    "active": "green", "filled": "green", "solved": "green", "unsorry": "green", "calm": "green",
+    "out": "yellow", "sorry": "yellow", "problem": "red", "empty": "red", "panic": "red",
 }  # fmt: skip
 
 
@@ -79,6 +81,11 @@ def _words(event: Event) -> str:
                 return safe(facts.get("reason", ""))
             case ["docker", "repaired"]:
                 return safe("; ".join(facts["repairs"]))
+            case ["lb", "capacity"]:
+                alive = (f"{name} {told['capacity']:g}" for name, told in facts["balancers"].items())
+                return safe(f"alive: {', '.join(alive) or 'nothing'}")
+            case ["lb", action]:
+                return safe(_balancer_words(action, facts))
     except (ValueError, KeyError, TypeError):
         pass
     return body_line(event.body)
@@ -96,3 +103,19 @@ def _container_words(action: str, facts: dict[str, Any]) -> str:
     if facts.get("cause") == "reconcile":
         more.append("found by comparing")
     return f"{about['name']} ({', '.join([about['image']['given'], *more])})"
+
+
+def _balancer_words(action: str, facts: dict[str, Any]) -> str:
+    """Return whom it concerns, and why or what was done."""
+    server, why = facts.get("server"), facts.get("cause", "")
+    if action in ("problem", "solved"):
+        mend = f"; mend: {facts['mend']}" if facts.get("mend") and action == "problem" else ""
+        why = facts["text"] + mend
+    elif action == "repaired":
+        why = "; ".join(facts["steps"])
+    elif server:
+        ip = f"[{server['ip']}]" if ":" in server["ip"] else server["ip"]
+        place = f"{ip}:{server['port']}" + (f" on {server['node']}" if server.get("node") else "")
+        weight = f", weight {server['weight']}" if action in ("active", "weight") else ""
+        why = f"{server['name']} ({place}){weight}: {why}"
+    return f"{facts['balancer']}: {why}" if facts.get("balancer") else why

@@ -15,6 +15,7 @@ COMMANDS = {
     "container": ("tsbus.cli.containers.groups:container", "List, run and control containers."),
     "image": ("tsbus.cli.containers.groups:image", "List, pull and remove images."),
     "docker": ("tsbus.cli.containers.groups:docker", "Docker engines: their events, facts and disk space."),
+    "lb": ("tsbus.cli.lb.groups:lb", "Load balancers: servers, traffic, drains, and what is wrong."),
     "call": ("tsbus.cli.call:call", "Call any worker's command on nodes."),
     "events": ("tsbus.cli.sub:events", "Watch the tree's own events."),
     "config": ("tsbus.cli.config:config", "Check and show configuration files."),

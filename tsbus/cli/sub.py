@@ -120,6 +120,7 @@ def events(
     Examples:
       treescale events
       treescale events node.lost --count 1
+      treescale events 'lb.*'              what balancers do, and why
       treescale events '>'                 everything that anybody publishes
     """
     wanted = Wanted(bus, patterns or BUS_EVENTS, count=count, timeout_s=timeout_s)

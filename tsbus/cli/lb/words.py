@@ -1,0 +1,56 @@
+"""Words: how balancers and servers are told to people. Pure."""
+
+import textwrap
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from tsbus.cli.containers.words import count
+from tsbus.cli.terminal import safe
+from tsbus.lb_records import ServerRecord
+
+COLORS = {
+    "ok": "green", "active": "green", "joining": "yellow", "out": "yellow", "draining": "yellow", "kept": "yellow",
+    "waiting": "yellow", "sorry": "yellow", "panic": "red", "empty": "red", "clash": "red",
+}  # fmt: skip
+"""State of a balancer or a server -> its colour."""
+IN_TABLE = ("active", "out", "draining", "kept")
+"""States of servers that the kernel has."""
+
+
+def style(cell: str) -> dict[str, Any]:
+    """Return the options of `click.style` for a state."""
+    return {"fg": COLORS[cell]} if cell in COLORS else {}
+
+
+def address(server: ServerRecord) -> str:
+    """Return IP:PORT."""
+    ip = f"[{server.ip}]" if ":" in server.ip else server.ip
+    return f"{safe(ip)}:{server.port}"
+
+
+def active_of(servers: Iterable[ServerRecord]) -> str:
+    """Tell how many of the servers in the table have a weight."""
+    there = [server for server in servers if server.state in IN_TABLE]
+    active = sum(server.state == "active" and server.weight > 0 for server in there)
+    return f"{active} of {count(len(there), 'server')} active" if there else "no servers"
+
+
+def left(connections: int | None) -> str:
+    """Tell how many connections a drain waits for; nothing where they cannot be counted."""
+    return "" if connections is None else f"{count(connections, 'connection')} left"
+
+
+def wrapped(text: str, indent: int, width: int | None) -> Iterator[str]:
+    """Return `text` as lines that begin with `indent` spaces and fit `width`."""
+    pad = " " * indent
+    if width is None or len(text) + indent <= width:
+        return iter((pad + text,))
+    options = {"initial_indent": pad, "subsequent_indent": pad, "break_on_hyphens": False, "break_long_words": False}
+    return iter(textwrap.wrap(text, max(width, indent + 20), **options))  # type: ignore[arg-type]
+
+
+def trouble(kind: str, text: str, mend: str, indent: int, width: int | None) -> Iterator[str]:
+    """Return the lines of a problem; what mends it stands on one line of its own, ready to be copied."""
+    yield from wrapped(f"{kind}: {safe(text)}" if kind else safe(text), indent, width)
+    if mend:
+        yield f"{' ' * indent}  mend: {safe(mend)}"

@@ -3,6 +3,7 @@
 import re
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from functools import lru_cache
 from typing import Final, Self
 
 from tsbus.records import Container, Image
@@ -68,6 +69,7 @@ def _fits(key: str, value: str, node: str, container: Container) -> bool:
     return fnmatchcase(container.name, value) if set(value) & set("*?[") else value in container.name
 
 
+@lru_cache(maxsize=4096)
 def normal_image(name: str) -> str:
     """Return an image's name without what Docker adds by itself: `docker.io/library/nginx:1` is `nginx:1`."""
     for hub in _HUB:

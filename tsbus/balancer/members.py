@@ -1,11 +1,13 @@
 """Members: who takes part in one balancer at a moment, with address and base weight. Pure."""
 
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from itertools import chain
 from typing import Final, NamedTuple
 
 from tsbus.balancer.life import ServerId
 from tsbus.balancer.match import RUNNING, LeftOut, best_key, client_port, match, place
 from tsbus.balancer.report import Missing
+from tsbus.balancer.sight import Changed, Seen
 from tsbus.balancer.table import IP, Address
 from tsbus.balancer.world import NodeView, World
 from tsbus.config import Balancer, Tree
@@ -52,24 +54,23 @@ class Members:
         self._keys: dict[Image, tuple[str, str] | None] = {}
         """The key that fits an image best; many containers have the same."""
 
-    def update(self, world: World, containers: Iterable[tuple[str, str, Container | None]]) -> bool:
-        """Look at the containers (node, id, record) that have changed; tell whether that changes who takes part."""
-        changed = False
-        for node, id_, record in containers:
-            before = self._known.pop(id_, None)
-            if record is not None and node in self.nodes and record.state in RUNNING:
-                view = world.nodes[node]
-                if (found := self._look(record, node, view.ips)) is not None:
-                    self._known[id_] = (record, view, found)
-            changed |= before is not None or id_ in self._known
-        return changed
+    def update(self, world: World, changed: Changed) -> bool:
+        """Look at the containers that have changed; tell whether that changes who takes part."""
+        before = self._known.keys() & changed.ids
+        for id_ in before:
+            del self._known[id_]
+        fitting = (some for image, some in changed.by_image.items() if self._key(image) is not None)
+        for seen in chain(changed.labelled, *fitting):
+            self._take(seen, world)
+        return bool(before) or not self._known.keys().isdisjoint(changed.ids)
 
     def relook(self, world: World) -> None:
         """Look again at the containers of nodes whose addresses have changed."""
         for id_, (record, view, found) in list(self._known.items()):
             now = world.nodes.get(found.node, NOWHERE)
             if now.ips != view.ips:
-                self.update(world, [(found.node, id_, record)])
+                del self._known[id_]
+                self._take(Seen(id_, found.node, record), world)
 
     def find(self, world: World) -> tuple[dict[ServerId, Candidate], list[Missing]]:
         """Return who takes part, and who was meant to and cannot."""
@@ -132,12 +133,24 @@ class Members:
             if id_ not in world.dead:
                 yield found
 
+    def _take(self, seen: Seen, world: World) -> None:
+        """Remember a container if it takes part or was meant to."""
+        record, view = seen.record, world.nodes.get(seen.node, NOWHERE)
+        if record is None or seen.node not in self.nodes or record.state not in RUNNING:
+            return
+        if (found := self._look(record, seen.node, view.ips)) is not None:
+            self._known[seen.id] = (record, view, found)
+
+    def _key(self, image: Image) -> tuple[str, str] | None:
+        """Return the key that fits an image best."""
+        if image not in self._keys:
+            self._keys = self._keys if len(self._keys) < MAX_IMAGES else {}
+            self._keys[image] = best_key(self._balancer, image)
+        return self._keys[image]
+
     def _look(self, record: Container, node: str, ips: tuple[IP, ...]) -> Candidate | Missing | None:
         try:
-            if record.image not in self._keys:
-                self._keys = self._keys if len(self._keys) < MAX_IMAGES else {}
-                self._keys[record.image] = best_key(self._balancer, record.image)
-            found = match(self._balancer, self._node, record, self._keys[record.image])
+            found = match(self._balancer, self._node, record, self._key(record.image))
             if found is None:
                 return None
             local = node == self._node

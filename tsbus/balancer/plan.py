@@ -76,7 +76,7 @@ class Planner:
             nodes = below if balancer.subtree else frozenset({self.node})
             pool.configure(balancer, keys[name], Members(self.node, balancer, nodes, servers, tree))
             pools[name] = pool
-        self._pools = pools
+        self._pools, self._sight = pools, Sight()  # to the new members everything is news
 
     def plan(self, world: World) -> Plan:
         """Return what should be now."""

@@ -20,7 +20,6 @@ from tsbus.balancer.table import Address, Destination, Entry, Forward, Key, Prot
 from tsbus.balancer.world import Override, World
 from tsbus.config import Balancer
 from tsbus.config.address import parse_address
-from tsbus.records import Container
 
 SORRY: Final = "sorry"
 _FORWARD: Final = {"nat": Forward.NAT, "dr": Forward.DIRECT, "tunnel": Forward.TUNNEL}
@@ -73,12 +72,7 @@ class ServerPool:
     def plan(self, world: World, news: News, spent: set[Override]) -> None:
         """Bring the servers up to date; `events` are those of this plan. Adds to the `spent` overrides."""
         self.events = []
-        changed: Iterable[tuple[str, str, Container | None]]
-        if self._fresh:
-            changed = ((name, id_, one) for name, view in world.nodes.items() for id_, one in view.containers.items())
-        else:
-            changed = ((node, id_, one) for id_, (node, one) in news.containers.items())
-        concerned = self.members.update(world, changed) or not self._ids.isdisjoint(news.containers)
+        concerned = self.members.update(world, news.containers) or not self._ids.isdisjoint(news.containers.ids)
         if news.general:
             self.members.relook(world)
         due = self.wake is not None and self.wake <= world.now

@@ -1,6 +1,7 @@
 """Address: where a balancer listens, an IP address with a port or a range of ports, read from its text."""
 
 import re
+from functools import lru_cache
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import NamedTuple
 
@@ -18,7 +19,7 @@ class Address(NamedTuple):
     @property
     def family(self) -> int:
         """4 or 6."""
-        return ip_address(self.ip).version
+        return 6 if ":" in self.ip else 4
 
     def overlaps(self, other: "Address") -> bool:
         """Tell whether some IP and port belong to both."""
@@ -33,6 +34,7 @@ class Address(NamedTuple):
         return f"{ip}:{self.first}" + (f"-{self.last}" if self.last > self.first else "")
 
 
+@lru_cache(maxsize=4096)
 def parse_address(text: str) -> Address:
     """Return the address in `text`: `10.0.0.1:443`, `10.0.0.1:8000-8010` or `[fd00::1]:443`. Raises ValueError."""
     ip, _, ports = text.rpartition(":")

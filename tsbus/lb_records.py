@@ -25,14 +25,21 @@ class _Order(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 # Orders ---------------------------------------------------------------------------------------------------------------
 
 
-class Show(_Order, frozen=True, kw_only=True):
-    """Of `lb.show` and `lb.stats`."""
+class Stats(_Order, frozen=True, kw_only=True):
+    """Of `lb.stats`."""
 
     balancers: _Names = ()
     """Empty: all."""
 
 
-class Watch(Show, frozen=True, kw_only=True):
+class Show(Stats, frozen=True, kw_only=True):
+    """Of `lb.show`."""
+
+    servers: _Names = ()
+    """Only these, by whole name, id, node or IP:PORT. Empty: all."""
+
+
+class Watch(Stats, frozen=True, kw_only=True):
     """Of `lb.watch`."""
 
     every_s: Annotated[float, Meta(ge=0.2, le=3600)] = 1.0

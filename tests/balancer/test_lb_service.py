@@ -248,6 +248,19 @@ async def test_names_that_fit_nothing(tmp_path: Path) -> None:
         assert one.machine.kernel.servers() == {"172.17.0.2:80": 1}
 
 
+async def test_show_some_servers(tmp_path: Path) -> None:
+    """`lb.show` tells of some servers only, when they are named; of who is left out, too."""
+    hidden = box("c4", "", networks={}, endpoints=())
+    async with site(tmp_path, KEYS, C2, C3, hidden) as one:
+        await one.servers(c2=1, c3=1)
+        (told,) = await one.call("lb.show", {"servers": [C2.id, "c4", "no"]})
+        assert [each["name"] for each in told["servers"]] == ["c2"]
+        assert [each["name"] for each in told["left_out"]] == ["c4"]
+        (told,) = await one.call("lb.show", {"servers": ["172.17.0.3:80"]})
+        assert [each["name"] for each in told["servers"]] == ["c3"]
+        assert "left_out" not in told
+
+
 async def test_roles(tmp_path: Path) -> None:
     """Who may observe can look at everything and change nothing."""
     async with site(tmp_path, KEYS, C2) as one:

@@ -88,6 +88,18 @@ def active(
     return None
 
 
+def only(report: Report, names: Collection[str]) -> Report:
+    """Return a report of these servers alone, by whole name, id, node or address; of all where there are no names."""
+    if not names:
+        return report
+    wanted = frozenset(names)
+    servers = (
+        each for each in report.servers if not wanted.isdisjoint((each.id, each.name, each.node, str(each.address)))
+    )
+    left_out = (each for each in report.left_out if not wanted.isdisjoint((each.name, each.node)))
+    return replace(report, servers=tuple(servers), left_out=tuple(left_out))
+
+
 class _Known:
     """The servers of some balancers, by what they can be called."""
 

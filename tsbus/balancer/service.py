@@ -21,6 +21,7 @@ from tsbus.balancer.naming import (
     active,
     check_balancers,
     drained,
+    only,
     resolve,
     undrained,
     weighed,
@@ -32,7 +33,7 @@ from tsbus.balancer.steps import words
 from tsbus.balancer.world import Override
 from tsbus.config import Tree
 from tsbus.core.target import fold, spell
-from tsbus.lb_records import CapacityEvent, Drain, LbEvent, Select, Show, Undrain, Wait, Watch, Weigh
+from tsbus.lb_records import CapacityEvent, Drain, LbEvent, Select, Show, Stats, Undrain, Wait, Watch, Weigh
 from tsbus.log import Log
 from tsbus.mirror import follow
 from tsbus.records import StatsEvent
@@ -45,7 +46,7 @@ RETRY_S: Final = 5.0
 _log = Log("lb")
 _read_capacity: Final = msgspec.json.Decoder(CapacityEvent).decode
 _read_stats: Final = msgspec.json.Decoder(StatsEvent).decode
-O = TypeVar("O", Show, Watch, Drain, Undrain, Wait, Weigh)  # noqa: E741
+O = TypeVar("O", Show, Stats, Watch, Drain, Undrain, Wait, Weigh)  # noqa: E741
 
 
 class Service:
@@ -233,9 +234,9 @@ class _Desk:
         return {"balancers": msgspec.to_builtins(found)}
 
     async def show(self, call: Request) -> AsyncIterator[Any]:
-        keeper = self._keeper
-        for name in self._names(_order(Show, call)):
-            report, now = self._report(name), asyncio.get_running_loop().time()
+        keeper, order = self._keeper, _order(Show, call)
+        for name in self._names(order):
+            report, now = only(self._report(name), order.servers), asyncio.get_running_loop().time()
             problems = keeper.problems(name)
             for piece in answers.details(
                 keeper.balancers[name], keeper.backend, report, keeper.state(report), problems, now
@@ -243,7 +244,7 @@ class _Desk:
                 yield msgspec.to_builtins(piece)
 
     async def stats(self, call: Request) -> AsyncIterator[Any]:
-        for piece in await self._traffic(self._names(_order(Show, call))):
+        for piece in await self._traffic(self._names(_order(Stats, call))):
             yield piece
 
     async def watch(self, call: Request) -> AsyncIterator[Any]:
@@ -339,7 +340,7 @@ class _Desk:
         )
         return {"id": id_, "name": before.name, "balancer": balancer, "state": "removed"}
 
-    def _names(self, order: Show) -> Sequence[str]:
+    def _names(self, order: Stats) -> Sequence[str]:
         check_balancers(order.balancers, self._keeper.balancers)
         return order.balancers or tuple(self._keeper.balancers)
 

@@ -5,12 +5,13 @@
     node   10.0.0.3 --+                                      +-- br-two  172.18.0.1/16 -- c3 172.18.0.2
 
 The same with IPv6: fd00::1 for 10.0.0.1, fd17::2 for 172.17.0.2, fd18::2 for 172.18.0.2. The host is a namespace as
-well, so this runs wherever there is root, next to the machine's own network, and needs no guest.
+well, so this runs wherever there is root, next to the machine's own network, and in a guest.
 """
 
 import contextlib
 import ctypes
 import os
+import select
 import socket
 import subprocess
 import threading
@@ -23,9 +24,15 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 PORT = 8080
-KINDS = {"tcp": socket.SOCK_STREAM, "udp": socket.SOCK_DGRAM}
-LIMIT_S = 5.0
-"""How long an answer may take that must come; on a busy machine."""
+KINDS = ("tcp", "udp")
+"""What every server answers."""
+_SOCKETS = {
+    "tcp": (socket.SOCK_STREAM, 0),
+    "udp": (socket.SOCK_DGRAM, 0),
+    "sctp": (socket.SOCK_STREAM, socket.IPPROTO_SCTP),
+}
+LIMIT_S = 20.0
+"""How long an answer may take that must come; on a busy machine, in a guest."""
 PATIENCE_S = 1.0
 """How long to wait for an answer that must not come."""
 _DOCKER = """\
@@ -186,40 +193,37 @@ class Lan:
     def serve(self, name: str, kind: str, port: int = PORT) -> None:
         """Answer there, for both versions of IP, until this is left."""
 
-        def answer_tcp() -> None:
-            while True:
+        def answer() -> None:
+            if kind == "udp":
+                _, source = server.recvfrom(100)
+                server.sendto(words(source[0]), source)
+            else:
                 connection, (source, *_) = server.accept()
-                threading.Thread(target=answer_one, args=(connection, source), daemon=True).start()
+                threading.Thread(target=answer_all, args=(connection, source), daemon=True).start()
 
-        def answer_one(connection: socket.socket, source: str) -> None:
+        def answer_all(connection: socket.socket, source: str) -> None:
             with connection, contextlib.suppress(ConnectionError):
                 while connection.recv(100):
                     connection.send(words(source))
-
-        def answer_udp() -> None:
-            while True:
-                _, source = server.recvfrom(100)
-                if source is None:
-                    break  # shut down below
-                server.sendto(words(source[0]), source)
 
         def words(source: str) -> bytes:
             return f"{name} {source.removeprefix('::ffff:')}".encode()
 
         def body() -> None:
-            with contextlib.suppress(OSError):
-                answer_tcp() if kind == "tcp" else answer_udp()
+            while far not in select.select([server, far], [], [])[0]:
+                with contextlib.suppress(OSError):  # the client went away
+                    answer()
 
-        server = self.boxes[name].call(socket.socket, socket.AF_INET6, KINDS[kind])
+        server = self.boxes[name].call(socket.socket, socket.AF_INET6, *_SOCKETS[kind])
         server.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
         server.bind(("::", port))
-        if kind == "tcp":
+        if kind != "udp":
             server.listen()
+        near, far = socket.socketpair()
         thread = threading.Thread(target=body, daemon=True)
         thread.start()
-        self._stack.callback(server.close)
-        self._stack.callback(thread.join)
-        self._stack.callback(_shut, server)
+        for each in (server.close, far.close, thread.join, near.close):
+            self._stack.callback(each)
 
     def docker(self) -> None:
         """Docker's rules on the host, made anew; as after its restart, all others in these tables are gone."""
@@ -228,19 +232,23 @@ class Lan:
             names = dict(zip(("loopback", "one", "two"), nets[version], strict=True))
             self.host.run(tool, text=_DOCKER.format(**names))
 
-    def flow(self, name: str, kind: str, to: tuple[str, int], limit_s: float = LIMIT_S) -> "Flow":
-        """A connection from somewhere. Raises OSError, TimeoutError among them, when it cannot be made."""
+    def flow(self, name: str, kind: str, to: tuple[str, int], limit_s: float = LIMIT_S, source: str = "") -> "Flow":
+        """A connection from somewhere, there from one of several addresses.
+
+        Raises OSError, TimeoutError among them, when it cannot be made.
+        """
         family = socket.AF_INET6 if ":" in to[0] else socket.AF_INET
-        end = self.boxes[name].call(socket.socket, family, KINDS[kind])
+        end = self.boxes[name].call(socket.socket, family, *_SOCKETS[kind])
         self._stack.callback(end.close)
         end.settimeout(limit_s)
+        if source:
+            end.bind((source, 0))
         end.connect(to)
-        end.settimeout(LIMIT_S)
         return Flow(end, limit_s)
 
-    def ask(self, name: str, kind: str, to: tuple[str, int], limit_s: float = LIMIT_S) -> Answer:
+    def ask(self, name: str, kind: str, to: tuple[str, int], limit_s: float = LIMIT_S, source: str = "") -> Answer:
         """What one new connection from somewhere is answered."""
-        flow = self.flow(name, kind, to, limit_s)
+        flow = self.flow(name, kind, to, limit_s, source)
         with flow.end:
             return flow.ask()
 
@@ -251,11 +259,6 @@ class Lan:
         except TimeoutError:
             return True
         return False
-
-
-def _shut(server: socket.socket) -> None:
-    with contextlib.suppress(OSError):
-        server.shutdown(socket.SHUT_RDWR)
 
 
 class Flow:
@@ -272,3 +275,15 @@ class Flow:
         if not answer:
             raise ConnectionResetError("the server ended the connection")
         return Answer(*answer.decode().split())
+
+    def silent(self) -> bool:
+        """Ask, and tell whether there was no answer, not even a refusal."""
+        limit_s = self.end.gettimeout()
+        self.end.settimeout(PATIENCE_S)
+        try:
+            self.ask()
+        except TimeoutError:
+            return True
+        finally:
+            self.end.settimeout(limit_s)
+        return False

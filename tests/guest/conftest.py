@@ -4,6 +4,8 @@ from collections.abc import Iterator
 
 import pytest
 from ipvsadm import run
+from lan import Lan
+from stage import Stage
 
 from tsbus.balancer.ipvs import Kernel
 
@@ -14,3 +16,18 @@ def kernel() -> Iterator[Kernel]:
     run("ipvsadm", "-C")
     with Kernel() as kernel:
         yield kernel
+
+
+@pytest.fixture(scope="session")
+def bare() -> Iterator[Stage]:
+    """The one network of all tests here, to build which takes seconds; use `stage`."""
+    run("modprobe", "-a", "ip_vs", "ipip", "ip6_tunnel", "dummy", "sctp")
+    with Lan() as lan:
+        yield Stage(lan)
+
+
+@pytest.fixture
+def stage(bare: Stage) -> Stage:
+    """A host that forwards, with an empty table and fresh settings."""
+    bare.clear()
+    return bare

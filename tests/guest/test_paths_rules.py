@@ -3,101 +3,42 @@
 The cases are those that docs/decisions/helper-rules.md lists; each test asks for what rules.py says and nothing else.
 """
 
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 from ipaddress import ip_address
 
 import pytest
-from ipvsadm import run
-from lan import PORT, Answer, Lan, address
+from lan import KINDS, PORT, Answer, address
+from stage import Stage, seen
 
 from tsbus.balancer.devices import DEVICE
-from tsbus.balancer.ipvs import Kernel
 from tsbus.balancer.netfilter import HostEdge
-from tsbus.balancer.rules import Front, Listen, Needs, needs, real_server_needs
-from tsbus.balancer.steps import Pool
-from tsbus.balancer.table import Address, Destination, Forward, Key, Mark, Protocol, Service, Virtual
+from tsbus.balancer.rules import Needs, real_server_needs
+from tsbus.balancer.table import Forward
 
 pytestmark = pytest.mark.guest
 
-KINDS = pytest.mark.parametrize("kind", ["tcp", "udp"])
+EACH_KIND = pytest.mark.parametrize("kind", KINDS)
 VERSIONS = pytest.mark.parametrize("version", [4, 6])
 
 
-class Stage:
-    """A Docker host with an IPVS, and the ways to it."""
-
-    def __init__(self, lan: Lan) -> None:
-        self.lan, self.host = lan, lan.host
-        self.kernel = self.host.call(Kernel)
-        self.edge = self.host.call(HostEdge, "ipvs")
-        self.lan.docker()
-        self.clear()
-
-    def clear(self) -> None:
-        """As it is before a balancer comes."""
-        for key in self.host.call(self.kernel.services):
-            self.host.call(self.kernel.delete_service, key)
-        for name in ("net.ipv4.vs.conntrack", "net.ipv4.vs.expire_nodest_conn"):
-            self.host.sysctl(name, 0)
-        self.bridge_filter(on=False)
-
-    def bridge_filter(self, *, on: bool) -> None:
-        for tool in ("iptables", "ip6tables"):
-            self.host.sysctl(f"net.bridge.bridge-nf-call-{tool}", on)
-
-    def front(self, kind: str, *servers: str, vip: str = "host", version: int = 4, ports: tuple[int, int] = (80, 80),
-              forward: Forward = Forward.NAT) -> Front:  # fmt: skip
-        ip = ip_address(address(vip, version) if vip == "host" else vip)
-        listen = Listen(Protocol[kind.upper()], ip, *ports)
-        one = ports[0] == ports[1]
-        key: Key = Virtual(listen.protocol, ip, ports[0]) if one else Mark(0x54530007, listen.version)
-        port = 0 if forward is not Forward.NAT else PORT
-        places = [Address(ip_address(address(each, version)), port or ports[0]) for each in servers]
-        pool = Pool(Service(key), {each: Destination(each, forward=forward) for each in places})
-        return Front("web", (listen,), pool, manage_vip=vip != "host")
-
-    def balance(self, front: Front) -> None:
-        self.kernel_has(front)
-        done = self.host.call(self.edge.apply, self.needs(front))
-        assert done.problems == ()
-
-    def needs(self, front: Front) -> Needs:
-        return needs([front], self.host.call(self.edge.read))
-
-    def kernel_has(self, front: Front) -> None:
-        self.host.call(self.kernel.add_service, front.pool.service)
-        for one in front.pool.destinations.values():
-            self.host.call(self.kernel.add_destination, front.pool.service.key, one)
-
-    def answers(self, client: str, kind: str, version: int = 4, times: int = 2, port: int = 80) -> set[Answer]:
-        """Of so many connections."""
-        found = Counter(self.lan.ask(client, kind, (address("host", version), port)) for _ in range(times))
-        assert found.total() == times
-        return set(found)
-
-
 @pytest.fixture(scope="module")
-def bare() -> Iterator[Stage]:
-    run("modprobe", "-a", "ip_vs", "ipip", "dummy")
-    with Lan() as lan:
-        yield Stage(lan)
+def docker(bare: Stage) -> Iterator[None]:
+    """Docker's rules on the host."""
+    bare.lan.docker()
+    yield
+    bare.without_rules()
 
 
 @pytest.fixture
-def stage(bare: Stage) -> Iterator[Stage]:
+def stage(bare: Stage, docker: None) -> Iterator[Stage]:
+    """A Docker host as it is before a balancer comes."""
+    bare.clear()
     yield bare
     bare.host.call(bare.edge.apply, Needs())
-    bare.clear()
 
 
-def seen(*servers: str, by: str, version: int = 4) -> set[Answer]:
-    """The answers of servers that see this address."""
-    return {Answer(server, address(by, version)) for server in servers}
-
-
-@KINDS
+@EACH_KIND
 @VERSIONS
 def test_local_containers_see_the_client(stage: Stage, kind: str, version: int) -> None:
     """Clients elsewhere and on the host reach containers, which see their addresses, although rules masquerade."""
@@ -106,7 +47,7 @@ def test_local_containers_see_the_client(stage: Stage, kind: str, version: int) 
     assert stage.answers("host", kind, version) == seen("c1", "c2", by="host", version=version)
 
 
-@KINDS
+@EACH_KIND
 @VERSIONS
 def test_another_node(stage: Stage, kind: str, version: int) -> None:
     """Clients elsewhere, on the host and in containers reach another node, which sees the host."""
@@ -121,12 +62,12 @@ def test_another_node_needs_all_of_it(stage: Stage) -> None:
     stage.balance(front)
     whole = stage.needs(front)
     stage.host.sysctl("net.ipv4.vs.conntrack", 0)
-    assert stage.lan.silent("client", (address("host"), 80))
+    assert stage.silent("client")
     stage.host.sysctl("net.ipv4.vs.conntrack", 1)
     for kind in ("masquerade", "accept"):
         rules = tuple(rule for rule in whole.rules if rule.kind != kind)
         stage.host.call(stage.edge.apply, replace(whole, rules=rules))
-        assert stage.lan.silent("client", (address("host"), 80))
+        assert stage.silent("client")
     stage.host.call(stage.edge.apply, whole)
     assert stage.answers("client", "udp") == seen("node", by="host")
 
@@ -143,12 +84,12 @@ def test_containers_of_one_bridge(stage: Stage, version: int, bridge_filter: boo
 
 def test_containers_of_one_bridge_without_masquerading(stage: Stage) -> None:
     """Without masquerading a container answers one of its own bridge directly, and that one does not know it."""
-    stage.kernel_has(stage.front("udp", "c2"))
+    stage.has(stage.front("udp", "c2"))
     stage.host.sysctl("net.ipv4.vs.conntrack", 1)
-    assert stage.lan.silent("c1", (address("host"), 80))
+    assert stage.silent("c1")
 
 
-@KINDS
+@EACH_KIND
 def test_containers_of_two_bridges(stage: Stage, kind: str) -> None:
     """A container reaches one of another bridge through the balancer, which Docker's isolation would forbid."""
     stage.balance(stage.front(kind, "c1"))
@@ -229,6 +170,6 @@ def test_a_published_port(stage: Stage) -> None:
 def test_foreign_services_are_left_alone(stage: Stage) -> None:
     """A service that is not ours is not masqueraded, also with ours on the same address."""
     stage.balance(stage.front("udp", "node"))
-    stage.kernel_has(stage.front("udp", "node", ports=(81, 81)))
-    assert stage.lan.silent("client", (address("host"), 81))
+    stage.has(stage.front("udp", "node", ports=(81, 81)))
+    assert stage.silent("client", port=81)
     assert stage.answers("client", "udp") == seen("node", by="host")

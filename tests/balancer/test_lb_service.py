@@ -427,6 +427,32 @@ async def test_an_order_that_the_kernel_refuses(tmp_path: Path) -> None:
         await one.servers(c3=1)
 
 
+async def test_what_the_kernel_refuses_is_not_told(tmp_path: Path) -> None:
+    """A change that the kernel does not take is a problem and no event of a server, nor capacity, until it takes it."""
+    machine = MemoryMachine()
+    machine.refuse = "no room"
+    async with site(tmp_path, KEYS, C2, machine=machine) as one:
+        (problem,) = await one.until(lambda: one.topics("lb.problem"))
+        assert problem["text"] == "no room"
+        assert [each.topic for each in one.events] == ["lb.capacity", "lb.problem"]
+        assert one.topics("lb.capacity")[0]["balancers"]["web"]["capacity"] == 0
+        await one.monitors["n1"].has(C3, "started")
+        await one.advance(1)
+        await one.monitors["n1"].has(C3, "destroyed")
+        await one.advance(1)
+        machine.refuse = ""
+        await one.until(lambda: one.topics("lb.solved"))
+        assert [each["server"]["name"] for each in one.topics("lb.active")] == ["c2"]
+        assert one.topics("lb.capacity")[-1]["balancers"]["web"]["capacity"] == 1
+        one.events.clear()
+        machine.broken = True
+        await one.monitors["n1"].has(replace_struct(C2, state="paused"), "paused")
+        await one.until(lambda: one.topics("lb.problem"))
+        machine.broken = False
+        await one.until(lambda: one.topics("lb.solved"))
+        assert [each.topic for each in one.events] == ["lb.capacity", "lb.problem", "lb.out", "lb.empty", "lb.solved"]
+
+
 async def test_the_last_balancer_goes(tmp_path: Path) -> None:
     """A node that has no balancers any more takes its services out of the kernel, and then its state file away."""
     async with site(tmp_path, KEYS, C2) as one:

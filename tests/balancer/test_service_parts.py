@@ -5,6 +5,7 @@ import subprocess
 import sys
 from ipaddress import ip_address
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -15,10 +16,12 @@ from tsbus import Event, connect_blocking
 from tsbus.balancer import naming, open_connections, statefile
 from tsbus.balancer.life import State as Life
 from tsbus.balancer.naming import Meant, NotOne
+from tsbus.balancer.report import Event as Change
 from tsbus.balancer.report import Report, ServerReport
 from tsbus.balancer.rules import Listen
 from tsbus.balancer.statefile import State, StateError
 from tsbus.balancer.table import Address, Mark, Protocol, Virtual
+from tsbus.balancer.telling import Telling
 from tsbus.balancer.world import Override
 
 VIP = Virtual(Protocol.TCP, ip_address("10.0.0.1"), 80)
@@ -110,6 +113,61 @@ def test_so_many_orders_at_most(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(naming, "MAX_OVERRIDES", 1)
     with pytest.raises(NotOne, match="take some back"):
         naming.drained((), [Meant("a", ()), Meant("b", ())], (), Override(""))
+
+
+PLACES = [Address(ip_address(f"1.0.0.{number}"), 80) for number in (1, 2)]
+FLAGS = {"filled": "empty", "unsorry": "sorry"}
+MOVES = st.one_of(
+    st.tuples(st.sampled_from(PLACES), st.sampled_from(sorted(set(Life) - {Life.KEPT})), st.integers(1, 3)),
+    st.sampled_from(["stuck", "empty", "filled", "sorry", "unsorry"]),
+)
+
+
+def _changed(known: dict[Any, Any], move: Any) -> list[Change]:
+    """What a planner tells of a move, if it is one, with what it was told last in `known`."""
+    if isinstance(move, str):
+        flag = FLAGS.get(move, move)
+        if (flag == move) == (flag in known):
+            return []
+        _learn(known, event := Change(move, "web", ""))
+        return [event]
+    address, state, number = move
+    weight = number if state is Life.ACTIVE else 0
+    was, weighed = known.get(address, ("", 0))
+    if (state.value, weight) == (was, weighed):
+        return []
+    one = ServerReport("id", "name", "n1", address, state, "", 0.0, weight, 1, "", None)
+    _learn(known, event := Change("weight" if state.value == was else state.value, "web", "", one, was, weighed))
+    return [event]
+
+
+def _learn(known: dict[Any, Any], event: Change) -> None:
+    """Take an event, which must be news."""
+    if event.server is None:
+        flag = FLAGS.get(event.topic, event.topic)
+        assert (flag == event.topic) == (flag not in known)
+        known.pop(flag, None)
+        known |= {flag: True} if flag == event.topic else {}
+        return
+    address, state = event.server.address, event.server.state.value
+    assert known.pop(address, ("", 0)) == (event.was, event.weighed)
+    assert event.topic == ("weight" if state == event.was else state)
+    known |= {address: (state, event.server.weight)} if state != "removed" else {}
+
+
+@given(st.lists(MOVES, max_size=40))
+def test_what_the_kernel_does_not_have_is_not_told(moves: list[Any]) -> None:
+    """While a balancer is stuck nothing is told of it; when it is not, who folds the events knows all there is."""
+    telling, stuck = Telling(), False
+    truth: dict[Any, Any] = {}
+    known: dict[Any, Any] = {}
+    for move in moves:
+        stuck ^= move == "stuck"
+        told = telling.take(_changed(truth, move) if move != "stuck" else [], {"web"} if stuck else set())
+        assert not (stuck and told)
+        for event in told:
+            _learn(known, event)
+        assert stuck or known == truth
 
 
 def test_state_file(tmp_path: Path) -> None:

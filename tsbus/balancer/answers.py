@@ -1,6 +1,6 @@
 """Answers: what the planner and the kernel tell, in the records of the bus. Pure."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Final
 
 from tsbus.balancer.life import State
@@ -85,15 +85,18 @@ def traffic(balancer: Balancer, report: Report, entry: Entry | None) -> Balancer
     return BalancerTraffic(name=balancer.name, servers=servers, **sums)
 
 
-def capacity(node: str, pairs: Iterable[tuple[Balancer, Report]]) -> CapacityEvent:
-    """Return what is alive behind the balancers of a node."""
-    return CapacityEvent(
-        node=node,
-        balancers={
-            each.name: Alive(addresses=_addresses(each), protocol=each.protocol, capacity=round(report.capacity, 2))
-            for each, report in pairs
-        },
-    )
+def capacity(
+    node: str, pairs: Iterable[tuple[Balancer, Report]], stuck: Collection[str], told: CapacityEvent | None
+) -> CapacityEvent:
+    """Return what is alive behind the balancers of a node; of those that are `stuck` no more than was `told` last."""
+    found = {}
+    for each, report in pairs:
+        value = round(report.capacity, 2)
+        if each.name in stuck:
+            before = told.balancers.get(each.name) if told else None
+            value = min(value, before.capacity if before else 0.0)
+        found[each.name] = Alive(addresses=_addresses(each), protocol=each.protocol, capacity=value)
+    return CapacityEvent(node=node, balancers=found)
 
 
 def touched(balancer: str, one: ServerReport) -> Touched:

@@ -24,6 +24,7 @@ from tsbus.balancer.rules import Front, front, published
 from tsbus.balancer.statefile import StateError
 from tsbus.balancer.steps import words
 from tsbus.balancer.table import Address, Entry, Key, Mark
+from tsbus.balancer.telling import Telling
 from tsbus.balancer.world import Override, Reading
 from tsbus.config import Balancer, Tree
 from tsbus.lb_records import CapacityEvent, LbEvent
@@ -77,6 +78,7 @@ class Keeper:
         self._planner: Planner | None = None
         self._plan: Plan | None = None
         self._carried = Carried()
+        self._telling = Telling()
         self._carried_plan: Mapping[Key, object] | None = None
         self._fronts: tuple[Front, ...] = ()
         self._start_problems: tuple[Problem, ...] = ()
@@ -271,11 +273,6 @@ class Keeper:
         waiting, self._turns = self._turns, []
         try:
             carried = await self._one_turn()
-        except MachineError as error:
-            problem = Problem(str(error), "see what the kernel says")
-            everything = frozenset(report.key for report in self.reports.values())
-            carried = self._carried = Carried(problems=((None, problem),), failed=everything)
-            self._carried_plan = None
         finally:
             for future in waiting:
                 if not future.done():
@@ -305,12 +302,13 @@ class Keeper:
             anew, self._anew = self._anew or now >= self._compared + self._settings.reconcile_s, False
             if anew or plan.wanted != self._carried_plan or self._carried.failed:
                 carried = await self._carry(carrier, plan, anew=anew)
-        for event in plan.events:
+        stuck = {report.name for report in plan.reports if report.key in self._carried.stuck}
+        for event in self._telling.take(plan.events, stuck):
             self._publish(f"lb.{event.topic}", answers.event(event, self._node, time_ns, now))
         if carried.repaired:
             steps = tuple(words(step) for step in carried.repaired[:MAX_TOLD_STEPS])
             self._publish("lb.repaired", LbEvent(node=self._node, time_ns=time_ns, steps=steps))
-        self._tell_capacity(plan)
+        self._tell_capacity(plan, stuck)
         return carried
 
     async def _carry(self, carrier: Carrier, plan: Plan, *, anew: bool) -> Carried:
@@ -318,7 +316,13 @@ class Keeper:
         by_name = {report.name: report.key for report in plan.reports}
         self._fronts = tuple(front(each, wanted[by_name[name]]) for name, each in self.balancers.items())
         adopt = [by_name[name] for name, each in self.balancers.items() if each.adopt]
-        carried = await self.in_thread(carrier.carry, self._fronts, adopt, anew=anew)
+        try:
+            carried = await self.in_thread(carrier.carry, self._fronts, adopt, anew=anew)
+        except MachineError as error:
+            problem, everything = Problem(str(error), "see what the kernel says"), frozenset(wanted)
+            self._carried = Carried(problems=((None, problem),), failed=everything, stuck=everything)
+            self._carried_plan = None
+            return self._carried
         self._carried, self._carried_plan = carried, wanted
         if anew:
             self._compared = self._loop.time()
@@ -385,10 +389,11 @@ class Keeper:
                 self._publish(f"lb.{topic}", body)
         self._told = now
 
-    def _tell_capacity(self, plan: Plan) -> None:
+    def _tell_capacity(self, plan: Plan, stuck: Collection[str]) -> None:
         if plan.wanted is None:
             return
-        told = answers.capacity(self._node, [(self.balancers[report.name], report) for report in plan.reports])
+        pairs = [(self.balancers[report.name], report) for report in plan.reports]
+        told = answers.capacity(self._node, pairs, stuck, self._capacity)
         if told != self._capacity:
             self._capacity = told
             self._publish("lb.capacity", told)

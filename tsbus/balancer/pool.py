@@ -321,7 +321,7 @@ class ServerPool:
             return  # the table does not change
         cause = server.reason or ("ready" if moved else "its weight follows what is free or alive")
         topic = server.state.value if moved else "weight"
-        self.events.append(Event(topic, self.balancer.name, cause, _report(server), was.value if was else ""))
+        self.events.append(Event(topic, self.balancer.name, cause, _report(server), was.value if was else "", weight))
 
     def _tell_flags(self) -> None:
         lost = sum(server.reason.startswith("kept, though") for server in self._servers.values())

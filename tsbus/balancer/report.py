@@ -73,3 +73,5 @@ class Event:
     server: ServerReport | None = None
     was: str = ""
     """The server's state before; empty for a new one."""
+    weighed: int = 0
+    """Its weight before."""

@@ -14,7 +14,7 @@ import msgspec
 from tsbus.cli.containers.ls import problems
 from tsbus.cli.containers.options import any_target_argument
 from tsbus.cli.containers.words import count, natural
-from tsbus.cli.edge import Code, bus_option, connect, json_option, run
+from tsbus.cli.edge import Code, Fault, bus_option, connect, json_option, run
 from tsbus.cli.lb.asking import ASK_S, Answers, summaries, tree_of
 from tsbus.cli.lb.options import terminal_width, whole_option
 from tsbus.cli.lb.words import style
@@ -24,11 +24,12 @@ from tsbus.cli.table import Column, table
 from tsbus.cli.terminal import Progress, safe
 from tsbus.core.accounting import Outcome
 from tsbus.core.target import fold, spell
+from tsbus.errors import BusError
 from tsbus.lb_records import Summary
 
 if TYPE_CHECKING:
     from tsbus import Event
-    from tsbus.client import Client
+    from tsbus.client import Client, Subscription
 
 STATES = ("ok", "empty", "sorry", "panic", "waiting", "clash")
 SORTS = ("node", "name", "state", "active", "problems")
@@ -225,11 +226,14 @@ class _Live:
         """Listen and draw, until Ctrl-C. Raises Fault when there is no balancer."""
         for pattern in ("lb.*", "worker.*"):
             await self._client.subscribe(pattern, callback=lambda event: self._ask((event.origin,)), on_gap=self._gap)
-        await self._client.subscribe("node.*", callback=self._node)
+        nodes = await self._client.subscribe("node.*", callback=self._node)
         self._answers = await summaries(self._client, target)
         having = (await tree_of(self._client)).balancing
         self._nodes = frozenset(self._answers.endings) if having is None else await self._within(target) & having
         self._due.clear()
+        await asyncio.gather(self._draw(), self._connection(nodes))
+
+    async def _draw(self) -> None:
         with Screen() as screen:
             while True:
                 screen.show(list(self._look.lines(self._answers, terminal_width())))
@@ -237,6 +241,14 @@ class _Live:
                 if not await within(self._changed, ANEW_S):
                     self._ask(self._nodes)
                 await self._again()
+
+    async def _connection(self, subscription: "Subscription") -> None:
+        """Look at all anew when the router here went away, and when it is back."""
+        while True:
+            await subscription.wait_lost()
+            self._ask(self._nodes)
+            await subscription.wait_known()
+            self._ask(self._nodes)
 
     async def _within(self, target: str) -> frozenset[str]:
         async with self._client.request(target, "router.ping", timeout_s=ASK_S) as ping:
@@ -257,9 +269,15 @@ class _Live:
         nodes, self._due = self._nodes & self._due, set()
         if not nodes:
             return
-        told = await summaries(self._client, fold(nodes))
+        try:
+            told = await summaries(self._client, fold(nodes))
+        except Fault:  # they have no balancers any more
+            told = Answers()
+        except BusError as error:
+            told = Answers(endings=dict.fromkeys(nodes, Ending(Outcome.UNREACHABLE, safe(str(error)))))
+            self._ask(nodes)
         for node in nodes:
             self._answers.said.pop(node, None)
-            self._answers.endings[node] = Ending(Outcome.TIMEOUT)
+            self._answers.endings.pop(node, None)
         self._answers.said |= told.said
         self._answers.endings |= told.endings

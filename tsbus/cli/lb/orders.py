@@ -57,8 +57,8 @@ class Order:
     @property
     def again(self) -> str:
         """The command that takes a drain back."""
-        only = [word for name in self.balancers for word in ("-b", name)]
-        return shlex.join(["treescale", "lb", "undrain", self.target, *self.servers, *only])
+        options = [word for name in self.balancers for word in ("-b", name)] + ["--each"] * self.each
+        return shlex.join(["treescale", "lb", "undrain", self.target, *self.servers, *options])
 
 
 class Taken:
@@ -110,7 +110,8 @@ async def _give(bus: str | None, order: Order, as_json: bool) -> int:
         async with call, _progress(client, order, chosen, taken):
             whole = await follow(call, taken.take)
     if not whole:
-        click.echo(f"The drain stays in force. Take it back with: {order.again}", err=True)
+        if order.command == "drain":
+            click.echo(f"The drain stays in force. Take it back with: {order.again}", err=True)
         return Code.INTERRUPTED
     endings = taken.endings | {node: ending for node, ending in chosen.missed.items() if node not in taken.endings}
     if as_json:

@@ -18,7 +18,7 @@ from tsbus.cli.containers.options import any_target_argument
 from tsbus.cli.containers.words import count, natural
 from tsbus.cli.edge import Code, bus_option, connect, json_option, run
 from tsbus.cli.job import NO_LIMIT_S
-from tsbus.cli.lb.asking import Part, ask_parts, counted, parts, tree_of
+from tsbus.cli.lb.asking import Answers, Part, ask_parts, counted, parts, tree_of
 from tsbus.cli.lb.options import balancer_option, terminal_width
 from tsbus.cli.report import Ending, ending_of, exit_code, summary
 from tsbus.cli.screen import Screen, within
@@ -26,6 +26,7 @@ from tsbus.cli.table import Column, table
 from tsbus.cli.terminal import Progress, safe, size
 from tsbus.core.accounting import Outcome
 from tsbus.core.target import fold
+from tsbus.errors import BusError
 from tsbus.lb_records import BalancerTraffic, Traffic
 
 if TYPE_CHECKING:
@@ -62,6 +63,11 @@ class Board:
         """Note what a node says of a balancer."""
         self.traffic[node, told.name] = told
         self.endings[node] = Ending(Outcome.OK)
+
+    def fill(self, answers: Answers[BalancerTraffic]) -> None:
+        """Note what nodes answered, and who did not."""
+        self.endings |= answers.endings
+        self.traffic |= {(node, one.name): one for node, told in answers.said.items() for one in told}
 
     def down(self, node: str, ending: Ending) -> None:
         """A node does not tell any more: what it said last is not true now."""
@@ -153,10 +159,7 @@ async def _stats(bus: str | None, target: str, balancers: Sequence[str], sort: s
     board, progress = Board(), Progress()
     async with connect(bus, "treescale-lb") as client:
         answers = await ask_parts(client, target, balancers, "stats", BalancerTraffic)
-    for node, told in answers.said.items():
-        for one in told:
-            board.take(node, one)
-    board.endings |= answers.endings
+    board.fill(answers)
     if as_json:
         for (node, _), one in board.traffic.items():
             click.echo(_as_json(node, one))
@@ -196,12 +199,8 @@ async def _watch(
         first = await ask_parts(client, target, balancers, "stats", BalancerTraffic)
         groups, _ = await parts(client, target, balancers)
         live = _Live(client, every_s, as_json)
-        live.board.endings |= first.endings
-        async with asyncio.TaskGroup() as group:
-            for part in groups:
-                group.create_task(live.follow(part))
-            if not as_json:
-                await live.draw(sort)
+        live.board.fill(first)
+        await asyncio.gather(*map(live.follow, groups), *([] if as_json else [live.draw(sort)]))
     return Code.OK
 
 
@@ -214,33 +213,51 @@ class _Live:
         self._changed = asyncio.Event()
 
     async def follow(self, part: Part) -> None:
-        """Listen to the nodes of `part`, and ask those again that ended."""
+        """Listen to the nodes of `part`, and ask those again that ended. Never returns."""
         having = (await tree_of(self._client)).balancing
-        body, nodes, lost = part.body | {"every_s": self._every_s}, part.target, set[str]()
-        running: set[asyncio.Task[None]] = set()
+        body = part.body | {"every_s": self._every_s}
+        ended, broken = set[str](), {part.target}
+        listening: set[asyncio.Task[None]] = set()
         while True:
-            running = {task for task in running if not task.done()}
-            if nodes:
-                running.add(asyncio.create_task(self._listen(nodes, body, having, lost)))
+            targets = broken | {fold(ended)} if ended else set(broken)
+            ended.clear()
+            broken.clear()
+            for task in [task for task in listening if task.done()]:
+                listening.remove(task)
+                task.result()
+            listening |= {asyncio.create_task(self._listen(each, body, having, ended, broken)) for each in targets}
             await asyncio.sleep(RETRY_S)
-            nodes = fold(lost)
-            lost.clear()
 
-    async def _listen(self, target: str, body: dict[str, Any], having: frozenset[str] | None, lost: set[str]) -> None:
+    async def _listen(
+        self, target: str, body: dict[str, Any], having: frozenset[str] | None, ended: set[str], broken: set[str]
+    ) -> None:
+        """Take what the nodes of `target` tell. Those that end are added to `ended`, a call that breaks to `broken`."""
         decode = msgspec.json.Decoder(BalancerTraffic).decode
-        async with self._client.request(target, "lb.watch", body, timeout_s=NO_LIMIT_S) as call:
-            async for reply in call:
-                if reply.last:
-                    ended = counted({reply.node: ending_of(reply)}, having)
-                    lost.update(ended)
-                    for node, ending in ended.items():
-                        self.board.down(node, ending)
-                elif reply.status is Outcome.OK:
-                    self._take(reply.node, decode(reply.body))
-                self._changed.set()
+        told: set[str] = set()
+        try:
+            async with self._client.request(target, "lb.watch", body, timeout_s=NO_LIMIT_S) as call:
+                async for reply in call:
+                    if not reply.last:
+                        self._take(reply.node, decode(reply.body))
+                        told.add(reply.node)
+                        continue
+                    told.discard(reply.node)
+                    for node, ending in counted({reply.node: ending_of(reply)}, having).items():
+                        self._down(node, ending)
+                        ended.add(node)
+        except BusError as error:  # the router here is away
+            broken.add(target)
+            for node in told:
+                self._down(node, Ending(Outcome.UNREACHABLE, safe(str(error))))
+
+    def _down(self, node: str, ending: Ending) -> None:
+        over = Ending(Outcome.FAILED, "it stopped telling")
+        self.board.down(node, over if ending.outcome is Outcome.OK else ending)
+        self._changed.set()
 
     def _take(self, node: str, told: BalancerTraffic) -> None:
         self.board.take(node, told)
+        self._changed.set()
         if self._as_json:
             click.echo(_as_json(node, told))
             sys.stdout.flush()

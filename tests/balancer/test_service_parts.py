@@ -119,7 +119,7 @@ PLACES = [Address(ip_address(f"1.0.0.{number}"), 80) for number in (1, 2)]
 FLAGS = {"filled": "empty", "unsorry": "sorry"}
 MOVES = st.one_of(
     st.tuples(st.sampled_from(PLACES), st.sampled_from(sorted(set(Life) - {Life.KEPT})), st.integers(1, 3)),
-    st.sampled_from(["stuck", "empty", "filled", "sorry", "unsorry"]),
+    st.sampled_from(["undone", "empty", "filled", "sorry", "unsorry"]),
 )
 
 
@@ -157,17 +157,17 @@ def _learn(known: dict[Any, Any], event: Change) -> None:
 
 @given(st.lists(MOVES, max_size=40))
 def test_what_the_kernel_does_not_have_is_not_told(moves: list[Any]) -> None:
-    """While a balancer is stuck nothing is told of it; when it is not, who folds the events knows all there is."""
-    telling, stuck = Telling(), False
+    """While the kernel has a balancer otherwise nothing is told of it; then who folds the events knows all there is."""
+    telling, undone = Telling(), False
     truth: dict[Any, Any] = {}
     known: dict[Any, Any] = {}
     for move in moves:
-        stuck ^= move == "stuck"
-        told = telling.take(_changed(truth, move) if move != "stuck" else [], {"web"} if stuck else set())
-        assert not (stuck and told)
+        undone ^= move == "undone"
+        told = telling.take(_changed(truth, move) if move != "undone" else [], {"web"} if undone else set())
+        assert not (undone and told)
         for event in told:
             _learn(known, event)
-        assert stuck or known == truth
+        assert undone or known == truth
 
 
 def test_state_file(tmp_path: Path) -> None:

@@ -86,13 +86,13 @@ def traffic(balancer: Balancer, report: Report, entry: Entry | None) -> Balancer
 
 
 def capacity(
-    node: str, pairs: Iterable[tuple[Balancer, Report]], stuck: Collection[str], told: CapacityEvent | None
+    node: str, pairs: Iterable[tuple[Balancer, Report]], undone: Collection[str], told: CapacityEvent | None
 ) -> CapacityEvent:
-    """Return what is alive behind the balancers of a node; of those that are `stuck` no more than was `told` last."""
+    """Return what is alive behind the balancers of a node; of those that are `undone` no more than was `told` last."""
     found = {}
     for each, report in pairs:
         value = round(report.capacity, 2)
-        if each.name in stuck:
+        if each.name in undone:
             before = told.balancers.get(each.name) if told else None
             value = min(value, before.capacity if before else 0.0)
         found[each.name] = Alive(addresses=_addresses(each), protocol=each.protocol, capacity=value)

@@ -29,8 +29,6 @@ class Carried:
     """With the service they concern; None: the host."""
     failed: frozenset[Key] = frozenset()
     """Services that are not as they are wanted; it is worth another try."""
-    stuck: frozenset[Key] = frozenset()
-    """All services that are not as they are wanted: those, clashes, and what this kernel cannot hold."""
 
     @property
     def undone(self) -> frozenset[Key]:
@@ -102,13 +100,7 @@ class Carrier:
         taken = tuple(step for step in todo if key_of(step) not in refused)
         repaired = tuple(step for step in taken if step in drift)
         return Carried(
-            taken,
-            repaired,
-            done.changes,
-            frozenset(change.clashes),
-            tuple(problems),
-            failed=frozenset(refused | unwritten),
-            stuck=frozenset(untouched),
+            taken, repaired, done.changes, frozenset(change.clashes), tuple(problems), frozenset(refused | unwritten)
         )
 
     @property

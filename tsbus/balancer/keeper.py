@@ -279,9 +279,7 @@ class Keeper:
                     future.set_result(self._carried)
         _log_carried(carried)
         self._tell_problems()
-        undone = self._carried.undone
-        reports = tuple(self.reports.values())
-        self._settled = reports, frozenset(report.name for report in reports if report.key in undone)
+        self._settled = tuple(self.reports.values()), self._undone
         async with self._turned:
             self._turned.notify_all()
 
@@ -302,13 +300,12 @@ class Keeper:
             anew, self._anew = self._anew or now >= self._compared + self._settings.reconcile_s, False
             if anew or plan.wanted != self._carried_plan or self._carried.failed:
                 carried = await self._carry(carrier, plan, anew=anew)
-        stuck = {report.name for report in plan.reports if report.key in self._carried.stuck}
-        for event in self._telling.take(plan.events, stuck):
+        for event in self._telling.take(plan.events, self._undone):
             self._publish(f"lb.{event.topic}", answers.event(event, self._node, time_ns, now))
         if carried.repaired:
             steps = tuple(words(step) for step in carried.repaired[:MAX_TOLD_STEPS])
             self._publish("lb.repaired", LbEvent(node=self._node, time_ns=time_ns, steps=steps))
-        self._tell_capacity(plan, stuck)
+        self._tell_capacity(plan)
         return carried
 
     async def _carry(self, carrier: Carrier, plan: Plan, *, anew: bool) -> Carried:
@@ -320,7 +317,7 @@ class Keeper:
             carried = await self.in_thread(carrier.carry, self._fronts, adopt, anew=anew)
         except MachineError as error:
             problem, everything = Problem(str(error), "see what the kernel says"), frozenset(wanted)
-            self._carried = Carried(problems=((None, problem),), failed=everything, stuck=everything)
+            self._carried = Carried(problems=((None, problem),), failed=everything)
             self._carried_plan = None
             return self._carried
         self._carried, self._carried_plan = carried, wanted
@@ -347,6 +344,12 @@ class Keeper:
             why = self._start_problems[0].text if self._start_problems else "the balancer is just starting"
             raise NotReady(why)
         return self._carrier
+
+    @property
+    def _undone(self) -> frozenset[str]:
+        """The balancers that the kernel has otherwise."""
+        keys = self._carried.undone
+        return frozenset(name for name, report in self.reports.items() if report.key in keys)
 
     def _drains(self, place: Where) -> bool:
         server = self.find(place)
@@ -389,11 +392,11 @@ class Keeper:
                 self._publish(f"lb.{topic}", body)
         self._told = now
 
-    def _tell_capacity(self, plan: Plan, stuck: Collection[str]) -> None:
+    def _tell_capacity(self, plan: Plan) -> None:
         if plan.wanted is None:
             return
         pairs = [(self.balancers[report.name], report) for report in plan.reports]
-        told = answers.capacity(self._node, pairs, stuck, self._capacity)
+        told = answers.capacity(self._node, pairs, self._undone, self._capacity)
         if told != self._capacity:
             self._capacity = told
             self._publish("lb.capacity", told)

@@ -17,15 +17,15 @@ class Telling:
     def __init__(self) -> None:
         self._held: dict[str, dict[Hashable, Event]] = {}
 
-    def take(self, events: Iterable[Event], stuck: Collection[str]) -> list[Event]:
-        """Return what is to be told now. `stuck`: the balancers that the kernel does not have as planned."""
+    def take(self, events: Iterable[Event], undone: Collection[str]) -> list[Event]:
+        """Return what is to be told now. `undone`: the balancers that the kernel has otherwise."""
         now = []
         for event in events:
-            if event.balancer in stuck or event.balancer in self._held:
+            if event.balancer in undone or event.balancer in self._held:
                 self._hold(event)
             else:
                 now.append(event)
-        for name in [name for name in self._held if name not in stuck]:
+        for name in [name for name in self._held if name not in undone]:
             now += self._held.pop(name).values()
         return now
 

@@ -6,7 +6,7 @@ own. What others have made is read and left alone.
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Final, Literal, NamedTuple
+from typing import Final, NamedTuple
 
 from tsbus.balancer.rules import Inside, Listen, Needs, Version
 
@@ -20,6 +20,7 @@ DOCKER_CHAIN: Final = "DOCKER-USER"
 """Docker's place for the rules of others, which it judges first and does not touch."""
 _OWN: Final = "TREESCALE-"
 _MARK, _POST, _MASQUERADE, _ACCEPT = (f"{_OWN}{name}" for name in ("MARK", "POST", "MASQ", "ACCEPT"))
+_FAMILIES: Final[dict[Version, str]] = {4: "ip", 6: "ip6"}
 _ALL_ADDRESSES: Final[dict[Version, int]] = {4: 32, 6: 128}
 
 Lines = tuple[str, ...]
@@ -52,7 +53,7 @@ def wanted_parts(needs: Needs, version: Version, forward_chain: str) -> dict[str
     """Return our chains of one version of IP. Where forwarded packets are judged is `forward_chain`."""
     parts: dict[str, Part] = {}
     if marks := needs.rules_for("mark", version):
-        lines = tuple(f"{_to(rule.listen)} -j MARK --set-xmark {rule.number:#x}/0xffffffff" for rule in marks)
+        lines = tuple(f"{to_words(rule.listen)} -j MARK --set-xmark {rule.number:#x}/0xffffffff" for rule in marks)
         jumps = (Jump("PREROUTING", _MARK), Jump("OUTPUT", _MARK))
         parts["mangle"] = Part({_MARK: lines}, jumps)
     if masquerade := needs.rules_for("masquerade", version):
@@ -60,16 +61,22 @@ def wanted_parts(needs: Needs, version: Version, forward_chain: str) -> dict[str
         chains = {_POST: lines, _MASQUERADE: tuple(_masquerade(needs.inside, version))}
         parts["nat"] = Part(chains, (Jump("POSTROUTING", _POST),))
     if accept := needs.rules_for("accept", version):
-        states = "NEW,RELATED,ESTABLISHED" if needs.accept_new else "RELATED,ESTABLISHED"
-        lines = tuple(f"-m conntrack --ctstate {states} {_tracked(rule.listen)} -j ACCEPT" for rule in accept)
+        lines = tuple(f"{connection_words(rule.listen, new=needs.accept_new)} -j ACCEPT" for rule in accept)
         parts["filter"] = Part({_ACCEPT: lines}, (Jump(forward_chain, _ACCEPT),))
     return parts
 
 
-def _to(listen: Listen) -> str:
+def to_words(listen: Listen) -> str:
+    """Return what iptables calls the packets to this address."""
     protocol = listen.protocol.name.lower()
     place = f"-d {listen.ip}/{_ALL_ADDRESSES[listen.version]}"
     return f"{place} -p {protocol} -m {protocol} --dport {_ports(listen)}"
+
+
+def connection_words(listen: Listen, *, new: bool) -> str:
+    """Return what iptables calls the connections that were made to this address, with or without the first packet."""
+    states = "NEW,RELATED,ESTABLISHED" if new else "RELATED,ESTABLISHED"
+    return f"-m conntrack --ctstate {states} {_tracked(listen)}"
 
 
 def _tracked(listen: Listen) -> str:
@@ -149,17 +156,12 @@ def nft_table(needs: Needs) -> str:
     An accept rule here would not override the drop of another table, so there is none.
     """
     chains: dict[str, list[str]] = {"marks": [], "post": [], "masq": []}
-    for version in (4, 6):
-        family: Literal["ip", "ip6"] = "ip" if version == 4 else "ip6"
+    for version, family in _FAMILIES.items():
         for rule in needs.rules_for("mark", version):
-            listen = rule.listen
-            match = f"meta l4proto {int(listen.protocol)} {family} daddr {listen.ip} th dport {listen.ports}"
-            chains["marks"].append(f"{match} meta mark set {rule.number:#x}")
+            chains["marks"].append(f"{nft_to_words(rule.listen)} meta mark set {rule.number:#x}")
         masquerade = needs.rules_for("masquerade", version)
         for rule in masquerade:
-            listen = rule.listen
-            match = f"meta l4proto {int(listen.protocol)} ct direction original ct original {family} daddr {listen.ip}"
-            chains["post"].append(f"{match} ct original proto-dst {listen.ports} jump masq")
+            chains["post"].append(f"ct direction original {nft_connection_words(rule.listen)} jump masq")
         if masquerade:
             here = [each for each in needs.inside if each.subnet.version == version]
             lines = [f'{family} saddr {each.subnet} oifname "{each.device}" masquerade' for each in here]
@@ -177,6 +179,17 @@ def nft_table(needs: Needs) -> str:
     texts = [_chain(name, hook, chains[name]) for name, hook in hooks.items()]
     texts.append(_chain("marks-here", "type route hook output priority mangle", chains["marks"]))
     return f"table inet {TABLE} {{\n{''.join(texts)}}}\n"
+
+
+def nft_to_words(listen: Listen) -> str:
+    """Return what nft calls the packets to this address."""
+    return f"meta l4proto {int(listen.protocol)} {_FAMILIES[listen.version]} daddr {listen.ip} th dport {listen.ports}"
+
+
+def nft_connection_words(listen: Listen) -> str:
+    """Return what nft calls the connections that were made to this address."""
+    match = f"meta l4proto {int(listen.protocol)} ct original {_FAMILIES[listen.version]} daddr {listen.ip}"
+    return f"{match} ct original proto-dst {listen.ports}"
 
 
 def _chain(name: str, hook: str, lines: list[str]) -> str:

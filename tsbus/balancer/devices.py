@@ -6,6 +6,7 @@ from collections import defaultdict
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from ipaddress import ip_address, ip_interface
+from socket import AF_INET, AF_INET6
 from types import TracebackType
 from typing import Any, Final, Self
 
@@ -13,7 +14,7 @@ from pyroute2 import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
 from tsbus.balancer.programs import Failed, HostError, NoFeature, NotAllowed
-from tsbus.balancer.rules import Network, Subnet
+from tsbus.balancer.rules import Network, Route, Subnet
 from tsbus.balancer.table import IP
 
 DEVICE: Final = "ts0"
@@ -23,10 +24,15 @@ _VIRTUAL: Final = ("veth", "tun")
 """Kinds of bridge ports with a container or a machine behind them, which has no other way out."""
 _HAIRPIN: Final = 1
 _BITS: Final = {4: 32, 6: 128}
+_FAMILIES: Final = {4: AF_INET, 6: AF_INET6}
 _NO_DAD: Final = 0x2
 """The address is usable at once: nobody else on a dummy device could have it."""
 _FROM_ADVERTISEMENT: Final = 9
 _LINK_SCOPE: Final = 253
+_LOCAL: Final = 2
+"""A route to the host itself."""
+_UP: Final = 0x1
+_LOOPBACK: Final = 0x8
 
 
 class Devices:
@@ -82,6 +88,30 @@ class Devices:
             routes = list(self._route.get_routes(family=10, proto=_FROM_ADVERTISEMENT))
         names = {each["index"]: _name(each) for each in self._links()}
         return tuple(sorted({names[index] for route in routes if (index := route.get_attr("RTA_OIF")) in names}))
+
+    def route(self, ip: IP) -> Route | None:
+        """Return how a packet of this host gets to an address; None when it does not."""
+        try:
+            (found,) = self._route.route("get", dst=str(ip), family=_FAMILIES[ip.version])
+        except NetlinkError:
+            return None
+        names = {each["index"]: _name(each) for each in self._links()}
+        source = found.get_attr("RTA_PREFSRC")
+        device = names.get(found.get_attr("RTA_OIF"), "")
+        return Route(device, ip_address(source) if source else None, found["type"] == _LOCAL)
+
+    def outside(self) -> frozenset[str]:
+        """Return the devices by which packets may come from elsewhere: all that are up, but those of containers."""
+        inside = {network.device for network in self.networks()}
+        return frozenset(
+            _name(each)
+            for each in self._links()
+            if each["flags"] & _UP
+            and not each["flags"] & _LOOPBACK
+            and not each.get_attr("IFLA_MASTER")
+            and _kind(each) != "dummy"
+            and _name(each) not in (*inside, DEVICE)
+        )
 
     def without_hairpin(self, ports: Collection[str]) -> frozenset[str]:
         """Return which of these ports of bridges do not send a packet back where it came from."""

@@ -20,7 +20,7 @@ from tsbus.balancer.machine import Machine, MachineError, Unusable
 from tsbus.balancer.plan import Plan, Planner, keys_of
 from tsbus.balancer.pool import virtual
 from tsbus.balancer.report import Problem, Report, ServerReport
-from tsbus.balancer.rules import Front, front, published
+from tsbus.balancer.rules import Backend, Front, front, published
 from tsbus.balancer.statefile import StateError
 from tsbus.balancer.steps import words
 from tsbus.balancer.table import Address, Entry, Key, Mark
@@ -29,6 +29,7 @@ from tsbus.balancer.world import Override, Reading
 from tsbus.config import Balancer, Tree
 from tsbus.lb_records import CapacityEvent, LbEvent
 from tsbus.log import Log
+from tsbus.records import Container
 
 RETRY_S: Final = 5.0
 """After what failed."""
@@ -68,7 +69,7 @@ class Keeper:
         self.balancers: Mapping[str, Balancer] = tree.servers[node].balancers
         self.backend = ""
         self.reports: dict[str, Report] = {}
-        self._tree, self._node = tree, node
+        self._tree, self.node = tree, node
         self._settings = tree.balancing_for(node)
         self._path = run_dir / statefile.NAME
         self._open, self._publish, self._wall_ns = open_machine, publish, wall_ns
@@ -124,7 +125,7 @@ class Keeper:
         await self.turn()
         for name in balancers:
             if self.reports[name].key in self._carried.undone:
-                why = next((each.text for each in self._lasting(name) or self._lasting("")), "see lb.check")
+                why = next((each.text for each in self.lasting(name) or self.lasting("")), "see lb.check")
                 raise NotReady(f"it is noted, but not so in the kernel yet: {why}")
 
     async def wait_begun(self) -> None:
@@ -173,6 +174,31 @@ class Keeper:
         return self._counts[1]
 
     @property
+    def machine(self) -> Machine | None:
+        """What balances; None while nothing can."""
+        return self._carrier.machine if self._carrier else None
+
+    @property
+    def unusable(self) -> Problem | None:
+        """Why nothing can balance, where that is so."""
+        return None if self._carrier else next(iter(self._start_problems), None)
+
+    @property
+    def likely(self) -> Backend:
+        """What should balance here by the configuration."""
+        return "nftables" if self._settings.backend == "nftables" else "ipvs"
+
+    @property
+    def containers(self) -> tuple[Container, ...]:
+        """Those of this node, as far as they are known."""
+        own = self.facts.mirror.nodes.get(self.node)
+        return tuple(own.containers.values()) if own else ()
+
+    def front(self, name: str) -> Front | None:
+        """Return a balancer as the host should have it; None while that is not known."""
+        return next((each for each in self._fronts if each.name == name), None)
+
+    @property
     def now_ns(self) -> int:
         """Unix time."""
         return self._wall_ns()
@@ -189,10 +215,20 @@ class Keeper:
         """Return the problems of a balancer, or of the host."""
         if not name:
             planned = self._plan.problems if self._plan else ()
-            return [*self._start_problems, *planned, *self._lasting("")]
+            return [*self._start_problems, *planned, *self.lasting("")]
         report = self.reports.get(name)
         waiting = report is None or report.state == "waiting"
-        return [*(() if report is None or waiting else report.problems), *self._lasting(name), *self._published(name)]
+        return [*(() if report is None or waiting else report.problems), *self.lasting(name), *self._published(name)]
+
+    def lasting(self, name: str) -> list[Problem]:
+        """Return the problems that carrying out the plan had, of a balancer or of the host; a clash is the last."""
+        key = self.reports[name].key if name in self.reports else None
+        found = [problem for each, problem in self._carried.problems if each == key and (key is not None or not name)]
+        if name and key in self._carried.clashes:
+            text = f"{key} is in the kernel's table already, made by somebody else: nothing is done there"
+            mend = f"remove it there, or set adopt = true in balancer {name} to take it over"
+            found.append(Problem(text, mend))
+        return found
 
     @property
     def capacity(self) -> CapacityEvent:
@@ -233,7 +269,7 @@ class Keeper:
         else:
             self._carrier, self.backend, self._start_problems = carrier, carrier.machine.backend, ()
             self.facts.overrides = carrier.overrides
-            self._planner = Planner(self._tree, self._node, found, self._loop.time())
+            self._planner = Planner(self._tree, self.node, found, self._loop.time())
             self.soon()
             return
         if self._start_problems != (problem,):
@@ -301,10 +337,10 @@ class Keeper:
             if anew or plan.wanted != self._carried_plan or self._carried.failed:
                 carried = await self._carry(carrier, plan, anew=anew)
         for event in self._telling.take(plan.events, self._undone):
-            self._publish(f"lb.{event.topic}", answers.event(event, self._node, time_ns, now))
+            self._publish(f"lb.{event.topic}", answers.event(event, self.node, time_ns, now))
         if carried.repaired:
             steps = tuple(words(step) for step in carried.repaired[:MAX_TOLD_STEPS])
-            self._publish("lb.repaired", LbEvent(node=self._node, time_ns=time_ns, steps=steps))
+            self._publish("lb.repaired", LbEvent(node=self.node, time_ns=time_ns, steps=steps))
         self._tell_capacity(plan)
         return carried
 
@@ -357,37 +393,20 @@ class Keeper:
 
     # What is told.
 
-    def _lasting(self, name: str) -> list[Problem]:
-        """Return the problems that carrying out the plan had, of a balancer or of the host."""
-        key = self.reports[name].key if name in self.reports else None
-        found = [problem for each, problem in self._carried.problems if each == key and (key is not None or not name)]
-        if name and key in self._carried.clashes:
-            text = f"{key} is in the kernel's table already, made by somebody else: nothing is done there"
-            mend = f"remove it there, or set adopt = true in balancer {name} to take it over"
-            found.append(Problem(text, mend))
-        return found
-
     def _published(self, name: str) -> list[Problem]:
-        own = self.facts.mirror.nodes.get(self._node)
-        if own is None or self.backend != "ipvs":
-            return []
-        return [
-            problem
-            for each in self._fronts
-            if each.name == name
-            for problem in published([each], own.containers.values())
-        ]
+        fronts = [each for each in self._fronts if each.name == name and self.backend == "ipvs"]
+        return list(published(fronts, self.containers))
 
     def _tell_problems(self) -> None:
         """Tell what is a problem now and was not before, and what is solved."""
-        now = {("", problem): None for problem in (*self._start_problems, *self._lasting(""))}
-        now |= {(name, problem): None for name in self.reports for problem in self._lasting(name)}
+        now = {("", problem): None for problem in (*self._start_problems, *self.lasting(""))}
+        now |= {(name, problem): None for name in self.reports for problem in self.lasting(name)}
         for topic, some in (("problem", now.keys() - self._told.keys()), ("solved", self._told.keys() - now.keys())):
             for name, problem in sorted(some):
                 if topic == "problem":
                     _log.warning("lb.problem", balancer=name, text=problem.text, mend=problem.mend)
                 body = LbEvent(
-                    node=self._node, balancer=name, time_ns=self._wall_ns(), text=problem.text, mend=problem.mend
+                    node=self.node, balancer=name, time_ns=self._wall_ns(), text=problem.text, mend=problem.mend
                 )
                 self._publish(f"lb.{topic}", body)
         self._told = now
@@ -396,7 +415,7 @@ class Keeper:
         if plan.wanted is None:
             return
         pairs = [(self.balancers[report.name], report) for report in plan.reports]
-        told = answers.capacity(self._node, pairs, self._undone, self._capacity)
+        told = answers.capacity(self.node, pairs, self._undone, self._capacity)
         if told != self._capacity:
             self._capacity = told
             self._publish("lb.capacity", told)

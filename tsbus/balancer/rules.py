@@ -16,13 +16,16 @@ from tsbus.balancer.report import Problem
 from tsbus.balancer.steps import Pool
 from tsbus.balancer.table import IP, Forward, Mark, Protocol
 from tsbus.config import Balancer
+from tsbus.lb_records import Origin
 from tsbus.records import Container
 
 Subnet = IPv4Network | IPv6Network
 Backend = Literal["ipvs", "nftables"]
 Version = Literal[4, 6]
+Place = Literal["here", "same", "inside", "elsewhere"]
+"""Where a server is: on this host itself, on the same bridge as the client, on another one, or on another machine."""
 _ANY: Final[dict[Version, IP]] = {4: IPv4Address(0), 6: IPv6Address(0)}
-_FORWARDING: Final[dict[Version, str]] = {4: "net.ipv4.ip_forward", 6: "net.ipv6.conf.all.forwarding"}
+FORWARDING: Final[dict[Version, str]] = {4: "net.ipv4.ip_forward", 6: "net.ipv6.conf.all.forwarding"}
 
 
 class Listen(NamedTuple):
@@ -77,6 +80,16 @@ class Network(NamedTuple):
     subnets: tuple[Subnet, ...]
     ports: tuple[str, ...] = ()
     """The devices of its members."""
+
+
+class Route(NamedTuple):
+    """How a packet of the host gets somewhere."""
+
+    device: str
+    source: IP | None
+    """The host's address that it has then."""
+    local: bool
+    """It is an address that the host takes for its own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,6 +155,27 @@ class Needs:
     def rules_for(self, kind: str, version: Version) -> tuple[Rule, ...]:
         """Return those of one kind and version of IP."""
         return tuple(rule for rule in self.rules if rule.kind == kind and rule.listen.version == version)
+
+
+class WayNeeds(NamedTuple):
+    """What a packet and its answer need on one way, beside filters that let them through."""
+
+    forwarding: bool = False
+    tracking: bool = False
+    """By IPVS; nft cannot do without."""
+    masquerade: bool = False
+
+
+WAYS: Final[dict[tuple[Origin, Place], WayNeeds]] = {
+    ("remote", "inside"): WayNeeds(forwarding=True),
+    ("remote", "elsewhere"): WayNeeds(forwarding=True, tracking=True, masquerade=True),
+    ("local", "inside"): WayNeeds(),
+    ("local", "elsewhere"): WayNeeds(),
+    ("container", "same"): WayNeeds(forwarding=True, tracking=True, masquerade=True),
+    ("container", "inside"): WayNeeds(forwarding=True, tracking=True),
+    ("container", "elsewhere"): WayNeeds(forwarding=True, tracking=True, masquerade=True),
+}
+"""With NAT; a server that is here needs nothing. The table of docs/decisions/helper-rules.md, way by way."""
 
 
 def needs(fronts: Iterable[Front], host: Host) -> Needs:
@@ -235,6 +269,11 @@ class _Case:
                 yield Problem(f"{listen.ip} is not an address of this host, so no packet comes to {listen}", mend)
 
 
+def home(host: Host, ip: IP) -> Network | None:
+    """Return the bridge of containers that an address is behind, None when there is none."""
+    return next((network for network in host.networks if _holds(network, ip)), None)
+
+
 def _holds(network: Network, ip: IP) -> bool:
     return any(ip in subnet for subnet in network.subnets)
 
@@ -246,7 +285,7 @@ def _used(cases: Iterable[_Case], host: Host) -> list[Network]:
 
 def _settings(cases: list[_Case], host: Host) -> Iterator[Setting]:
     balanced = [case for case in cases if case.inside or case.remote]
-    for version, forwarding in _FORWARDING.items():
+    for version, forwarding in FORWARDING.items():
         names = ", ".join(case.front.name for case in balanced if case.version == version)
         if not names:
             continue

@@ -12,7 +12,7 @@ from typing import Any, Final, TypeVar
 import msgspec
 
 from tsbus import BufferFull, BusError, Client, CommandError, Event, Request, Worker
-from tsbus.balancer import answers
+from tsbus.balancer import answers, inquiry
 from tsbus.balancer.keeper import Keeper, NotReady, Where
 from tsbus.balancer.machine import Machine, MachineError, open_machine
 from tsbus.balancer.naming import (
@@ -26,6 +26,7 @@ from tsbus.balancer.naming import (
     undrained,
     weighed,
 )
+from tsbus.balancer.programs import HostError
 from tsbus.balancer.report import Report
 from tsbus.balancer.statefile import NAME as STATE_FILE
 from tsbus.balancer.statefile import StateError
@@ -33,7 +34,7 @@ from tsbus.balancer.steps import words
 from tsbus.balancer.world import Override
 from tsbus.config import Tree
 from tsbus.core.target import fold, spell
-from tsbus.lb_records import CapacityEvent, Drain, LbEvent, Select, Show, Stats, Undrain, Wait, Watch, Weigh
+from tsbus.lb_records import CapacityEvent, Drain, LbEvent, Select, Show, Stats, Undrain, Wait, Watch, Weigh, Why
 from tsbus.log import Log
 from tsbus.mirror import follow
 from tsbus.records import StatsEvent
@@ -46,7 +47,7 @@ RETRY_S: Final = 5.0
 _log = Log("lb")
 _read_capacity: Final = msgspec.json.Decoder(CapacityEvent).decode
 _read_stats: Final = msgspec.json.Decoder(StatsEvent).decode
-O = TypeVar("O", Show, Stats, Watch, Drain, Undrain, Wait, Weigh)  # noqa: E741
+O = TypeVar("O", Show, Stats, Watch, Drain, Undrain, Wait, Weigh, Why)  # noqa: E741
 
 
 class Service:
@@ -211,7 +212,7 @@ def _worker(keeper: Keeper) -> Worker:
     worker, desk = Worker(NAME), _Desk(keeper)
     for role, commands in (
         ("observe", {"ls": desk.ls, "show": desk.show, "stats": desk.stats, "watch": desk.watch,
-                     "capacity": desk.capacity, "check": desk.check, "wait": desk.wait}),
+                     "capacity": desk.capacity, "check": desk.check, "wait": desk.wait, "why": desk.why}),
         ("operate", {"drain": desk.drain, "undrain": desk.undrain, "weight": desk.weight, "sync": desk.sync}),
     ):  # fmt: skip
         for name, handler in commands.items():
@@ -262,6 +263,9 @@ class _Desk:
         keeper = self._keeper
         pairs = [(name, problem) for name in ("", *keeper.balancers) for problem in keeper.problems(name)]
         return {"problems": msgspec.to_builtins([answers.problem(problem, name) for name, problem in pairs])}
+
+    async def why(self, call: Request) -> Any:
+        return msgspec.to_builtins(await inquiry.answer(self._keeper, _order(Why, call)))
 
     async def sync(self, _: Request) -> Any:
         carried = await self._keeper.turn(anew=True)
@@ -373,7 +377,7 @@ def _order(kind: type[O], call: Request) -> O:
         raise CommandError(f"this is not understood: {error}; see docs/balancer.md, Commands") from None
 
 
-_EXPECTED: Final = (NotOne, NotReady, StateError, MachineError)
+_EXPECTED: Final = (NotOne, NotReady, StateError, MachineError, HostError)
 
 
 def _translated(handler: Callable[[Request], Any]) -> Callable[[Request], Any]:

@@ -273,6 +273,27 @@ def test_a_drain_whose_caller_died_ends_with_its_time(scene):
     assert scene.overrides == []
 
 
+def test_orders_for_a_destroyed_container_are_forgotten():
+    """What was set for it goes when its node has told everything, and not before; what was set for a node stays."""
+    scene = Scene()
+    scene.overrides = kept = [
+        Override("n2", drain=True),
+        Override("ab" * 32, node="n3", weight=3),
+        Override(A.id, node="n1", drain=True),
+        Override("cd" * 32, node="gone", drain=True),
+    ]
+    lost = Override("ef" * 32, "other", node="n1", drain=True)
+    for picture, found in (("unknown", [*kept, lost]), ("down", [*kept, lost]), ("complete", kept)):
+        scene.overrides = [*kept, lost]
+        scene.view("n3", picture="stale")
+        scene.boxes("n1", changed(A, state="exited"), picture=picture)
+        scene.plan(11)
+        assert scene.overrides == found
+    scene.boxes("n1")
+    scene.plan(1)
+    assert scene.overrides == [*kept[:2], kept[3]]
+
+
 def test_a_whole_node_can_be_drained():
     """An override with a node's name holds for the node and for the containers on it, in one balancer or in all."""
     scene = Scene(CONTAINERS + "\nservers = {n2 = 8080, n3 = 8080}")

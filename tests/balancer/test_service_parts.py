@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
@@ -66,6 +67,20 @@ def test_names(name: str, server: str, found: int) -> None:
     """A server is meant by its name, its id or the beginning of it, its address, or its node, which means all there."""
     (meant,) = naming.resolve([name], (), [REPORT], ["n1", "n2", "n3"], if_here=False)
     assert (meant.server, len(meant.found)) == (server, found)
+
+
+def test_orders_name_the_run_of_a_container() -> None:
+    """What is set for a container names its node and its run, what is set for a node neither."""
+    one, two = replace(REPORT.servers[0], run=7), REPORT.servers[2]
+    meant = [Meant(one.id, (("web", one),)), Meant("n1", (("web", one),)), Meant("n2", (("web", two),))]
+    drains = naming.drained((), meant, (), Override(""))
+    weights = naming.weighed((), meant, (), (), Override("", weight=2))
+    for found in (drains, weights):
+        assert [(each.server, each.node, each.run) for each in found] == [
+            ("aa11", "n1", 7),
+            ("n1", "", 0),
+            ("n2", "", 0),
+        ]
 
 
 def test_names_that_mean_several() -> None:

@@ -162,8 +162,7 @@ def drained(
     kept = list(overrides)
     for each in meant:
         for balancer in balancers or ("",):
-            run = each.found[0][1].run if each.found else 0
-            new = replace(wish, server=each.server, balancer=balancer, drain=True, run=run)
+            new = replace(_for(each, wish, balancer), drain=True)
             kept = [one for one in kept if not (_same(one, new) and one.drain and one.once == new.once)]
             kept.append(new)
     return _bounded(kept)
@@ -206,8 +205,15 @@ def weighed(
     for each in meant:
         kept = list(_without(kept, each.server, balancers, known, drain=False))
         if wish.weight is not None:
-            kept += [replace(wish, server=each.server, balancer=balancer) for balancer in balancers or ("",)]
+            kept += [_for(each, wish, balancer) for balancer in balancers or ("",)]
     return _bounded(kept)
+
+
+def _for(each: Meant, wish: Override, balancer: str) -> Override:
+    for _, one in each.found:
+        if one.id == each.server != one.node:
+            return replace(wish, server=each.server, node=one.node, run=one.run, balancer=balancer)
+    return replace(wish, server=each.server, balancer=balancer)
 
 
 def _same(one: Override, other: Override) -> bool:

@@ -89,7 +89,7 @@ class Planner:
         news = self._sight.look(world)
         for pool in self._pools.values():
             pool.plan(world, news, spent)
-        spent |= {each for each in world.overrides if each.until_ns and each.until_ns <= world.time_ns}
+        spent |= {each for each in world.overrides if _is_over(each, world)}
         pools = self._pools.values()
         wakes = [wake for pool in pools if (wake := pool.wake) is not None]
         return Plan(
@@ -117,6 +117,14 @@ class Planner:
     @property
     def _monitored(self) -> bool:
         return self.tree.docker_for(self.node).enabled
+
+
+def _is_over(override: Override, world: World) -> bool:
+    """Tell whether its time has passed, or its container is destroyed: an id never comes back."""
+    if override.until_ns and override.until_ns <= world.time_ns:
+        return True
+    view = world.nodes.get(override.node, NodeView())
+    return view.picture == "complete" and override.server not in view.containers
 
 
 def keys_of(balancers: Mapping[str, Balancer]) -> dict[str, Key]:

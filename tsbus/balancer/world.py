@@ -54,6 +54,8 @@ class Override:
     """It ends with the run of the container."""
     run: int = 0
     """With `once`: that run, as `ServerReport.run` names it."""
+    node: str = ""
+    """Of the container; empty where a node is set."""
     until_ns: int = 0
     """It ends then; 0: it does not."""
 

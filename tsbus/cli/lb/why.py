@@ -31,6 +31,7 @@ WHY_S = 30.0
 OLDER = "its balancer is older, and does not know lb.why"
 MARKS = {"ok": ("ok", "green"), "fail": ("FAIL", "red"), "warn": ("warn", "yellow"), "unknown": ("?", "yellow")}
 """Result of a check -> its mark, and its colour."""
+CLIENTS = {"remote": "a remote client", "local": "a client on this host", "container": "a container here"}
 _NAME = max(len(mark) for mark, _ in MARKS.values())
 _TEXT = 2 + _NAME + 2
 """Where the text of a check begins."""
@@ -61,7 +62,7 @@ def lines_of(node: str, answer: WhyAnswer, width: int | None) -> Iterator[str]:
         answer.works
     ]
     where = f"{node}/{safe(answer.balancer)}" if answer.balancer else node
-    head = f"{safe(answer.address)} {answer.protocol} from a {answer.client} client"
+    head = f"{safe(answer.address)} {answer.protocol} from {CLIENTS[answer.client]}"
     yield f"{click.style(where, bold=True)}  {head}: {click.style(word, fg=color, bold=True)}"
     yield from wrapped(safe(answer.verdict), 2, width)
     yield ""

@@ -1,8 +1,7 @@
-"""IPVS: reads and changes the kernel's table over netlink. The only file that knows pyroute2's IPVS.
+"""IPVS: reads and changes the kernel's table over netlink, attribute by attribute.
 
-pyroute2 sends and receives the messages, but what goes into them is written here attribute by attribute: its helpers
-for services and destinations have wrong defaults and lose what they read. docs/decisions/ipvs.md lists its traps, and
-tests/guest/test_ipvs_traps.py has a test for each.
+pyroute2's helpers for this have wrong defaults, lose what they read, and take several times as long.
+docs/decisions/ipvs.md lists the traps, and tests/guest/test_ipvs_traps.py has a test for each.
 
 Nothing here empties a table or zeroes counters: what others have put there stays.
 """
@@ -11,21 +10,30 @@ import errno
 import os
 import struct
 import sys
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from enum import IntEnum
+from functools import lru_cache
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, ip_address
-from socket import AF_INET, AF_INET6, inet_ntoa
+from socket import AF_INET, AF_INET6
 from types import TracebackType
-from typing import Any, Final, Literal, Self
+from typing import Final, Literal, Self
 
-from pyroute2.ipvs import IPVS, AsyncIPVS
-from pyroute2.netlink import genlmsg
-from pyroute2.netlink.exceptions import NetlinkError
-from pyroute2.netlink.generic import AsyncGenericNetlinkSocket
-from pyroute2.netlink.generic.ipvs import GENL_NAME
-
-from tsbus.balancer.table import IP, Address, Counts, Destination, Entry, Forward, Key, Mark, Protocol, Service, Virtual
+from tsbus.balancer.netlink import DUMP, GENERIC, NESTED, Netlink, attribute, attributes
+from tsbus.balancer.table import (
+    IP,
+    NOT_COUNTED,
+    Address,
+    Counts,
+    Destination,
+    Entry,
+    Forward,
+    Key,
+    Mark,
+    Protocol,
+    Service,
+    Virtual,
+)
 
 SCHEDULERS: Final = (
     "rr", "wrr", "lc", "wlc", "lblc", "lblcr", "dh", "sh", "sed", "nq", "fo", "ovf", "mh", "twos",
@@ -39,12 +47,30 @@ _HASH_FALLBACK: Final = 0x8
 _HASH_PORT: Final = 0x10
 _OWNED: Final = 0x40000000
 _ALL_FLAGS: Final = 0xFFFFFFFF
-"""The mask of what a message changes. pyroute2 leaves the upper half out, and so the ownership."""
+"""The mask of what a message changes: the upper half, too, where the ownership is."""
 _TRAFFIC: Final = range(1, 11)
 """The kinds of the attributes in the kernel's statistics: connections, packets, ..., in the order of Counts."""
-_KIND: Final = 0x3FFF
-"""What is no flag in the kind of an attribute."""
+_FAMILY_NAME, _FAMILY_ID = 2, 1
+_CONTROL, _GET_FAMILY = 16, 3
+"""Of generic netlink: who knows the numbers of the others."""
 _NO_SCHEDULER: Final = "the kernel has no scheduler {!r}: choose another, or install a kernel with the module ip_vs_{}"
+
+
+class _Command(IntEnum):
+    """What a message asks for: IPVS_CMD_* of linux/ip_vs.h. "set" is not what pyroute2 calls update, which deletes."""
+
+    NEW_SERVICE = 1
+    SET_SERVICE = 2
+    DELETE_SERVICE = 3
+    GET_SERVICES = 4
+    NEW_DESTINATION = 5
+    SET_DESTINATION = 6
+    DELETE_DESTINATION = 7
+    GET_DESTINATIONS = 8
+
+
+_SERVICE, _DESTINATION = 1, 2
+"""Kinds of attributes of a message."""
 
 
 class _Svc(IntEnum):
@@ -122,10 +148,11 @@ class Kernel:
     """
 
     def __init__(self) -> None:
-        self._socket = _Socket()
+        with _refusals("opening IPVS"):
+            self._netlink = Netlink(GENERIC)
         try:
             with _refusals("opening IPVS"):
-                self._socket.bind(GENL_NAME, _Answer)
+                self._family = self._number_of("IPVS")
             self._services()
         except Missing as error:
             self.close()
@@ -144,14 +171,16 @@ class Kernel:
 
     def close(self) -> None:
         """Close the connection to the kernel."""
-        self._socket.close()
+        self._netlink.close()
 
-    def services(self) -> dict[Key, Entry]:
-        """Return everything in the table, foreign services too.
+    def services(self, keys: Collection[Key] | None = None, *, counted: bool = True) -> dict[Key, Entry]:
+        """Return those of `keys` that are in the table, without `keys` everything, foreign services too.
 
-        It is read service by service: one that goes in between is without destinations, as if it had none.
+        It is read service by service: one that goes in between is without destinations, as if it had none. Without
+        `counted` all counts are 0, and it takes a third of the time.
         """
-        return {service.key: Entry(service, self._destinations(service.key)) for service in self._services()}
+        there = (service for service in self._services() if keys is None or service.key in keys)
+        return {service.key: Entry(service, self._destinations(service.key, counted)) for service in there}
 
     def schedulers(self) -> frozenset[str]:
         """Return those of SCHEDULERS that this kernel has, loading their modules; the table stays as it is.
@@ -163,102 +192,101 @@ class Kernel:
 
     def add_service(self, service: Service) -> None:
         """Add a service. Raises Exists or NoScheduler, and ValueError when it fails its check()."""
-        self._change_service("add", service)
+        self._change_service(_Command.NEW_SERVICE, service)
 
     def set_service(self, service: Service) -> None:
         """Give a service other settings; its destinations and connections stay. Raises Missing or NoScheduler."""
-        self._change_service("set", service)
+        self._change_service(_Command.SET_SERVICE, service)
 
     def delete_service(self, key: Key) -> None:
         """Delete a service with its destinations. Raises Missing."""
         with _refusals(str(key)):
-            self._socket.service("del", service=_Sent(_key(key)))
+            self._order(_Command.DELETE_SERVICE, _service_of(_key(key)))
 
     def add_destination(self, key: Key, destination: Destination) -> None:
         """Add a destination. Raises Exists, Missing for the service, and ValueError when it fails its check()."""
-        self._change_destination("add", key, destination)
+        self._change_destination(_Command.NEW_DESTINATION, key, destination)
 
     def set_destination(self, key: Key, destination: Destination) -> None:
         """Give a destination other settings; its connections and counts stay. Raises Missing."""
-        self._change_destination("set", key, destination)
+        self._change_destination(_Command.SET_DESTINATION, key, destination)
 
     def delete_destination(self, key: Key, address: Address) -> None:
         """Delete a destination; net.ipv4.vs.expire_nodest_conn says what its connections get. Raises Missing."""
         with _refusals(f"{address} of {key}"):
-            self._socket.dest("del", service=_Sent(_key(key)), dest=_Sent(_address(address)))
+            body = _service_of(_key(key)) + attribute(_DESTINATION | NESTED, _address(address))
+            self._order(_Command.DELETE_DESTINATION, body)
 
     def _services(self) -> list[Service]:
         with _refusals("reading the table"):
-            messages = self._socket.service("dump")
-        return [service for message in messages if (service := _service(message)) is not None]
+            read = [*self._dump(_Command.GET_SERVICES, b"")]
+        return [service for each in read if (service := _service(each[_SERVICE])) is not None]
 
-    def _destinations(self, key: Key) -> dict[Address, tuple[Destination, Counts]]:
+    def _destinations(self, key: Key, counted: bool) -> dict[Address, tuple[Destination, Counts]]:
         with _refusals(str(key)):
-            messages = self._socket.dest("dump", service=_Sent(_key(key)))
-        return {one.address: (one, counts) for one, counts in map(_destination, messages)}
+            read = (each[_DESTINATION] for each in self._dump(_Command.GET_DESTINATIONS, _service_of(_key(key))))
+            return {one.address: (one, counts) for one, counts in (_destination(each, counted) for each in read)}
 
-    def _change_service(self, command: Literal["add", "set"], service: Service) -> None:
+    def _change_service(self, command: _Command, service: Service) -> None:
         service.check()
         with _refusals(str(service.key), NoScheduler(_NO_SCHEDULER.format(*[service.scheduler] * 2))):
-            self._socket.service(command, service=_Sent(_key(service.key) + _settings(service)))
+            self._order(command, _service_of(_key(service.key) + _settings(service)))
 
-    def _change_destination(self, command: Literal["add", "set"], key: Key, destination: Destination) -> None:
+    def _change_destination(self, command: _Command, key: Key, destination: Destination) -> None:
         destination.check()
         with _refusals(f"{destination.address} of {key}"):
-            attributes = _address(destination.address) + _limits(destination)
-            self._socket.dest(command, service=_Sent(_key(key)), dest=_Sent(attributes))
+            sent = attribute(_DESTINATION | NESTED, _address(destination.address) + _limits(destination))
+            self._order(command, _service_of(_key(key)) + sent)
 
     def _has_scheduler(self, name: str) -> bool:
         impossible = Virtual(Protocol.TCP, ip_address("::"), 1)
-        settings = dict(_settings(Service(impossible, name))) | {"IPVS_SVC_ATTR_NETMASK": _netmask(0, 6)}
+        settings = _settings(Service(impossible, name)) + attribute(_Svc.NETMASK, _netmask(0, 6))
         try:
             with _refusals("probing schedulers", NoScheduler(name)):
-                self._socket.service("add", service=_Sent([*_key(impossible), *settings.items()]))
+                self._order(_Command.NEW_SERVICE, _service_of(_key(impossible) + settings))
         except NoScheduler:
             return False
         except Impossible:
             return True
         raise AssertionError("the kernel took an impossible service")
 
+    def _number_of(self, family: str) -> int:
+        """The number that the kernel has given to a part of generic netlink, which it loads if it can."""
+        asked = _generic(_GET_FAMILY) + attribute(_FAMILY_NAME, f"{family}\0".encode())
+        (told,) = self._netlink.ask(_CONTROL, asked)
+        return _number(attributes(told[_GENERIC.size :])[_FAMILY_ID])
 
-class _AsyncSocket(AsyncIPVS):  # type: ignore[misc]  # pyroute2 has no types
-    async def setup_endpoint(self) -> None:
-        """Make the socket only: its own way binds it, too, and leaks it where the kernel has no IPVS."""
-        await AsyncGenericNetlinkSocket.setup_endpoint(self)
+    def _order(self, command: _Command, body: bytes) -> None:
+        self._netlink.order(self._family, _generic(command) + body)
 
-
-class _Socket(IPVS):  # type: ignore[misc]
-    async_class = _AsyncSocket
-
-
-Attribute = tuple[str, Any]
-
-
-class _Sent:
-    """Takes the place of pyroute2's IPVSService and IPVSDest: what is sent is what is given, and nothing else."""
-
-    def __init__(self, attributes: list[Attribute]) -> None:
-        self._attributes = attributes
-
-    def dump_nla(self) -> dict[str, list[Attribute]]:
-        return {"attrs": self._attributes}
-
-    dump_key = dump_nla
+    def _dump(self, command: _Command, body: bytes) -> Iterator[dict[int, bytes]]:
+        for told in self._netlink.ask(self._family, _generic(command) + body, DUMP):
+            yield attributes(told[_GENERIC.size :])
 
 
-def _key(key: Key) -> list[Attribute]:
-    family = ("IPVS_SVC_ATTR_AF", _FAMILIES[key.version])
+_GENERIC: Final = struct.Struct("=BBH")
+"""Command, version."""
+_16: Final = struct.Struct("=H")
+_32: Final = struct.Struct("=I")
+
+
+def _generic(command: int) -> bytes:
+    return _GENERIC.pack(command, 1, 0)
+
+
+def _service_of(sent: bytes) -> bytes:
+    return attribute(_SERVICE | NESTED, sent)
+
+
+def _key(key: Key) -> bytes:
+    family = attribute(_Svc.FAMILY, _16.pack(_FAMILIES[key.version]))
     if isinstance(key, Mark):
-        return [family, ("IPVS_SVC_ATTR_FWMARK", key.number)]
-    return [
-        family,
-        ("IPVS_SVC_ATTR_PROTOCOL", int(key.protocol)),
-        ("IPVS_SVC_ATTR_ADDR", str(key.ip)),
-        ("IPVS_SVC_ATTR_PORT", key.port),
-    ]
+        return family + attribute(_Svc.MARK, _32.pack(key.number))
+    protocol = attribute(_Svc.PROTOCOL, _16.pack(key.protocol))
+    return family + protocol + attribute(_Svc.ADDRESS, _bytes(key.ip)) + attribute(_Svc.PORT, key.port.to_bytes(2))
 
 
-def _settings(service: Service) -> list[Attribute]:
+def _settings(service: Service) -> bytes:
     flags = (
         _PERSISTENT * (service.persistent_s > 0)
         | _ONE_PACKET * service.one_packet
@@ -266,50 +294,40 @@ def _settings(service: Service) -> list[Attribute]:
         | _HASH_PORT * service.hash_port
         | _OWNED * service.owned
     )
-    return [
-        ("IPVS_SVC_ATTR_SCHED_NAME", service.scheduler),
-        ("IPVS_SVC_ATTR_FLAGS", {"flags": flags, "mask": _ALL_FLAGS}),
-        ("IPVS_SVC_ATTR_TIMEOUT", service.persistent_s),
-        ("IPVS_SVC_ATTR_NETMASK", _netmask(service.client_prefix or _BITS[service.key.version], service.key.version)),
-    ]
+    version = service.key.version
+    return (
+        attribute(_Svc.SCHEDULER, service.scheduler.encode() + b"\0")
+        + attribute(_Svc.FLAGS, _32.pack(flags) + _32.pack(_ALL_FLAGS))
+        + attribute(_Svc.TIMEOUT, _32.pack(service.persistent_s))
+        + attribute(_Svc.NETMASK, _netmask(service.client_prefix or _BITS[version], version))
+    )
 
 
-def _netmask(prefix: int, version: Literal[4, 6]) -> str:
-    """The four bytes that pyroute2 takes for an IPv4 address. Of IPv6 the kernel wants the length, as an integer."""
-    return str(IPv4Network((0, prefix)).netmask) if version == 4 else inet_ntoa(struct.pack("=I", prefix))
+def _netmask(prefix: int, version: Literal[4, 6]) -> bytes:
+    """Of IPv4 the mask itself, of IPv6 the kernel wants the length, as an integer of the machine."""
+    return IPv4Network((0, prefix)).netmask.packed if version == 4 else _32.pack(prefix)
 
 
-def _address(address: Address) -> list[Attribute]:
-    return [
-        ("IPVS_DEST_ATTR_ADDR_FAMILY", _FAMILIES[address.ip.version]),
-        ("IPVS_DEST_ATTR_ADDR", str(address.ip)),
-        ("IPVS_DEST_ATTR_PORT", address.port),
-    ]
+def _bytes(ip: IP) -> bytes:
+    """The kernel has 16 bytes for both kinds."""
+    return ip.packed.ljust(16, b"\0")
 
 
-def _limits(destination: Destination) -> list[Attribute]:
-    return [
-        ("IPVS_DEST_ATTR_FWD_METHOD", int(destination.forward)),
-        ("IPVS_DEST_ATTR_WEIGHT", destination.weight),
-        ("IPVS_DEST_ATTR_U_THRESH", destination.upper),
-        ("IPVS_DEST_ATTR_L_THRESH", destination.lower),
-    ]
+def _address(address: Address) -> bytes:
+    return (
+        attribute(_Dest.FAMILY, _16.pack(_FAMILIES[address.ip.version]))
+        + attribute(_Dest.ADDRESS, _bytes(address.ip))
+        + attribute(_Dest.PORT, address.port.to_bytes(2))
+    )
 
 
-class _Answer(genlmsg):  # type: ignore[misc]
-    """A message of a dump, with its service or destination as bytes: pyroute2 takes 0.6 ms to decode one."""
-
-    nla_map = (("NONE", "none"), ("SERVICE", "cdata"), ("DESTINATION", "cdata"))
-
-
-def _attributes(data: bytes) -> dict[int, bytes]:
-    """The attributes of a netlink message: each a length with its header, a type, and the value, padded to 4 bytes."""
-    found, position = {}, 0
-    while position < len(data):
-        length, kind = struct.unpack_from("=HH", data, position)
-        found[kind & _KIND] = data[position + 4 : position + length]
-        position += max(length, 4) + 3 & ~3
-    return found
+def _limits(destination: Destination) -> bytes:
+    return (
+        attribute(_Dest.FORWARD, _32.pack(destination.forward))
+        + attribute(_Dest.WEIGHT, _32.pack(destination.weight))
+        + attribute(_Dest.UPPER, _32.pack(destination.upper))
+        + attribute(_Dest.LOWER, _32.pack(destination.lower))
+    )
 
 
 def _number(value: bytes) -> int:
@@ -317,13 +335,12 @@ def _number(value: bytes) -> int:
 
 
 def _ip(family: bytes, value: bytes) -> IP:
-    """The kernel gives 16 bytes for both kinds."""
     return IPv4Address(value[:4]) if _number(family) == AF_INET else IPv6Address(value)
 
 
-def _service(message: Any) -> Service | None:
+def _service(data: bytes) -> Service | None:
     """A service of a dump; None for one of a protocol that IPVS has learned since."""
-    read = _attributes(message.get_attr("SERVICE"))
+    read = attributes(data)
     version: Literal[4, 6] = 4 if _number(read[_Svc.FAMILY]) == AF_INET else 6
     key: Key
     if _Svc.MARK in read:
@@ -347,18 +364,25 @@ def _service(message: Any) -> Service | None:
     )
 
 
-def _destination(message: Any) -> tuple[Destination, Counts]:
-    read = _attributes(message.get_attr("DESTINATION"))
-    destination = Destination(
-        Address(_ip(read[_Dest.FAMILY], read[_Dest.ADDRESS]), int.from_bytes(read[_Dest.PORT], "big")),
-        weight=_number(read[_Dest.WEIGHT]),
-        forward=Forward(_number(read[_Dest.FORWARD])),
-        upper=_number(read[_Dest.UPPER]),
-        lower=_number(read[_Dest.LOWER]),
-    )
-    traffic = _attributes(read[_Dest.TRAFFIC])
+def _destination(data: bytes, counted: bool) -> tuple[Destination, Counts]:
+    read = attributes(data)
+    traffic = attributes(read[_Dest.TRAFFIC]) if counted else {}
     connections = (_number(read[kind]) for kind in (_Dest.ACTIVE, _Dest.INACTIVE, _Dest.PERSISTENT))
-    return destination, Counts(*connections, *(_number(traffic[kind]) for kind in _TRAFFIC))
+    counts = Counts(*connections, *(_number(traffic[kind]) for kind in _TRAFFIC)) if counted else NOT_COUNTED
+    return _settled(*map(read.__getitem__, _SETTLED)), counts
+
+
+_SETTLED: Final = (
+    _Dest.FAMILY, _Dest.ADDRESS, _Dest.PORT, _Dest.WEIGHT, _Dest.FORWARD, _Dest.UPPER, _Dest.LOWER,
+)  # fmt: skip
+
+
+@lru_cache(maxsize=20_000)
+def _settled(*values: bytes) -> Destination:
+    """What was set of a destination. It is mostly the same as when it was read before."""
+    family, ip, port, weight, forward, upper, lower = values
+    address = Address(_ip(family, ip), int.from_bytes(port, "big"))
+    return Destination(address, _number(weight), Forward(_number(forward)), _number(upper), _number(lower))
 
 
 @contextmanager
@@ -366,8 +390,8 @@ def _refusals(what: str, no_entry: IpvsError | None = None) -> Iterator[None]:
     """Translate the kernel's numbers. `no_entry` is what ENOENT means, when it is not that `what` is missing."""
     try:
         yield
-    except NetlinkError as error:
-        raise _refusal(error.code, what, no_entry) from error
+    except OSError as error:
+        raise _refusal(error.errno or 0, what, no_entry) from error
 
 
 def _refusal(code: int, what: str, no_entry: IpvsError | None) -> IpvsError:

@@ -167,6 +167,10 @@ class Counts:
     out_bytes_s: int
 
 
+NOT_COUNTED: Final = Counts(*[0] * 13)
+"""Of a table that was read without counts."""
+
+
 class Entry(NamedTuple):
     """A service with its destinations, as the kernel has them."""
 

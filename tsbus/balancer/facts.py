@@ -4,9 +4,12 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from ipaddress import ip_address
 
+from tsbus.balancer.life import State
+from tsbus.balancer.match import RUNNING
+from tsbus.balancer.report import Report
 from tsbus.balancer.table import IP, Address, Key
 from tsbus.balancer.weights import headroom
-from tsbus.balancer.world import Capacity, NodeView, Override, Picture, Reading, World
+from tsbus.balancer.world import Capacity, NodeView, Override, Picture, Reading, Run, World
 from tsbus.config import Tree
 from tsbus.config.address import parse_address
 from tsbus.lb_records import CapacityEvent
@@ -38,6 +41,8 @@ class Facts:
     """Node -> id -> percent of one core."""
     _machines: dict[str, tuple[float, int]] = field(default_factory=dict)
     """Node -> percent of one core, and how many it has."""
+    _ended: dict[str, Run] = field(default_factory=dict)
+    """Runs of containers of this node that are over, as the kernel says."""
 
     def __post_init__(self) -> None:
         self.nodes = self.tree.topology().subtree(self.node)
@@ -77,8 +82,19 @@ class Facts:
         if told.cpus:
             self._machines[node] = (told.cpu, told.cpus)
 
+    def died(self, id_: str, run: Run) -> None:
+        """The first process of a container of this node has ended."""
+        self._ended[id_] = run
+
+    def runs(self, reports: Iterable[Report]) -> dict[str, Run]:
+        """Return the containers of this node that are in a table, with the run that they are in."""
+        servers = (each for report in reports for each in report.servers)
+        ids = {each.id for each in servers if each.node == self.node and each.state is not State.REMOVED}
+        return {id_: run for id_ in ids if (run := self._run(id_)) is not None}
+
     def world(self, now: float, time_ns: int) -> World:
         """Return the world of this moment."""
+        self._ended = {id_: run for id_, run in self._ended.items() if self._run(id_) == run}
         return World(
             now,
             time_ns,
@@ -87,6 +103,7 @@ class Facts:
             self.overrides,
             dict(self.readings),
             dict(self._headroom()),
+            frozenset(self._ended),
         )
 
     def watch(self, watched: Collection[tuple[Key, Address]]) -> None:
@@ -101,6 +118,11 @@ class Facts:
         if seen is None:
             return NodeView(name == self.node, "unknown", ips)
         return NodeView(name == self.node or not seen.lost, _picture(seen), ips, seen.containers)
+
+    def _run(self, id_: str) -> Run | None:
+        seen = self.mirror.nodes.get(self.node)
+        one = seen.containers.get(id_) if seen else None
+        return Run(one.pid, one.started_ns) if one and one.pid and one.state in RUNNING else None
 
     def _headroom(self) -> Mapping[str, float]:
         found = {node: headroom(used, 0, cores) for node, (used, cores) in self._machines.items()}

@@ -14,6 +14,7 @@ from typing import Any, Final, TypeVar
 
 from tsbus.balancer import answers, statefile
 from tsbus.balancer.carrier import Carried, Carrier
+from tsbus.balancer.deaths import Deaths
 from tsbus.balancer.facts import Facts
 from tsbus.balancer.life import State
 from tsbus.balancer.machine import Machine, MachineError, Unusable
@@ -25,7 +26,7 @@ from tsbus.balancer.statefile import StateError
 from tsbus.balancer.steps import words
 from tsbus.balancer.table import Address, Entry, Key, Mark
 from tsbus.balancer.telling import Telling
-from tsbus.balancer.world import Override, Reading
+from tsbus.balancer.world import Override, Reading, Run
 from tsbus.config import Balancer, Tree
 from tsbus.lb_records import CapacityEvent, LbEvent
 from tsbus.log import Log
@@ -80,6 +81,7 @@ class Keeper:
         self._plan: Plan | None = None
         self._carried = Carried()
         self._telling = Telling()
+        self._deaths = Deaths(self._died)
         self._carried_plan: Mapping[Key, object] | None = None
         self._fronts: tuple[Front, ...] = ()
         self._start_problems: tuple[Problem, ...] = ()
@@ -254,6 +256,7 @@ class Keeper:
         finally:
             for future in self._turns:
                 future.cancel()
+            self._deaths.close()
             if self._carrier is not None:
                 self._thread.submit(self._carrier.machine.close)
             self._thread.shutdown(wait=False)
@@ -326,6 +329,8 @@ class Keeper:
         now, time_ns = self._planned, _ = self._loop.time(), self._wall_ns()
         plan = self._plan = planner.plan(self.facts.world(now, time_ns))
         self.facts.watch(plan.watched)
+        if any(self.reports.get(report.name) is not report for report in plan.reports):
+            self._deaths.watch(self.facts.runs(plan.reports))
         self.reports = {report.name: report for report in plan.reports}
         if plan.spent:
             async with self._ordering:
@@ -374,6 +379,10 @@ class Keeper:
             counted = {}
         self._counted_s = time.monotonic() - began
         self.facts.readings |= {place: Reading(at, number) for place, number in counted.items()}
+
+    def _died(self, id_: str, run: Run) -> None:
+        self.facts.died(id_, run)
+        self.soon()
 
     def _require(self) -> Carrier:
         if self._carrier is None:

@@ -50,6 +50,7 @@ class Sight:
     """Remembers the last world. Records are compared as objects: a changed container is another record."""
 
     _containers: dict[str, dict[str, Container]] = field(default_factory=dict)
+    _dead: frozenset[str] = frozenset()
     _general: Any = None
     _readings: Any = None
     _headroom: Any = None
@@ -61,12 +62,17 @@ class Sight:
             self._compare(node, view.containers, containers)
         for node in self._containers.keys() - world.nodes.keys():
             self._compare(node, {}, containers)
+        if news_of_dead := world.dead ^ self._dead:
+            for node, view in world.nodes.items():
+                containers |= {
+                    id_: Seen(id_, node, view.containers[id_]) for id_ in news_of_dead & view.containers.keys()
+                }
         nodes = {name: (view.up, view.picture, view.ips) for name, view in world.nodes.items()}
-        general = (nodes, dict(world.capacities), world.overrides, world.dead)
+        general = (nodes, dict(world.capacities), world.overrides)
         readings, headroom = dict(world.readings), dict(world.headroom)
         different = (general != self._general, readings != self._readings, headroom != self._headroom)
         news = News(Changed(containers.values()), *different)
-        self._general, self._readings, self._headroom = general, readings, headroom
+        self._dead, self._general, self._readings, self._headroom = world.dead, general, readings, headroom
         return news
 
     def _compare(self, node: str, now: Mapping[str, Container], found: dict[str, Seen]) -> None:

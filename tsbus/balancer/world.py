@@ -67,6 +67,14 @@ class Reading(NamedTuple):
     connections: int
 
 
+class Run(NamedTuple):
+    """A run of a container of this node."""
+
+    pid: int
+    """Of its first process."""
+    started_ns: int
+
+
 @dataclass(frozen=True, slots=True)
 class World:
     """Everything that a plan depends on, beside the configuration."""

@@ -304,6 +304,13 @@ def test_wrapped_text_fits_and_loses_nothing(words, indent, width):
     assert all(len(line) <= width and line.startswith(" " * indent) for line in lines)
 
 
+def test_a_command_in_a_text_is_never_broken():
+    """It is there to be copied."""
+    command = "`ip address add 192.168.0.2/32 dev eth0`"
+    assert any(command in line for line in wrapped(f"{command}, or manage_vip = true in balancer web", 4, 50))
+    assert any(command in line for line in wrapped(f"either this or something else: {command}", 4, 30))
+
+
 # Figures.
 
 
@@ -345,15 +352,14 @@ def test_figures_of_a_node_that_is_lost_are_taken_away_and_it_is_named():
 
 
 def test_the_progress_of_a_drain_tells_who_is_left_and_with_how_many_connections():
-    """Servers that nobody asked for, and those that are out, are not there."""
+    """Those that are out, and other balancers, are not there."""
     servers = (
         server("web1", state="draining", since_s=12, connections=1),
         server("web2", number=2, state="removed"),
-        server("web3", number=3, state="draining"),
         server("web4", "b", 4, state="draining", since_s=3),
     )
     said = {"root": [Details(name="web", servers=servers), Details(name="api", servers=servers)]}
-    assert draining(said, frozenset({"1" * 64, "2" * 64, "b"}), ["web"]) == [
+    assert draining(said, ["web"]) == [
         "web1 in root/web: draining for 12 s, 1 connection left",
         "web4 in root/web: draining for 3 s",
     ]
@@ -426,11 +432,13 @@ RANGE = balancer("range", addresses=("10.0.0.2:8000-8010", "[fd00::1]:53"), prot
         ("10.0.0.2:8000-8010", "udp", ["range"]),
         ("[fd00:0::1]:53", None, ["range"]),
         ("10.0.0.2:8011", None, []),
+        ("127.0.0.1:443", "tcp", ["web"]),
+        ("[::1]:443", "tcp", []),
         ("10.0.0.1", None, []),
     ],
 )
 def test_a_balancer_is_found_by_its_name_or_by_what_it_listens_at(given, protocol, found):
-    """One port of a range is enough, and an address may be written in another form."""
+    """One port of a range is enough, an address may be written in another form, and 127.0.0.1 is any host's."""
     rows = [("root", balancer()), ("root", RANGE)]
     assert [one.name for _, one in fitting(rows, given, protocol)] == found
 

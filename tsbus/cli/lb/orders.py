@@ -148,16 +148,15 @@ async def _progress(client: "Client", order: Order, chosen: Chosen, taken: Taken
 
 
 async def _look(client: "Client", chosen: Chosen, balancers: Sequence[str], taken: Taken) -> None:
-    names = frozenset(chosen.names)
     while True:
         await asyncio.sleep(LOOK_S)
         if nodes := chosen.nodes - taken.endings.keys():
-            answers = await ask(client, fold(nodes), "show", Details)
-            taken.block.show(draining(answers.said, names, balancers))
+            answers = await ask(client, fold(nodes), "show", Details, {"servers": chosen.names})
+            taken.block.show(draining(answers.said, balancers))
 
 
-def draining(said: Mapping[str, Sequence[Details]], names: frozenset[str], balancers: Sequence[str]) -> list[str]:
-    """Return a line for each server of `names` (ids, nodes) that still drains."""
+def draining(said: Mapping[str, Sequence[Details]], balancers: Sequence[str]) -> list[str]:
+    """Return a line for each server that still drains, in these balancers or in all."""
     return [
         f"{safe(server.name)} in {node}/{safe(one.name)}: draining for {duration(server.since_s)}"
         + (f", {words}" if (words := left(server.connections)) else "")
@@ -165,7 +164,7 @@ def draining(said: Mapping[str, Sequence[Details]], names: frozenset[str], balan
         for one in said[node]
         if not balancers or one.name in balancers
         for server in one.servers
-        if server.state == "draining" and not names.isdisjoint((server.id, server.node, server.name))
+        if server.state == "draining"
     ]
 
 

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from ipaddress import ip_address
 from typing import TYPE_CHECKING
 
 import click
@@ -46,14 +47,19 @@ def fitting(rows: Iterable[Row], given: str, protocol: str | None) -> list[Row]:
 
 
 def listens(one: Summary, given: str) -> bool:
-    """Tell whether a balancer listens at the address `given`, `IP:PORT` or one of its own ranges."""
-    if given in one.addresses:
-        return True
+    """Tell whether a balancer listens at the address `given`: `IP:PORT`, or a range that is in part its own.
+
+    Of a loopback address the port counts: that nothing can be balanced there is for its node to explain.
+    """
     try:
         wanted = parse_address(given)
     except ValueError:
         return False
-    return any(parse_address(own).overlaps(wanted) for own in one.addresses)
+    loopback = ip_address(wanted.ip).is_loopback
+    for own in map(parse_address, one.addresses):
+        if own.overlaps(wanted._replace(ip=own.ip) if loopback and own.family == wanted.family else wanted):
+            return True
+    return False
 
 
 def lines_of(node: str, answer: WhyAnswer, width: int | None) -> Iterator[str]:
@@ -80,7 +86,7 @@ def _check(check: Check, names: int, width: int | None) -> Iterator[str]:
     if check.servers:
         yield from wrapped(f"servers: {', '.join(map(safe, check.servers))}", indent, width)
     if check.mend:
-        yield f"{' ' * indent}mend: {safe(check.mend)}"
+        yield from wrapped(f"mend: {safe(check.mend)}", indent, width)
 
 
 @click.command()

@@ -1,5 +1,6 @@
 """Words: how balancers and servers are told to people. Pure."""
 
+import re
 import textwrap
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -15,6 +16,10 @@ COLORS = {
 """State of a balancer or a server -> its colour."""
 IN_TABLE = ("active", "out", "draining", "kept")
 """States of servers that the kernel has."""
+
+
+_QUOTED = re.compile("`[^`]*`")
+_GLUE = "\N{NO-BREAK SPACE}"
 
 
 def style(cell: str) -> dict[str, Any]:
@@ -41,16 +46,19 @@ def left(connections: int | None) -> str:
 
 
 def wrapped(text: str, indent: int, width: int | None) -> Iterator[str]:
-    """Return `text` as lines that begin with `indent` spaces and fit `width`."""
+    """Return `text` as lines that begin with `indent` spaces and fit `width`; what is `quoted` so stays on one line."""
     pad = " " * indent
     if width is None or len(text) + indent <= width:
-        return iter((pad + text,))
-    options = {"initial_indent": pad, "subsequent_indent": pad, "break_on_hyphens": False, "break_long_words": False}
-    return iter(textwrap.wrap(text, max(width, indent + 20), **options))  # type: ignore[arg-type]
+        yield pad + text
+        return
+    whole = _QUOTED.sub(lambda found: found[0].replace(" ", _GLUE), text)
+    width = max(width - indent, 20)
+    for line in textwrap.wrap(whole, width, break_on_hyphens=False, break_long_words=False):
+        yield pad + line.replace(_GLUE, " ")
 
 
 def trouble(kind: str, text: str, mend: str, indent: int, width: int | None) -> Iterator[str]:
-    """Return the lines of a problem; what mends it stands on one line of its own, ready to be copied."""
-    yield from wrapped(f"{kind}: {safe(text)}" if kind else safe(text), indent, width)
+    """Return the lines of a problem; what mends it stands below."""
+    yield from wrapped(f"{kind}: {safe(text)}", indent, width)
     if mend:
-        yield f"{' ' * indent}  mend: {safe(mend)}"
+        yield from wrapped(f"mend: {safe(mend)}", indent + 2, width)

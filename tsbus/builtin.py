@@ -63,6 +63,7 @@ def _node(router: "Router", name: str) -> dict[str, object]:
         "epoch": entry.epoch,
         "depth": router.topology.depth(name),
         "tags": list(router.tree.servers[name].tags),
+        "balancers": list(router.tree.servers[name].balancers),
     }
 
 

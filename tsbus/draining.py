@@ -147,58 +147,65 @@ Told = Callable[[Sequence[Seat]], object]
 """Is called once a second with the seats that still drain."""
 
 
-class Drain:
-    """A drain that holds while its context is open: `left` are connections that it did not wait for."""
-
-    def __init__(self, balancers: "Balancers", nodes: frozenset[str], left: Sequence[Seat]) -> None:
-        self._balancers, self._nodes = balancers, nodes
-        self.left = left
-        """Seats whose time was over before their last connection."""
-
-    async def give_back(self, boxes: Collection[Box]) -> None:
-        """Let containers take part again that were not stopped; nothing happens to others. Best effort."""
-        await self._balancers.undrain(self._nodes, boxes)
-
-
 class Balancers:
     """The balancers of a tree, for who wants to stop containers."""
 
-    def __init__(self, client: Client, layout: Layout, *, skip_lost: bool = False) -> None:
-        """`skip_lost`: a node that is lost is gone itself, so that its balancer need not be asked."""
+    def __init__(
+        self, client: Client, layout: Layout, *, skip_lost: bool = False, on_cut: Callable[[Seat], object] | None = None
+    ) -> None:
+        """`skip_lost`: a node that is lost is gone itself, so its balancer need not be asked.
+
+        `on_cut` is called with each seat that had connections left when its time was over.
+        """
         self.client = client
         self._layout = layout
         self._skip_lost = skip_lost
+        self._on_cut = on_cut
 
     @classmethod
-    async def ask(cls, client: Client, *, skip_lost: bool = False) -> Self:
+    async def ask(
+        cls, client: Client, *, skip_lost: bool = False, on_cut: Callable[[Seat], object] | None = None
+    ) -> Self:
         """Ask the router which balancers there are. Raises CallFailed, and as `Client.call` does."""
         status = await client.call_one(client.node, "router.status", timeout_s=ANSWER_S)
-        return cls(client, Layout.of(status), skip_lost=skip_lost)
+        return cls(client, Layout.of(status), skip_lost=skip_lost, on_cut=on_cut)
+
+    async def check(self, boxes: Collection[Box]) -> None:
+        """Make sure that all balancers are there, and that we may drain. Raises NotDrained."""
+        await self._order("lb.undrain", self._nodes_of(boxes), boxes, {"once": True}, ANSWER_S)
 
     @asynccontextmanager
-    async def drain(self, boxes: Collection[Box], *, told: Told | None = None) -> AsyncIterator[Drain]:
+    async def drain(self, boxes: Collection[Box], *, told: Told | None = None) -> AsyncIterator[None]:
         """Have no connections to containers any more, in any balancer, while inside: stop them there.
 
-        Each ends with its container's run. Whatever is raised, also inside, takes all back: what still runs takes part
-        again. Raises NotDrained before anything may be stopped.
+        A drain ends with its container's run; `undrain` those that were not stopped. Whatever is raised, also inside,
+        takes all back. Raises NotDrained before anything may be stopped.
         """
         nodes = self._nodes_of(boxes)
         keeper = asyncio.create_task(self._keep(nodes, boxes))
         try:
-            seats = await self._order("lb.drain", nodes, boxes, _LEASE, ANSWER_S)
+            seats = await self._order("lb.drain", nodes, boxes, _lease(), ANSWER_S)
             draining = [seat for seat in seats if seat.state == "draining"]
-            yield Drain(self, nodes, await self._wait_drained(draining, told))
+            await self._wait_drained(draining, told)
+            yield
         except BaseException:
             keeper.cancel()
-            await self.undrain(nodes, boxes)
+            await self.undrain(boxes)
             raise
         finally:
             keeper.cancel()
 
-    async def undrain(self, nodes: frozenset[str], boxes: Collection[Box]) -> None:
-        """Take drains for a stop back; those of an operator stay. Best effort: they end by themselves after LEASE_S."""
-        with suppress(BusError):
-            await self._order("lb.undrain", nodes, boxes, {"once": True}, ANSWER_S)
+    async def undrain(self, boxes: Collection[Box]) -> None:
+        """Let containers take part again that were drained here and not stopped; those of an operator stay drained.
+
+        Where a balancer does not answer, the drain ends by itself after LEASE_S.
+        """
+        if not (nodes := self._layout.above({box.node for box in boxes})):
+            return
+        for some in _batches(boxes):
+            body = {"servers": [box.id for box in some], "if_here": True, "once": True}
+            with suppress(BusError):
+                await self.client.call(fold(nodes), "lb.undrain", body, timeout_s=ANSWER_S)
 
     async def seats(self, boxes: Collection[Box]) -> list[Seat]:
         """Return where containers are now. Raises NotDrained for a balancer that does not tell."""
@@ -247,17 +254,17 @@ class Balancers:
         while True:
             await asyncio.sleep(LEASE_S / 3)
             with suppress(BusError):  # whether it holds shows where it is waited for
-                await self._order("lb.drain", nodes, boxes, _LEASE, ANSWER_S)
+                await self._order("lb.drain", nodes, boxes, _lease(), ANSWER_S)
 
-    async def _wait_drained(self, seats: Sequence[Seat], told: Told | None) -> list[Seat]:
-        """Wait for the last connections; return the seats that had some left when their time was over."""
+    async def _wait_drained(self, seats: Sequence[Seat], told: Told | None) -> None:
+        """Wait for the last connections, or the end of the time that each balancer gives them."""
         if not seats:
-            return []
+            return
         nodes = frozenset(seat.node for seat in seats)
         boxes = list({seat.box.id: seat.box for seat in seats}.values())
         teller = asyncio.create_task(self._tell(boxes, told)) if told else None
         try:
-            over = await self._order("lb.drain", nodes, boxes, {**_LEASE, "wait": True}, LIMIT_S)
+            over = await self._order("lb.drain", nodes, boxes, {**_lease(), "wait": True}, LIMIT_S)
         finally:
             if teller:
                 teller.cancel()
@@ -265,7 +272,8 @@ class Balancers:
             if seat.state != "removed":
                 text = f"somebody took back the drain of {seat.box.label} in {seat.balancer}, it is {seat.state}"
                 raise NotDrained({seat.node: NotDone(Outcome.CANCELLED, text)})
-        return [seat for seat in over if seat.connections]
+            if seat.connections and self._on_cut:
+                self._on_cut(seat)
 
     async def _tell(self, boxes: Collection[Box], told: Told) -> None:
         while True:
@@ -316,7 +324,8 @@ class Balancers:
                 yield f"{details.name} on {node}: {why}"
 
 
-_LEASE: Final[Mapping[str, Any]] = {"once": True, "for_s": LEASE_S}
+def _lease() -> dict[str, Any]:
+    return {"once": True, "for_s": LEASE_S}
 
 
 def _reason(box: Box, details: Details) -> str:

@@ -151,6 +151,19 @@ class SnapshotHead(_Record, frozen=True, kw_only=True):
     """How many containers follow."""
 
 
+class Done(_Record, frozen=True, kw_only=True):
+    """What is answered about one container that something was done to, or could not be."""
+
+    id: str = ""
+    name: str = ""
+    ok: bool = True
+    error: str = ""
+    state: str = ""
+    """After it: as `Container.state`, or `removed`."""
+    exit_code: int | None = None
+    """Of `containers.wait`, if it ended."""
+
+
 class Pressure(_Record, frozen=True, kw_only=True):
     """Pressure stall information: the share of the last 10 s in which some process waited, in percent."""
 

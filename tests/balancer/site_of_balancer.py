@@ -42,10 +42,10 @@ class MemoryMachine:
         self.problems: tuple[Problem, ...] = ()
         self.broken = False
 
-    def services(self) -> dict[Any, Entry]:
+    def services(self, keys: Any = None, *, counted: bool = True) -> dict[Any, Entry]:
         if self.broken:
             raise MachineError("reading the table: out of order")
-        return self.kernel.copy()
+        return {key: entry for key, entry in self.kernel.copy().items() if keys is None or key in keys}
 
     def why_not(self, pool: Any) -> Problem | None:
         lacks = pool.service.scheduler in self.lacking
@@ -153,9 +153,11 @@ class Site:
         table = {f"172.17.0.{name[1:]}:80": weight for name, weight in wanted.items()}
         await self.until(lambda: VIP in self.machine.kernel.table and self.machine.kernel.servers() == table)
 
-    async def call(self, command: str, body: Any = b"", *, by: Client | None = None) -> list[Any]:
-        """Call what must end well; returns the pieces of its answer."""
-        async with (by or self.caller).request("n1", command, body) as call:
+    async def call(
+        self, command: str, body: Any = b"", *, by: Client | None = None, timeout_s: float = 30.0
+    ) -> list[Any]:
+        """Call what must end well; returns the pieces of its answer. The limit is of the time of this tree."""
+        async with (by or self.caller).request("n1", command, body, timeout_s=timeout_s) as call:
             task = asyncio.create_task(_pieces(call))
             await self.until(task.done)
         replies = task.result()
@@ -194,7 +196,9 @@ async def site(
     monitors: tuple[str, ...] = ("n1", "n2", "n3", "n4"), child: str = "",
 ) -> AsyncIterator[Site]:  # fmt: skip
     config = tree(keys, child)
-    async with MemoryTree({"n1": ["n2", "n3", "n4"]}) as memory:
+    memory = MemoryTree({"n1": ["n2", "n3", "n4"]})
+    memory.config = config  # its routers tell of its balancers
+    async with memory:
         await memory.advance(1)
         one = Site(memory, config, folder, machine or MemoryMachine())
         one.caller = await memory.connect("n1", name="caller")

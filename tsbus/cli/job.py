@@ -50,11 +50,23 @@ async def waiting(
 ) -> AsyncIterator[None]:
     """Tell on one line, once a second, for which `names` of `total` the code inside waits."""
 
+    def words() -> str:
+        left = names()
+        of = f"{len(left)} of {total}" if total else f"{len(left)}"
+        return f"waiting for {of}: {fold(left)}" if left else ""
+
+    async with telling(progress, words):
+        yield
+
+
+@contextlib.asynccontextmanager
+async def telling(progress: Progress, words: Callable[[], str]) -> AsyncIterator[None]:
+    """Tell on one line, once a second, what the code inside is at, while there are `words` for it."""
+
     async def show() -> None:
         while True:
-            if left := names():
-                of = f"{len(left)} of {total}" if total else f"{len(left)}"
-                progress.show(f"{duration(progress.elapsed_s)}: waiting for {of}: {fold(left)}")
+            if said := words():
+                progress.show(f"{duration(progress.elapsed_s)}: {said}")
             await asyncio.sleep(1)
 
     helper = asyncio.create_task(show())

@@ -232,19 +232,6 @@ class RunOrder(Order, frozen=True, kw_only=True):
         return [None] * (self.count or 1)
 
 
-class Done(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """What is answered about one container that something was done to."""
-
-    id: str
-    name: str
-    ok: bool = True
-    error: str = ""
-    state: str = ""
-    """After it: as `Container.state`, or `removed`."""
-    exit_code: int | None = None
-    """Of `containers.wait`, if it ended."""
-
-
 T = TypeVar("T", bound=Order)
 
 

@@ -19,12 +19,12 @@ from tsbus.containers import notation, orders
 from tsbus.containers.desk import Desk
 from tsbus.containers.engine import Auth, EngineError, ErrorKind
 from tsbus.containers.naming import Target, matching, near
-from tsbus.containers.orders import Done, OrderError, RunOrder
+from tsbus.containers.orders import OrderError, RunOrder
 from tsbus.containers.output import Writings, ended
 from tsbus.containers.pulling import Layers
 from tsbus.containers.threads import Pump
 from tsbus.filters import Filter, FilterError
-from tsbus.records import Container, SnapshotHead
+from tsbus.records import Container, Done, SnapshotHead
 
 PARALLEL: Final = 8
 """Containers of one order that are acted on at the same time."""

@@ -16,21 +16,11 @@ from tsbus.cli.report import Ending, account, ending_of, exit_code, summary
 from tsbus.cli.terminal import Progress, safe
 from tsbus.core.accounting import Outcome
 from tsbus.core.target import fold
+from tsbus.records import Done
 
 if TYPE_CHECKING:
     from tsbus import Reply
     from tsbus.client import Client
-
-
-class Done(msgspec.Struct, frozen=True, omit_defaults=True):
-    """What a node says when it has done with a container, or could not."""
-
-    id: str = ""
-    name: str = ""
-    ok: bool = True
-    error: str = ""
-    state: str = ""
-    exit_code: int | None = None
 
 
 class Acts:

@@ -10,7 +10,14 @@ import click
 import msgspec
 
 from tsbus.cli.completion import complete_image
-from tsbus.cli.containers.acts import Acts, Done, code_of
+from tsbus.cli.containers.acts import Acts, code_of
+from tsbus.cli.containers.drained import (
+    Draining,
+    draining_of,
+    replace_rolling,
+    rolling_options,
+    skip_lost_option,
+)
 from tsbus.cli.containers.finding import no_monitor, without_monitors
 from tsbus.cli.containers.ls import problems
 from tsbus.cli.containers.options import ACT_S, ASK_S, target_argument
@@ -25,6 +32,7 @@ from tsbus.cli.job import NO_LIMIT_S, follow, waiting
 from tsbus.cli.report import Ending, ending_of
 from tsbus.core.accounting import Outcome
 from tsbus.core.target import fold
+from tsbus.records import Done
 
 if TYPE_CHECKING:
     from tsbus import Reply
@@ -131,21 +139,44 @@ def _arguments(command: _F) -> _F:
 @_arguments
 @_options
 @click.option("--attach", is_flag=True, help="Show what it writes, and end with its exit code.")
+@click.option("--replace", is_flag=True, help="Take the place of the containers called NAME, node by node, without an "
+              "error for the clients of balancers.")  # fmt: skip
+@skip_lost_option
+@rolling_options
 @click.option("-d", "--detach", is_flag=True, expose_value=False, hidden=True)  # the default; typed from habit
 @json_option
 @bus_option
-def run_(target: str, attach: bool, as_json: bool, bus: str | None, **options: Any) -> int:
+def run_(
+    target: str,
+    attach: bool,
+    replace: bool,
+    skip_lost: bool,
+    parallel: int | None,
+    wait_s: float | None,
+    as_json: bool,
+    bus: str | None,
+    **options: Any,
+) -> int:
     """Make a container on every node of TARGET, or N in all, and start it. An image that is missing is fetched.
 
     What the nodes' policy does not allow (privileged, host directories, devices ...) is refused by name.
+
+    With --replace the old container is drained, stopped and removed when the new one is active in every balancer in
+    which the old one was. If it does not get there, it is removed, and the old one goes on as before.
 
     \b
     Examples:
       treescale container run @web nginx --name web --publish 8080:80 --restart always
       treescale container run '*' nginx --name web --count 10 --memory 256m
+      treescale container run @web nginx:1.28 --name web --replace
       treescale container run node1 busybox --rm --attach -- sh -c 'echo hello'
     """
-    return run(_run(bus, "run", target, {**options, "attach": attach}, as_json))
+    draining = draining_of(replace, "--replace", skip_lost=skip_lost, parallel=parallel, wait_s=wait_s)
+    if draining is None:
+        return run(_run(bus, "run", target, {**options, "attach": attach}, as_json))
+    if not options["name"] or options["count"] or attach:
+        raise click.UsageError("--replace needs --name, and goes neither with --count nor with --attach.")
+    return run(_replace(bus, target, options, as_json, draining))
 
 
 @click.command(cls=ProgramCommand)
@@ -249,6 +280,15 @@ async def _run(bus: str | None, command: str, target: str, options: Mapping[str,
     return code_of(whole, made.finish(quiet=options["quiet"]))
 
 
+async def _replace(bus: str | None, target: str, options: Mapping[str, Any], as_json: bool, draining: Draining) -> int:
+    order, quiet = order_of(options), options["quiet"]
+    async with connect(bus, "treescale-replace") as client:
+        acts = _New(as_json=as_json, quiet=quiet)
+        nodes, patience_s = await nodes_of(client, target), options["timeout_s"] or ACT_S
+        whole = await replace_rolling(client, nodes, options["name"], order, acts, draining, patience_s)
+    return code_of(whole, acts.finish(quiet=quiet))
+
+
 async def _show(client: "Client", target: str, order: dict[str, Any], options: Mapping[str, Any], as_json: bool) -> int:
     """Run with the output shown; ends as the program, if it is one."""
     pulling = Pulling(1)
@@ -296,16 +336,30 @@ async def _running(client: "Client", target: str) -> dict[str, int]:
     return running
 
 
-class _Made(Acts):
-    """The account of new containers."""
+class _New(Acts):
+    """The account of containers of which the id is told."""
+
+    def __init__(self, *, as_json: bool, quiet: bool) -> None:
+        super().__init__((), lambda done: done.id[:SHORT_ID], as_json=as_json)
+        self._quiet = quiet
+
+    def show(self, node: str, label: str, done: Done) -> None:
+        """Print the name and the id of a new container."""
+        if self._quiet:
+            click.echo(done.id)
+        else:
+            super().show(node, label, done)
+
+
+class _Made(_New):
+    """The account of new containers of one call."""
 
     def __init__(self, nodes: Collection[str], *, as_json: bool, quiet: bool) -> None:
-        super().__init__((), lambda done: done.id[:SHORT_ID], as_json=as_json)
+        super().__init__(as_json=as_json, quiet=quiet)
         self._nodes = nodes
         self._told: set[str] = set()
         self._ended: set[str] = set()
         self._pulling = Pulling(len(nodes))
-        self._quiet = quiet
 
     def waiting(self) -> list[str]:
         """Return the nodes that have not ended, while nothing else tells of them."""
@@ -328,13 +382,6 @@ class _Made(Acts):
         self._told.add(node)
         self._pulling.ended(node)
         super().done(node, done)
-
-    def show(self, node: str, label: str, done: Done) -> None:
-        """Print the name and the id of a new container."""
-        if self._quiet:
-            click.echo(done.id)
-        else:
-            super().show(node, label, done)
 
     def cut_short(self) -> None:
         """Note that the call was cancelled before all had ended."""

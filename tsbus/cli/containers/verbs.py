@@ -6,7 +6,15 @@ from typing import Any
 
 import click
 
-from tsbus.cli.containers.acts import Acts, Done, act, code_of, tell_silent
+from tsbus.cli.containers.acts import Acts, act, code_of, tell_silent
+from tsbus.cli.containers.drained import (
+    Draining,
+    act_drained,
+    drain_option,
+    draining_of,
+    restart_rolling,
+    rolling_options,
+)
 from tsbus.cli.containers.finding import choose, find
 from tsbus.cli.containers.options import (
     ACT_S,
@@ -20,6 +28,7 @@ from tsbus.cli.containers.options import (
 from tsbus.cli.edge import bus_option, connect, json_option, run
 from tsbus.cli.job import NO_LIMIT_S
 from tsbus.cli.terminal import safe
+from tsbus.records import Done
 
 _seconds = click.option(
     "-t", "--time", "timeout_s", type=click.FloatRange(min=0), metavar="S",
@@ -43,6 +52,7 @@ class _Order:
     one: bool = False
     """The command takes one container by its name."""
     timeout_s: float = ACT_S
+    draining: Draining | None = None
 
     def words(self, done: Done) -> str:
         """Tell of a container with which it went well."""
@@ -68,7 +78,14 @@ async def _act(bus: str | None, order: _Order, as_json: bool) -> int:
             acts.endings |= finding.lost
         else:
             tell_silent(finding)
-        whole = await act(client, order.command, matches, order.options, acts, order.timeout_s, one=order.one)
+        if order.draining and order.command == "restart":
+            whole = await restart_rolling(client, matches, order.options, acts, order.draining)
+        elif order.draining:
+            whole = await act_drained(
+                client, order.command, matches, order.options, acts, order.timeout_s, order.draining
+            )
+        else:
+            whole = await act(client, order.command, matches, order.options, acts, order.timeout_s, one=order.one)
     return code_of(whole, acts.finish())
 
 
@@ -94,20 +111,33 @@ def start(target: str, names: tuple[str, ...], each: bool, as_json: bool, bus: s
 @names_argument
 @_seconds
 @each_option
+@drain_option
 @json_option
 @bus_option
 def stop(
-    target: str, names: tuple[str, ...], timeout_s: float | None, each: bool, as_json: bool, bus: str | None
+    target: str,
+    names: tuple[str, ...],
+    timeout_s: float | None,
+    each: bool,
+    drain: bool,
+    skip_lost: bool,
+    as_json: bool,
+    bus: str | None,
 ) -> int:
     """Stop containers: their stop signal first, and force when that does not help.
+
+    With --drain no client of a balancer meets an error: all of them are drained at the same time, and stopped then.
 
     \b
     Examples:
       treescale container stop node1 web
       treescale container stop '*' 4f0c --time 30
       treescale container stop @web web --each
+      treescale container stop node1 web --drain
     """
-    return _do(bus, _Order("stop", "stopped", target, names, each, _given(timeout_s=timeout_s)), as_json)
+    draining = draining_of(drain, "--drain", skip_lost=skip_lost)
+    order = _Order("stop", "stopped", target, names, each, _given(timeout_s=timeout_s), draining=draining)
+    return _do(bus, order, as_json)
 
 
 @click.command()
@@ -115,18 +145,35 @@ def stop(
 @names_argument
 @_seconds
 @each_option
+@drain_option
+@rolling_options
 @json_option
 @bus_option
 def restart(
-    target: str, names: tuple[str, ...], timeout_s: float | None, each: bool, as_json: bool, bus: str | None
+    target: str,
+    names: tuple[str, ...],
+    timeout_s: float | None,
+    each: bool,
+    drain: bool,
+    skip_lost: bool,
+    parallel: int | None,
+    wait_s: float | None,
+    as_json: bool,
+    bus: str | None,
 ) -> int:
     """Stop containers, if they run, and start them.
+
+    With --drain one after the other, and no client of a balancer meets an error: the next one follows when the one
+    before is active again in every balancer in which it was. If it is not in time, the rest is left as it is.
 
     \b
     Examples:
       treescale container restart node1 web
+      treescale container restart @web web --each --drain
     """
-    return _do(bus, _Order("restart", "restarted", target, names, each, _given(timeout_s=timeout_s)), as_json)
+    draining = draining_of(drain, "--drain", skip_lost=skip_lost, parallel=parallel, wait_s=wait_s)
+    order = _Order("restart", "restarted", target, names, each, _given(timeout_s=timeout_s), draining=draining)
+    return _do(bus, order, as_json)
 
 
 @click.command()
@@ -166,11 +213,20 @@ def unpause(target: str, names: tuple[str, ...], each: bool, as_json: bool, bus:
 @names_argument
 @click.option("-s", "--signal", "signal_name", default="KILL", show_default=True, help="Name or number of the signal.")
 @each_option
+@drain_option
 @yes_option
 @json_option
 @bus_option
 def kill(
-    target: str, names: tuple[str, ...], signal_name: str, each: bool, yes: bool, as_json: bool, bus: str | None
+    target: str,
+    names: tuple[str, ...],
+    signal_name: str,
+    each: bool,
+    drain: bool,
+    skip_lost: bool,
+    yes: bool,
+    as_json: bool,
+    bus: str | None,
 ) -> int:
     """Send a signal to the first process of containers. More than one container is asked for.
 
@@ -180,7 +236,8 @@ def kill(
       treescale container kill @web web --signal HUP --each --yes
     """
     question = f"Send the signal {signal_name} to"
-    order = _Order("kill", "killed", target, names, each, {"signal": signal_name}, question, yes)
+    draining = draining_of(drain, "--drain", skip_lost=skip_lost)
+    order = _Order("kill", "killed", target, names, each, {"signal": signal_name}, question, yes, draining=draining)
     return _do(bus, order, as_json)
 
 
@@ -190,6 +247,7 @@ def kill(
 @click.option("-f", "--force", is_flag=True, help="Also containers that run: they are killed.")
 @click.option("-v", "--volumes", is_flag=True, help="Remove their volumes without a name as well.")
 @each_option
+@drain_option
 @yes_option
 @json_option
 @bus_option
@@ -199,6 +257,8 @@ def rm(
     force: bool,
     volumes: bool,
     each: bool,
+    drain: bool,
+    skip_lost: bool,
     yes: bool,
     as_json: bool,
     bus: str | None,
@@ -209,10 +269,14 @@ def rm(
     Examples:
       treescale container rm node1 web
       treescale container rm '*' web --force --each
+      treescale container rm node1 web --force --drain
     """
+    if drain and not force:
+        raise click.UsageError("--drain goes with --force: without it only containers that do not run are removed.")
+    draining = draining_of(drain, "--drain", skip_lost=skip_lost)
     options = _given(force=force or None, volumes=volumes or None)
     question = "Kill and remove" if force else ""
-    return _do(bus, _Order("rm", "removed", target, names, each, options, question, yes), as_json)
+    return _do(bus, _Order("rm", "removed", target, names, each, options, question, yes, draining=draining), as_json)
 
 
 @click.command()

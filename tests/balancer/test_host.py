@@ -172,6 +172,24 @@ def test_addresses(lan: Lan, edge: HostEdge) -> None:
     lan.host.call(devices.close)
 
 
+def test_answers_for_neighbours(lan: Lan, edge: HostEdge) -> None:
+    """For a managed address of IPv6 the host answers at the device of its subnet, until it is not managed any more."""
+    lan.host.ip("neighbour add proxy fd00::7 dev eth0")  # somebody else's
+    ours = replace(balanced("c1"), listens=(Listen(Protocol.TCP, ip_address("fd00::100"), 80, 80),), manage_vip=True)
+    need = needs([ours], lan.host.call(edge.read))
+    assert lan.host.call(edge.apply, need).problems == ()
+    assert proxies(lan) == {"fd00::7", "fd00::100"}
+    assert lan.host.call(edge.apply, need).changes == ()
+    lan.host.call(edge.apply, replace(need, held=frozenset(), proxies=frozenset()))
+    assert proxies(lan) == {"fd00::7"}
+
+
+def proxies(lan: Lan) -> set[str]:
+    """For which addresses the host answers."""
+    shown = lan.host.run("ip", "-6", "neighbour", "show", "proxy")
+    return {line.split()[0] for line in shown.splitlines()}
+
+
 def test_a_device_of_that_name(lan: Lan, edge: HostEdge) -> None:
     """A device of somebody else with our name is not touched, which is a problem."""
     lan.host.ip(f"link add {DEVICE} type veth peer name other")

@@ -12,9 +12,11 @@ from tsbus.balancer.pool import virtual
 from tsbus.balancer.rules import (
     Front,
     Host,
+    Link,
     Listen,
     Needs,
     Network,
+    Proxy,
     front,
     listens_of,
     needs,
@@ -115,6 +117,17 @@ def test_addresses() -> None:
     (problem,) = needs([balanced(vip="10.0.0.9")], HOST).problems
     assert problem.text.startswith("10.0.0.9 is not an address of this host")
     assert "manage_vip = true in balancer web" in problem.mend
+
+
+def test_neighbours_that_ask_for_an_address() -> None:
+    """With IPv6 the host answers for its managed addresses at the devices in whose subnets they are."""
+    links = (Link("eth0", ip_network("fd00::/64")), Link("eth1", ip_network("fd01::/64")))
+    host = replace(HOST, links=links, advertised=("eth0",))
+    front = balanced("10.0.0.7", vip="fd00::9", forward=Forward.DIRECT)
+    assert needs([front], host).proxies == frozenset()
+    found = needs([replace(front, manage_vip=True)], host)
+    assert found.proxies == {Proxy("eth0", ip_address("fd00::9"))}
+    assert {"ipv6.conf.all.forwarding", "ipv6.conf.eth0.accept_ra", "ipv6.conf.eth0.proxy_ndp"} <= settings(found)
 
 
 def test_a_balancer_of_the_configuration() -> None:

@@ -62,7 +62,8 @@ def test_another_node_needs_all_of_it(stage: Stage) -> None:
     stage.balance(front)
     whole = stage.needs(front)
     stage.host.sysctl("net.ipv4.vs.conntrack", 0)
-    assert stage.silent("client")
+    for client in ("client", "c1"):
+        assert stage.silent(client)
     stage.host.sysctl("net.ipv4.vs.conntrack", 1)
     for kind in ("masquerade", "accept"):
         rules = tuple(rule for rule in whole.rules if rule.kind != kind)
@@ -83,10 +84,23 @@ def test_containers_of_one_bridge(stage: Stage, version: int, bridge_filter: boo
 
 
 def test_containers_of_one_bridge_without_masquerading(stage: Stage) -> None:
-    """Without masquerading a container answers one of its own bridge directly, and that one does not know it."""
+    """Without it a container answers one of its own bridge directly, which does not know it, unless bridges filter."""
     stage.has(stage.front("udp", "c2"))
     stage.host.sysctl("net.ipv4.vs.conntrack", 1)
     assert stage.silent("c1")
+    stage.bridge_filter(on=True)
+    assert stage.answers("c1", "udp") == seen("c2", by="c1")
+
+
+def test_a_container_to_itself_needs_hairpins(stage: Stage) -> None:
+    """With filtered bridges a container reaches itself only where its port sends packets back, and others anyway."""
+    stage.bridge_filter(on=True)
+    front = stage.front("udp", "c1", "c2")
+    stage.balance(front)
+    stage.host.run("bridge", "link", "set", "dev", "to-c1", "hairpin", "off")
+    assert [stage.silent("c1") for _ in range(4)].count(True) == 2
+    stage.host.call(stage.edge.apply, stage.needs(front))
+    assert stage.answers("c1", "udp") == seen("c1", "c2", by="docker0")
 
 
 @EACH_KIND
@@ -114,29 +128,39 @@ def test_a_range_to_another_node(stage: Stage) -> None:
     assert stage.answers("client", "tcp", port=8005) == seen("node", by="host")
 
 
-def test_an_address_of_its_own(stage: Stage) -> None:
+OWN = {4: "10.0.0.100", 6: "fd00::100"}
+"""An address for balancers, of each version of IP."""
+
+
+@VERSIONS
+def test_an_address_of_its_own(stage: Stage, version: int) -> None:
     """A managed address is on our own device while a balancer has it, and clients of the net find it."""
-    front = stage.front("tcp", "c1", vip="10.0.0.100")
+    front = stage.front("tcp", "c1", vip=OWN[version], version=version)
     stage.balance(front)
-    assert stage.lan.ask("client", "tcp", ("10.0.0.100", 80)) == Answer("c1", address("client"))
-    assert "10.0.0.100/32" in stage.host.run("ip", "address", "show", "dev", DEVICE)
+    assert stage.lan.ask("client", "tcp", (OWN[version], 80)) == Answer("c1", address("client", version))
+    assert f"{OWN[version]}/" in stage.host.run("ip", "address", "show", "dev", DEVICE)
     stage.host.call(stage.edge.apply, Needs())
     assert DEVICE not in stage.host.run("ip", "link")
 
 
+TUNNELS = {4: "tunl0", 6: "ip6tnl0"}
+
+
+@VERSIONS
 @pytest.mark.parametrize("forward", [Forward.DIRECT, Forward.TUNNEL])
-def test_direct_routing_and_tunnel(stage: Stage, forward: Forward) -> None:
+def test_direct_routing_and_tunnel(stage: Stage, forward: Forward, version: int) -> None:
     """A node that has what real_server_needs() says answers the client itself; the balancer needs no rules."""
-    front = stage.front("tcp", "node", vip="10.0.0.100", ports=(PORT, PORT), forward=forward)
+    vip = OWN[version]
+    front = stage.front("tcp", "node", vip=vip, version=version, ports=(PORT, PORT), forward=forward)
     node = stage.lan["node"]
     if forward is Forward.TUNNEL:
-        node.ip("link set tunl0 up")
+        node.ip(f"link set {TUNNELS[version]} up")
     edge = node.call(HostEdge, "ipvs")
-    assert node.call(edge.apply, real_server_needs([ip_address("10.0.0.100")], forward)).problems == ()
+    assert node.call(edge.apply, real_server_needs([ip_address(vip)], forward)).problems == ()
     stage.balance(front)
     assert stage.needs(front).rules == ()
-    assert stage.lan.ask("client", "tcp", ("10.0.0.100", PORT)) == Answer("node", address("client"))
-    neighbour = stage.lan["client"].run("ip", "neighbour", "show", "10.0.0.100")
+    assert stage.lan.ask("client", "tcp", (vip, PORT)) == Answer("node", address("client", version))
+    neighbour = stage.lan["client"].run("ip", "neighbour", "show", vip)
     assert neighbour.split()[4] in stage.host.run("ip", "link", "show", "dev", "eth0")
     node.call(edge.apply, Needs())
     node.call(edge.close)

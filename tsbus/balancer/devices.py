@@ -14,7 +14,7 @@ from pyroute2 import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
 from tsbus.balancer.programs import Failed, HostError, NoFeature, NotAllowed
-from tsbus.balancer.rules import Network, Route, Subnet
+from tsbus.balancer.rules import Link, Network, Proxy, Route, Subnet
 from tsbus.balancer.table import IP
 
 DEVICE: Final = "ts0"
@@ -29,6 +29,8 @@ _NO_DAD: Final = 0x2
 """The address is usable at once: nobody else on a dummy device could have it."""
 _FROM_ADVERTISEMENT: Final = 9
 _LINK_SCOPE: Final = 253
+_PROXY: Final = 0x8
+"""The flag of a neighbour for whom this host answers."""
 _LOCAL: Final = 2
 """A route to the host itself."""
 _UP: Final = 0x1
@@ -80,6 +82,15 @@ class Devices:
             )
             for index, members in ports.items()
             if index in subnets and all(_kind(each) in _VIRTUAL for each in members)
+        )
+
+    def links(self) -> tuple[Link, ...]:
+        """Return the subnets of IPv6 of all devices but ours and the loopback."""
+        names = {each["index"]: _name(each) for each in self._links() if not each["flags"] & _LOOPBACK}
+        return tuple(
+            Link(names[index], ip_interface((ip, prefix)).network)
+            for index, ip, prefix in self._addresses()
+            if ip.version == 6 and names.get(index, DEVICE) != DEVICE
         )
 
     def advertised(self) -> tuple[str, ...]:
@@ -150,6 +161,24 @@ class Devices:
         for ip in sorted(held - set(ips), key=str):
             with _refusals(f"{ip} on {DEVICE}"):
                 self._route.addr("del", index=index, address=str(ip), prefixlen=_BITS[ip.version])
+
+    def proxies(self) -> frozenset[Proxy]:
+        """Return for which addresses this host answers neighbours, whoever made it so."""
+        names = {each["index"]: _name(each) for each in self._links()}
+        with _refusals("reading neighbours"):
+            found = list(self._route.neigh("dump", dump_filter=None, family=AF_INET6, flags=_PROXY))
+        return frozenset(
+            Proxy(names[each["ifindex"]], ip_address(each.get_attr("NDA_DST")))
+            for each in found
+            if each["ifindex"] in names
+        )
+
+    def set_proxy(self, proxy: Proxy, *, on: bool) -> None:
+        """Answer neighbours at a device for an address, or do not any more."""
+        with _refusals(f"{proxy.ip} for the neighbours at {proxy.device}"):
+            for index in self._route.link_lookup(ifname=proxy.device):
+                where = {"dst": str(proxy.ip), "ifindex": index, "family": AF_INET6, "flags": _PROXY}
+                self._route.neigh("add" if on else "del", **where)
 
     def _make(self) -> int | None:
         try:

@@ -65,6 +65,7 @@ class HostEdge:
             networks=self._devices.networks(),
             bridge_filter=any(read_sysctl(name) == 1 for name in _BRIDGE_FILTERS),
             advertised=self._devices.advertised(),
+            links=self._devices.links(),
         )
 
     def apply(self, needs: Needs, policy: Policy = "set") -> Done:
@@ -110,10 +111,17 @@ class HostEdge:
                 yield f"{port} sends packets back where they came from now, for {why}"
 
     def _addresses(self, needs: Needs) -> Iterator[str]:
-        held = self._devices.held()
+        held, answered = self._devices.held(), self._devices.proxies()
+        for proxy in sorted(answered - needs.proxies):
+            if proxy.ip in held | needs.held:  # else somebody else's
+                self._devices.set_proxy(proxy, on=False)
+                yield f"{proxy.device} does not answer for {proxy.ip} any more"
         if held != needs.held:
             self._devices.hold(needs.held)
             yield f"{DEVICE} has {', '.join(sorted(map(str, needs.held))) or 'no address'} now"
+        for proxy in sorted(needs.proxies - answered):
+            self._devices.set_proxy(proxy, on=True)
+            yield f"{proxy.device} answers neighbours that ask for {proxy.ip} now"
 
     def _rules(self, needs: Needs) -> Iterator[str]:
         """Put the rules where Docker has its own: what nft accepts in one table, iptables may still drop in another.

@@ -82,6 +82,20 @@ class Network(NamedTuple):
     """The devices of its members."""
 
 
+class Link(NamedTuple):
+    """A subnet of IPv6 at a device, whose members ask each other who has an address (neighbour discovery)."""
+
+    device: str
+    subnet: Subnet
+
+
+class Proxy(NamedTuple):
+    """A device by which this host answers who asks for an address that is at another one of its devices."""
+
+    device: str
+    ip: IP
+
+
 class Route(NamedTuple):
     """How a packet of the host gets somewhere."""
 
@@ -105,6 +119,8 @@ class Host:
     """Bridged packets pass the packet rules, too (br_netfilter)."""
     advertised: tuple[str, ...] = ()
     """Devices whose IPv6 routes come from router advertisements, which a host that forwards ignores by default."""
+    links: tuple[Link, ...] = ()
+    """Of all devices but the balancer's own."""
 
 
 class Rule(NamedTuple):
@@ -145,6 +161,8 @@ class Needs:
     """Ports of bridges that must send packets back where they came from."""
     held: frozenset[IP] = frozenset()
     """Addresses for the balancer's own device."""
+    proxies: frozenset[Proxy] = frozenset()
+    """Of those addresses, for neighbours: with IPv6 a host answers only for what the device has that was asked."""
     problems: tuple[Problem, ...] = field(default=(), compare=False)
     """What a person must mend."""
 
@@ -188,7 +206,8 @@ def needs(fronts: Iterable[Front], host: Host) -> Needs:
         accept_new=host.backend == "nftables",
         settings=tuple(_settings(cases, host)),
         hairpins=frozenset(hairpins if host.bridge_filter else ()),
-        held=frozenset(listen.ip for case in cases if case.front.manage_vip for listen in case.front.listens),
+        held=frozenset(_held(cases)),
+        proxies=frozenset(_proxies(cases, host)),
         problems=tuple(problem for case in cases for problem in case.problems()),
     )
 
@@ -196,8 +215,8 @@ def needs(fronts: Iterable[Front], host: Host) -> Needs:
 def real_server_needs(ips: Iterable[IP], forward: Forward) -> Needs:
     """Return what a node needs that is a real server for these addresses, with DIRECT or TUNNEL.
 
-    It must have the address, and must not say so to anybody who asks for it with ARP: that is the balancer's.
-    Neighbour discovery of IPv6 cannot be silenced so; there the address belongs on a device without it.
+    It must have the address, and must not say so to anybody who asks for it with ARP: that is the balancer's. With IPv6
+    a host answers only for what the device has that was asked, so an address at another device says nothing.
     """
     held = frozenset(ips)
     why = f"{', '.join(sorted(map(str, held)))} is also here, and only the balancer may answer for it"
@@ -283,16 +302,30 @@ def _used(cases: Iterable[_Case], host: Host) -> list[Network]:
     return [network for network in host.networks if network.device in used]
 
 
+def _held(cases: Iterable[_Case]) -> Iterator[IP]:
+    return (listen.ip for case in cases if case.front.manage_vip for listen in case.front.listens)
+
+
+def _proxies(cases: Iterable[_Case], host: Host) -> Iterator[Proxy]:
+    return (Proxy(link.device, ip) for ip, link in product(_held(cases), host.links) if ip in link.subnet)
+
+
 def _settings(cases: list[_Case], host: Host) -> Iterator[Setting]:
     balanced = [case for case in cases if case.inside or case.remote]
     for version, forwarding in FORWARDING.items():
         names = ", ".join(case.front.name for case in balanced if case.version == version)
-        if not names:
+        asked = sorted({proxy.device for proxy in _proxies(cases, host)}) if version == 6 else ()
+        if not (names or asked):
             continue
         for device in host.advertised if version == 6 else ():
             why = f"the IPv6 routes of {device} come from advertisements, which would be ignored with forwarding on"
             yield Setting(f"net.ipv6.conf.{device.replace('.', '/')}.accept_ra", 2, why)
-        yield Setting(forwarding, 1, f"the answers of servers are forwarded to clients ({names})")
+        why = "else neighbours that ask for a managed address get no answer"
+        yield Setting(forwarding, 1, f"the answers of servers are forwarded to clients ({names})" if names else why)
+        for device in asked:
+            path = device.replace(".", "/")
+            yield Setting(f"net.ipv6.conf.{path}.proxy_ndp", 1, why)
+            yield Setting(f"net.ipv6.neigh.{path}.proxy_delay", 0, "else they get it up to 0.8 s later")
     if host.backend != "ipvs" or not cases:
         return
     if balanced:

@@ -220,6 +220,32 @@ class Touched(_Record, frozen=True, kw_only=True):
     """As in ServerRecord."""
 
 
+class Cost(_Record, frozen=True, kw_only=True):
+    """Answer of `lb.cost`: what the balancer's process has done since it began, and what it takes."""
+
+    turns: int = 0
+    turn_ms: float = 0.0
+    """How long the last one took, the kernel's part included."""
+    worst_ms: float = 0.0
+    compares: int = 0
+    """Comparisons of the whole host, each `reconcile_s` or by `lb.sync`."""
+    compare_ms: float = 0.0
+    """How long the last one took."""
+    steps: int = 0
+    """Changes of the kernel's table."""
+    repairs: int = 0
+    """Those of them that mended what somebody else had changed."""
+    refusals: int = 0
+    """How often a service could not be made as it is wanted."""
+    published: int = 0
+    dropped: int = 0
+    """Events that the router did not take."""
+    watched: int = 0
+    """Containers whose end the kernel tells."""
+    cpu_s: float = 0.0
+    rss_bytes: int = 0
+
+
 class Check(_Record, frozen=True, kw_only=True):
     """What `lb.why` found out about one part of a packet's way."""
 

@@ -14,6 +14,7 @@ from site_of_balancer import KEYS, VIP, MemoryMachine, replace_struct, site
 from tsbus import Role, Worker
 from tsbus.balancer import statefile
 from tsbus.balancer.statefile import State
+from tsbus.balancer.steps import DeleteDestination
 from tsbus.balancer.table import Address, Destination, Entry, Protocol, Virtual
 from tsbus.balancer.table import Service as Virt
 
@@ -490,6 +491,27 @@ async def test_another_treescale_on_this_kernel(tmp_path: Path) -> None:
     async with site(tmp_path, KEYS, C2, machine=machine) as one:
         await one.servers(c2=1)
         assert other in machine.kernel.table
+
+
+async def test_cost(tmp_path: Path) -> None:
+    """`lb.cost` counts what was done and tells what it took; a change by somebody else counts as repaired."""
+    async with site(tmp_path, KEYS, C2, C3) as one:
+        await one.servers(c2=1, c3=1)
+        (before,) = await one.call("lb.cost")
+        assert (before["steps"], before["compares"]) == (3, 1)
+        assert before["cpu_s"] > 0
+        assert before["rss_bytes"] > 10 << 20
+        one.machine.kernel.apply(DeleteDestination(VIP, Address(ip_address("172.17.0.2"), 80)))
+        await one.call("lb.sync")
+        one.machine.refuse = "no room"
+        await one.fails("lb.drain", {"servers": ["c2"]})
+        (after,) = await one.call("lb.cost")
+        grown = {
+            name: after.get(name, 0) - before.get(name, 0) for name in ("steps", "repairs", "refusals", "compares")
+        }
+        assert grown == {"steps": 1, "repairs": 1, "refusals": 1, "compares": 1}
+        assert after["turns"] > before["turns"]
+        assert after["published"] > before["published"]
 
 
 async def test_weights_that_follow_the_cpu(tmp_path: Path) -> None:

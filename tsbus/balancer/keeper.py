@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
@@ -25,10 +26,12 @@ from tsbus.balancer.rules import Backend, Front, front, published
 from tsbus.balancer.statefile import StateError
 from tsbus.balancer.steps import words
 from tsbus.balancer.table import Address, Entry, Key, Mark
+from tsbus.balancer.tally import Tally
 from tsbus.balancer.telling import Telling
 from tsbus.balancer.world import Override, Reading, Run
 from tsbus.config import Balancer, Tree
-from tsbus.lb_records import CapacityEvent, LbEvent
+from tsbus.cost import own_cost
+from tsbus.lb_records import CapacityEvent, Cost, LbEvent
 from tsbus.log import Log
 from tsbus.records import Container
 
@@ -81,6 +84,7 @@ class Keeper:
         self._plan: Plan | None = None
         self._carried = Carried()
         self._telling = Telling()
+        self.tally = Tally()
         self._deaths = Deaths(self._died)
         self._carried_plan: Mapping[Key, object] | None = None
         self._fronts: tuple[Front, ...] = ()
@@ -239,6 +243,10 @@ class Keeper:
             raise NotReady("it is not known yet what runs here")
         return self._capacity
 
+    def cost(self) -> Cost:
+        """Return what was done, and what this process takes."""
+        return Cost(**asdict(self.tally), watched=self._deaths.held, **own_cost())
+
     async def in_thread(self, call: Callable[..., T], *args: Any, **options: Any) -> T:
         """Let the kernel's thread do something."""
         return await self._loop.run_in_executor(self._thread, lambda: call(*args, **options))
@@ -310,12 +318,14 @@ class Keeper:
 
     async def _turn(self) -> None:
         waiting, self._turns = self._turns, []
+        began = time.monotonic()
         try:
             carried = await self._one_turn()
         finally:
             for future in waiting:
                 if not future.done():
                     future.set_result(self._carried)
+        self.tally.turned(time.monotonic() - began)
         _log_carried(carried)
         self._tell_problems()
         self._settled = tuple(self.reports.values()), self._undone
@@ -354,15 +364,15 @@ class Keeper:
         by_name = {report.name: report.key for report in plan.reports}
         self._fronts = tuple(front(each, wanted[by_name[name]]) for name, each in self.balancers.items())
         adopt = [by_name[name] for name, each in self.balancers.items() if each.adopt]
+        began, done = time.monotonic(), True
         try:
             carried = await self.in_thread(carrier.carry, self._fronts, adopt, anew=anew)
         except MachineError as error:
-            problem, everything = Problem(str(error), "see what the kernel says"), frozenset(wanted)
-            self._carried = Carried(problems=((None, problem),), failed=everything)
-            self._carried_plan = None
-            return self._carried
-        self._carried, self._carried_plan = carried, wanted
-        if anew:
+            problem = Problem(str(error), "see what the kernel says")
+            carried, done = Carried(problems=((None, problem),), failed=frozenset(wanted)), False
+        self._carried, self._carried_plan = carried, wanted if done else None
+        self.tally.carried(carried, time.monotonic() - began, anew=anew and done)
+        if anew and done:
             self._compared = self._loop.time()
         return carried
 

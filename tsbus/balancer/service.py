@@ -60,8 +60,6 @@ class Service:
         self._open = open_kernel or partial(open_machine, settings.backend, settings.sysctls)  # type: ignore[arg-type]
         self._asked: set[asyncio.Task[None]] = set()
         self._ready = asyncio.Event()
-        self.dropped = 0
-        """Events that the router did not take."""
 
     async def serve(self, client: Client) -> None:
         """Work with `client` until cancelled. Where there are no balancers, nor were any, there is nothing to do."""
@@ -202,8 +200,9 @@ class Service:
     def _publish(self, topic: str, body: LbEvent | CapacityEvent) -> None:
         try:
             self._client.publish_nowait(topic, msgspec.to_builtins(body))
+            self.keeper.tally.published += 1
         except BusError as error:
-            self.dropped += 1
+            self.keeper.tally.dropped += 1
             _log.warning("lb.untold", topic=topic, error=str(error), full=isinstance(error, BufferFull))
 
 
@@ -211,7 +210,7 @@ def _worker(keeper: Keeper) -> Worker:
     """Return the worker with every command and the role that it takes."""
     worker, desk = Worker(NAME), _Desk(keeper)
     for role, commands in (
-        ("observe", {"ls": desk.ls, "show": desk.show, "stats": desk.stats, "watch": desk.watch,
+        ("observe", {"ls": desk.ls, "show": desk.show, "stats": desk.stats, "watch": desk.watch, "cost": desk.cost,
                      "capacity": desk.capacity, "check": desk.check, "wait": desk.wait, "why": desk.why}),
         ("operate", {"drain": desk.drain, "undrain": desk.undrain, "weight": desk.weight, "sync": desk.sync}),
     ):  # fmt: skip
@@ -258,6 +257,9 @@ class _Desk:
 
     async def capacity(self, _: Request) -> Any:
         return msgspec.to_builtins(self._keeper.capacity)
+
+    async def cost(self, _: Request) -> Any:
+        return msgspec.to_builtins(self._keeper.cost())
 
     async def check(self, _: Request) -> Any:
         keeper = self._keeper

@@ -5,9 +5,7 @@ the two; compare; follow the events. When the stream ends: the same again, from 
 """
 
 import asyncio
-import os
 import random
-import resource
 import time
 from collections import deque
 from collections.abc import Iterable
@@ -20,6 +18,7 @@ from tsbus.containers.engine import Engine, EngineError, ErrorKind
 from tsbus.containers.facts import EngineEvent
 from tsbus.containers.monitor import MAX_INSPECTS, Effect, Monitor, Publish
 from tsbus.containers.threads import Pool, Pump
+from tsbus.cost import own_cost
 from tsbus.log import Log
 from tsbus.records import Container, ContainerEvent
 
@@ -120,7 +119,6 @@ class Watch:
     def stats(self) -> dict[str, Any]:
         """Return the counters of `containers.stats`."""
         lags = sorted(self._lags)
-        usage = resource.getrusage(resource.RUSAGE_SELF)
         return {
             **self.monitor.stats(),
             "epoch": self.monitor.epoch,
@@ -132,8 +130,7 @@ class Watch:
             # Between the engine's stamp and our hands; negative where its clock is another one's.
             "lag_p50_ms": lags[len(lags) // 2] / 1e6 if lags else None,
             "lag_p99_ms": lags[len(lags) * 99 // 100] / 1e6 if lags else None,
-            "cpu_s": round(usage.ru_utime + usage.ru_stime, 3),
-            "rss_bytes": _rss_bytes(),
+            **own_cost(),
         }
 
     # The life of the contact.
@@ -334,8 +331,3 @@ class _Stamped:
 
     def close(self) -> None:
         self._events.close()
-
-
-def _rss_bytes() -> int:
-    with open("/proc/self/statm") as file:  # noqa: PTH123  (a file of the kernel)
-        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")

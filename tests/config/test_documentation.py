@@ -26,6 +26,8 @@ SECTIONS = {
     model.BusSettings: "### `[bus]`",
     model.Console: "## console.toml",
     model.SshEntry: "### `[ssh.NAME]`",
+    model.SshDefaults: "### `[ssh.NAME]`",
+    model.BuildSettings: "### `[build]`",
 }
 CASES = [
     pytest.param(section, spec, id=f"{kind.__name__}.{spec.name}")

@@ -38,6 +38,11 @@ def private_copy(path, folder):
     return copy
 
 
+def make_key(folder):
+    """Make the private key that the samples name."""
+    (folder / "ssh_key.pem").touch(0o600)
+
+
 def test_the_first_tree_file_loads_as_its_author_meant_it():
     """The seed's file gives node1 the balancer whose short headers stand below it; the unknown node3 is a warning."""
     tree, problems = check(HERE / "seed/treescale.toml")
@@ -59,12 +64,15 @@ def test_the_first_console_file_loads(tmp_path):
     """The seed's console file, port in quotes, gives both ways to log in and names the tree beside it."""
     path = private_copy(HERE / "seed/console.toml", tmp_path)
     private_copy(HERE / "seed/treescale.toml", tmp_path)
+    make_key(tmp_path)
     console, problems = check(path)
     assert console == Console(
         "treescale.toml",
         {
-            "node1": SshEntry("node1", "192.168.107.106", 22, key="ssh_key.pem"),
-            "node2": SshEntry("node2", "192.168.107.107", 22, "treescale", Secret("tree")),
+            "node1": SshEntry(name="node1", host="192.168.107.106", port=22, key="ssh_key.pem"),
+            "node2": SshEntry(
+                name="node2", host="192.168.107.107", port=22, username="treescale", password=Secret("tree")
+            ),
         },
     )
     assert console.tree_path == tmp_path / "treescale.toml"
@@ -75,6 +83,7 @@ def test_the_sample_files_have_no_problem(tmp_path):
     """The documented samples load even strictly, and the check of both together finds nothing."""
     assert list(load(CONF / "treescale.toml", strict=True).servers) == ["node1", "node2", "node3"]
     private_copy(CONF / "treescale.toml", tmp_path)
+    make_key(tmp_path)
     _, problems = check(private_copy(CONF / "console.toml", tmp_path))
     assert problems == []
 
@@ -278,6 +287,7 @@ def test_a_password_that_others_can_read_is_a_warning(tmp_path):
     """A console file with a password and open permissions is reported at the password, and still loads."""
     path = private_copy(HERE / "seed/console.toml", tmp_path)
     private_copy(HERE / "seed/treescale.toml", tmp_path)
+    make_key(tmp_path)
     path.chmod(0o644)
     console, (problem,) = check(path)
     assert console is not None
@@ -289,7 +299,7 @@ def test_a_password_that_others_can_read_is_a_warning(tmp_path):
 
 def test_a_password_shows_in_no_text():
     """The repr and str of an entry hide its password; only reveal() gives it."""
-    entry = SshEntry("a", "a", password=Secret("hunter2"))
+    entry = SshEntry(name="a", host="a", password=Secret("hunter2"))
     assert "hunter2" not in f"{entry} {entry!r} {entry.password} {entry.password!r}"
     assert entry.password.reveal() == "hunter2"
 

@@ -4,7 +4,8 @@
     print(dump(tree.with_current("node1"), format="json"))
 
 Files may be TOML or JSON of the same shape. A struct made in code is checked by `loads(dump(tree))`. Inside: scanner.py
-and document.py read text, reader.py makes the structs of model.py, check.py looks at the whole, writer.py writes.
+and document.py read text, reader.py makes the structs of model.py, check.py and console.py look at the whole,
+writer.py writes.
 docs/configuration.md is the reference.
 """
 
@@ -13,12 +14,14 @@ from os import PathLike
 from pathlib import Path
 from typing import TypeVar
 
-from tsbus.config.check import check_console, check_together, check_tree
+from tsbus.config.check import check_together, check_tree
+from tsbus.config.console import check_console
 from tsbus.config.document import Document, parse, read
 from tsbus.config.model import (
     AllowRule,
     Balancer,
     Balancing,
+    BuildSettings,
     BusSettings,
     Console,
     DockerPolicy,
@@ -29,6 +32,7 @@ from tsbus.config.model import (
     Policy,
     Secret,
     Server,
+    SshDefaults,
     SshEntry,
     Tree,
 )
@@ -40,6 +44,7 @@ __all__ = [
     "AllowRule",
     "Balancer",
     "Balancing",
+    "BuildSettings",
     "BusSettings",
     "ConfigError",
     "Console",
@@ -52,6 +57,7 @@ __all__ = [
     "Problem",
     "Secret",
     "Server",
+    "SshDefaults",
     "SshEntry",
     "Tree",
     "check",

@@ -1,8 +1,9 @@
-"""Check: what must hold between the values of a configuration. reader.py has already looked at each value alone."""
+"""Check: what must hold between the values of a configuration. reader.py has already looked at each value alone.
 
-import stat
+What holds within the console's file is in console.py.
+"""
+
 from collections.abc import Iterator
-from pathlib import Path as FilePath
 
 from tsbus.config.balancing import check_balancers
 from tsbus.config.document import Document
@@ -30,30 +31,15 @@ def check_tree(tree: Tree, document: Document, *, strict: bool) -> None:
     _check_docker(tree, document)
 
 
-def check_console(console: Console, document: Document) -> None:
-    """Note all problems of the console's file that the file alone shows."""
-    for name, entry in console.ssh.items():
-        if entry.password and console.path and _others_can_read(console.path):
-            hint = f"run chmod 600 {console.path}, or use a key"
-            document.note("warning", ("ssh", name, "password"), "others on this machine can read this password", hint)
-            return
-
-
 def check_together(console: Console, tree: Tree, document: Document) -> None:
     """Note in the console's document which of its entries and of the tree's servers have no counterpart."""
+    passed = {console.ssh_for(name).jump for name in console.ssh}
     for name in console.ssh:
-        if name not in tree.servers:
+        if name not in tree.servers and name not in passed:
             document.note_unknown("info", ("ssh", name), "a spare: no server has this name", name, tree.servers)
     for name in tree.servers:
         if name not in console.ssh:
             document.note("warning", ("ssh",), f"no entry for server {quote(name)}", f"add [ssh.{name}] to build on it")
-
-
-def _others_can_read(path: FilePath) -> bool:
-    try:
-        return bool(path.stat().st_mode & (stat.S_IRGRP | stat.S_IROTH))
-    except OSError:
-        return False
 
 
 def _check_childs(server: Server, tree: Tree, document: Document, *, strict: bool) -> None:

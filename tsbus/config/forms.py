@@ -4,6 +4,7 @@ Each form is a function that takes a value of the right type and returns None, o
 to do about it. model.py attaches forms to field types with `Annotated`; reader.py applies them.
 """
 
+import base64
 import difflib
 import ipaddress
 import json
@@ -216,6 +217,75 @@ def argv_template(value: tuple[str, ...]) -> Complaint | None:
     if "**" in value[:-1]:
         return "** stands before the last place", "** is the rest of the arguments; use * for one of them"
     return argv(value)
+
+
+def variable(value: str) -> Complaint | None:
+    """The name of an environment variable; empty for none."""
+    if not value or re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", value):
+        return None
+    return f"{quote(value)} is no name of a variable", 'write the name alone, like "SSH_PASSWORD"'
+
+
+def share(value: str) -> Complaint | None:
+    """A number, or a share in percent; empty for none."""
+    if not value or re.fullmatch(r"[0-9]{1,6}|(?:[0-9]|[1-9][0-9]|100)%", value):
+        return None
+    return f"{quote(value)} is neither a number nor a share", 'write it like 5 or "10%"'
+
+
+def version(value: str) -> Complaint | None:
+    """A version or the beginning of one, in numbers; empty for any."""
+    if not value or re.fullmatch(r"[0-9]{1,4}(?:\.[0-9]{1,4}){0,2}", value):
+        return None
+    return f"{quote(value)} is no version", 'write it like "28.2.2", or "28" for the newest of these'
+
+
+def split_jump(value: str) -> tuple[str, str, int | None]:
+    """Return (user, host, port) of USER@HOST:PORT; "" and None for what it does not say. Raises ValueError.
+
+    An IPv6 address with a port is in brackets.
+    """
+    user, _, place = value.rpartition("@")
+    found = re.fullmatch(r"\[([^][]+)\](?::([0-9]{1,5}))?", place) or re.fullmatch(r"([^:]+)(?::([0-9]{1,5}))?", place)
+    hostname, digits = (found[1], found[2]) if found else (place, None)
+    port = int(digits) if digits else None
+    if host(hostname) is not None or (port is not None and not 0 < port <= 65535):
+        raise ValueError(value)
+    return user, hostname, port
+
+
+def jump(value: str) -> Complaint | None:
+    """A way through another host: the name of an entry, USER@HOST:PORT, or none."""
+    user, at, _ = value.rpartition("@")
+    if not at:
+        return name(value) if value else None
+    try:
+        split_jump(value)
+    except ValueError:
+        user = ""
+    if _USER.fullmatch(user) and user.isprintable():
+        return None
+    hint = 'write the name of an entry, "user@host" or "user@host:22", or "none"'
+    return f"{quote(value)} is no way through another host", hint
+
+
+HOST_KEY_TYPES = ("ssh-ed25519", "ecdsa-sha2-nistp256", "ecdsa-sha2-nistp384", "ecdsa-sha2-nistp521", "ssh-rsa")
+
+
+def host_key(value: str) -> Complaint | None:
+    """The public key of an SSH server as in known_hosts, or the SHA256 fingerprint of one; empty for any."""
+    if not value or re.fullmatch(r"SHA256:[A-Za-z0-9+/]{43}=?", value):
+        return None
+    kind, _, rest = value.partition(" ")
+    try:
+        blob = base64.b64decode(rest.partition(" ")[0], validate=True)
+    except ValueError:
+        blob = b""
+    # The key begins with its own type, so one that was cut or pasted together is found out.
+    if kind in HOST_KEY_TYPES and blob.startswith(len(kind).to_bytes(4, "big") + kind.encode()):
+        return None
+    hint = 'copy what `ssh-keyscan HOST` prints after the host, or "SHA256:..." of `ssh-keygen -lf FILE`'
+    return "this is no host key", hint
 
 
 def words(value: str) -> Complaint | None:

@@ -8,7 +8,7 @@ reference for people; a test holds it complete.
 
 import hashlib
 import json
-from dataclasses import dataclass, field, replace
+from dataclasses import MISSING, Field, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -355,18 +355,63 @@ class Tree:
         return replace(self, current_node=self.servers[node].name)
 
 
-@dataclass(frozen=True, slots=True)
-class SshEntry:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SshDefaults:
+    """How the console logs in to servers, where their own entry does not say. None and empty: it is not said here."""
+
+    port: Port | None = None
+    """22, unless the SSH configuration of the console says another."""
+    username: Word = ""
+    """Empty: as the SSH configuration says."""
+    password: Secret = Secret()  # noqa: RUF009  (immutable)
+    password_env: Annotated[str, forms.variable] = ""
+    """Environment variable of the console that holds the password."""
+    password_file: Word = ""
+    """File whose first line it is, relative to console.toml."""
+    password_command: Annotated[tuple[Word, ...], forms.argv] = ()
+    """Program that prints it."""
+    key: Word = ""
+    """Path of the private key, relative to console.toml."""
+    key_passphrase_env: Annotated[str, forms.variable] = ""
+    """Environment variable of the console that holds the passphrase of the key."""
+    sudo: Annotated[str, forms.one_of(("auto", "none", "password"))] | None = None
+    jump: Annotated[str, forms.jump] = ""
+    """Name of another entry, USER@HOST or USER@HOST:PORT, or none."""
+    host_key: Annotated[str, forms.host_key] = ""
+    """The only host key that is accepted: as in known_hosts, or its SHA256 fingerprint."""
+    connect_timeout_s: Annotated[float, forms.between(0.1, 600)] | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SshEntry(SshDefaults):
     """How the console reaches one server over SSH."""
 
     name: Name = field(metadata=_IMPLIED)
     host: Host
-    port: Port = 22
-    username: Word = ""
-    """Empty: as the SSH configuration of the console says."""
-    password: Secret = Secret()  # noqa: RUF009  (immutable)
-    key: Word = ""
-    """Path of the private key, relative to console.toml."""
+
+
+PASSWORD_KEYS = ("password", "password_env", "password_file", "password_command")
+"""Where a password may come from; a table has one of them."""
+
+
+@dataclass(frozen=True, slots=True)
+class BuildSettings:
+    """How the tree is built."""
+
+    parallel: Annotated[int, forms.between(1, 1000)] = 32
+    """Servers at the same time."""
+    upload_parallel: Annotated[int, forms.between(1, 1000)] = 8
+    """Uploads at the same time."""
+    max_fail: Annotated[str, forms.share] = ""
+    """Failed servers, N or N%, after which no further one is begun; empty: all are tried."""
+    docker: Annotated[str, forms.one_of(("vendor", "distro", "no"))] = "vendor"
+    """Whose packages the engine is installed from where there is none."""
+    docker_version: Annotated[str, forms.version] = ""
+    """Of Docker's own packages; empty: the newest."""
+    keep_releases: Annotated[int, forms.between(2, 100)] = 3
+    """On each node; the one in use and the one before are always kept."""
+    wheelhouse: Word = ""
+    """Folder with the wheels of the bundle, relative to console.toml; empty: they are downloaded."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -376,9 +421,36 @@ class Console:
     tree: Word = "treescale.toml"
     """Path of the tree's file, relative to this one."""
     ssh: dict[str, SshEntry] = field(default_factory=dict)
+    defaults: SshDefaults = field(default_factory=SshDefaults)
+    build: BuildSettings = field(default_factory=BuildSettings)
     path: Path | None = field(default=None, compare=False, metadata=_LOCAL)
 
     @property
     def tree_path(self) -> Path:
         """Where the tree's file is."""
-        return (self.path.parent if self.path else Path()) / self.tree
+        return self.beside(self.tree)
+
+    def beside(self, name: str, home: Path | None = None) -> Path:
+        """Return the path that `name` in this file means: relative to it; `~/` is `home`, where one is given."""
+        if home is not None and name.startswith("~/"):
+            return home / name[2:]
+        return (self.path.parent if self.path else Path()) / name
+
+    def ssh_for(self, name: str) -> SshEntry:
+        """Return the entry `name` with the defaults in it. Raises KeyError for an unknown entry.
+
+        A password of the entry hides that of the defaults, wherever each comes from. A server that all others are
+        reached through is not reached through itself.
+        """
+        entry = self.ssh[name]
+        own = {spec.name for spec in fields(entry) if getattr(entry, spec.name) != _unsaid(spec)}
+        if own.intersection(PASSWORD_KEYS):
+            own.update(PASSWORD_KEYS)
+        missing = {spec.name: getattr(self.defaults, spec.name) for spec in fields(SshDefaults) if spec.name not in own}
+        if missing.get("jump") == name:
+            del missing["jump"]
+        return replace(entry, **missing)
+
+
+def _unsaid(spec: Field[Any]) -> Any:
+    return None if spec.default is MISSING else spec.default

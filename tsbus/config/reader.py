@@ -8,7 +8,7 @@ import re
 import types
 from dataclasses import Field, fields, is_dataclass
 from functools import cache
-from typing import Annotated, Any, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
 
 from tsbus.config.document import Document
 from tsbus.config.forms import quote
@@ -41,10 +41,13 @@ def read_console(document: Document) -> Console:
     """Return the console's file in `document`, as far as it can be read; the problems are noted there."""
     data = document.data or {}
     ssh = data.get("ssh")
-    for entry in ssh.values() if isinstance(ssh, dict) else ():
+    for entry in (data.get("defaults"), *(ssh.values() if isinstance(ssh, dict) else ())):
         # The first files of this format wrote the port in quotes.
         if isinstance(entry, dict) and isinstance(port := entry.get("port"), str) and _DIGITS.fullmatch(port):
             entry["port"] = int(port)
+    build = data.get("build")
+    if isinstance(build, dict) and type(number := build.get("max_fail")) is int and 0 <= number < 10**6:
+        build["max_fail"] = str(number)
     console: Console = _Reader(document).struct(Console, data, ())
     return console
 
@@ -107,7 +110,7 @@ class _Reader:
         if origin is Annotated:
             plain, *forms = get_args(hint)
             return self._formed(self.value(plain, raw, path), forms, path)
-        if origin is types.UnionType:
+        if origin in (types.UnionType, Union):
             return self.value(get_args(hint)[0], raw, path)
         if origin is tuple:
             return self._array(get_args(hint)[0], raw, path)

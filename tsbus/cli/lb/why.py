@@ -136,7 +136,7 @@ async def _why(bus: str | None, address: str, target: str, origin: str, protocol
     if as_json:
         click.echo(json.dumps(summary(answers.endings, progress.elapsed_s)))
     else:
-        for line in problems(answers.endings):
+        for line in problems(listed.silent | answers.endings):
             click.echo(line, err=True)
     works = [bool(one.works) for some in answers.said.values() for one in some]
     endings = [ending.outcome for ending in answers.endings.values() if ending.outcome is not Outcome.OK]

@@ -12,7 +12,7 @@ from tsbus.cli.completion import complete_address, complete_target
 from tsbus.cli.containers.ls import problems
 from tsbus.cli.containers.words import natural
 from tsbus.cli.edge import Code, Fault, bus_option, connect, json_option, run
-from tsbus.cli.lb.asking import ASK_S, NOT_RUNNING, Answers, ask, nobody, summaries
+from tsbus.cli.lb.asking import NOT_RUNNING, Answers, ask, nobody, summaries
 from tsbus.cli.lb.ls import Row, rows_of
 from tsbus.cli.lb.options import terminal_width
 from tsbus.cli.lb.words import address as address_of
@@ -124,23 +124,22 @@ async def _why(bus: str | None, address: str, target: str, origin: str, protocol
         if not found:
             raise _not_found(rows, address, protocol, target, listed.silent)
         answers = await _ask(client, found, address, origin)
-        width = terminal_width()
-        for node in sorted(answers.said, key=natural):
-            for one in answers.said[node]:
-                if as_json:
-                    click.echo(json.dumps({"node": node} | msgspec.to_builtins(one)))
-                else:
-                    click.echo("\n".join(lines_of(node, one, width)))
-                    for line in await _below(client, node, one, origin):
-                        click.echo(line)
+        told = [(node, one) for node in sorted(answers.said, key=natural) for one in answers.said[node]]
+        hints = [[] if as_json else await _below(client, node, one) for node, one in told]
     if as_json:
+        for node, one in told:
+            click.echo(json.dumps({"node": node} | msgspec.to_builtins(one)))
         click.echo(json.dumps(summary(answers.endings, progress.elapsed_s)))
     else:
+        width = terminal_width()
+        blocks = ["\n".join([*lines_of(*each, width), *more]) for each, more in zip(told, hints, strict=True)]
+        if blocks:
+            click.echo("\n\n".join(blocks))
         for line in problems(listed.silent | answers.endings):
             click.echo(line, err=True)
-    works = [bool(one.works) for some in answers.said.values() for one in some]
-    endings = [ending.outcome for ending in answers.endings.values() if ending.outcome is not Outcome.OK]
-    return exit_code([*endings, *(Outcome.OK if each else Outcome.FAILED for each in works)])
+    # A node that answered did what was asked; what counts is what it said.
+    silent = [ending.outcome for node, ending in answers.endings.items() if node not in answers.said]
+    return exit_code([*silent, *(Outcome.OK if one.works else Outcome.FAILED for _, one in told)])
 
 
 async def _ask(client: "Client", found: Sequence[Row], address: str, origin: str) -> Answers[WhyAnswer]:
@@ -158,7 +157,7 @@ async def _ask(client: "Client", found: Sequence[Row], address: str, origin: str
     return whole
 
 
-async def _below(client: "Client", node: str, answer: WhyAnswer, origin: str) -> list[str]:
+async def _below(client: "Client", node: str, answer: WhyAnswer) -> list[str]:
     """Return hints for servers that are balancers of nodes below: there the packet goes on."""
     if not answer.balancer:
         return []
@@ -169,7 +168,7 @@ async def _below(client: "Client", node: str, answer: WhyAnswer, origin: str) ->
         return []
     own = await _listening(client, nodes)
     hints = [
-        f"  {server.name} balances {address_of(server)} itself; ask there: "
+        f"  {safe(server.name)} balances {address_of(server)} itself; ask there: "
         f"treescale lb why {address_of(server)} {server.node}" + (f" --{answer.protocol}" * (answer.protocol != "tcp"))
         for server in servers
         if any(row[0] == server.node for row in fitting(own, address_of(server), answer.protocol))
@@ -179,7 +178,7 @@ async def _below(client: "Client", node: str, answer: WhyAnswer, origin: str) ->
 
 async def _listening(client: "Client", nodes: Iterable[str]) -> list[Row]:
     try:
-        return rows_of(await summaries(client, fold(nodes), ASK_S))
+        return rows_of(await summaries(client, fold(nodes)))
     except Fault:  # none of them has a balancer
         return []
 

@@ -80,6 +80,27 @@ def test_several_addresses_are_one_service_by_mark():
     assert scene.kernel.servers(key) == {"172.17.0.2:0": 1}
 
 
+def test_a_port_that_the_kernel_would_not_write_leaves_out():
+    """A service by mark that keeps its clients leaves the port as it is: a server at another one is left out."""
+    scene = Scene('containers = {nginx = 0}\naddresses = ["10.0.0.2:80"]\npersistence_s = 9\nstart_grace_s = 0')
+    scene.boxes("n1", A, box("c", "172.17.0.4", labels={"treescale.port": "8080"}))
+    scene.plan()
+    (key,) = scene.kernel.table
+    assert scene.kernel.servers(key) == {"172.17.0.2:80": 1}
+    (left,) = scene.last.reports[0].left_out
+    assert left.reason == "its port is 8080, and the kernel leaves the one that the client came to"
+
+
+def test_the_balancer_is_no_server_of_its_own():
+    """A container of the host's network at the balancer's own address and port is left out."""
+    scene = Scene()
+    scene.view("n1", ips=(VIP.ip,))
+    scene.boxes("n1", box("a", networks={"host": ""}, endpoints=()))
+    assert scene.plan() == {}
+    (left,) = scene.last.reports[0].left_out
+    assert left.reason == "10.0.0.1:80 is the balancer's own address"
+
+
 def test_a_hashing_scheduler_has_its_fallback():
     """sh and mh would refuse the clients of a drained server without it."""
     for alg, fallback in (("sh", True), ("mh", True), ("wrr", False)):

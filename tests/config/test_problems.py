@@ -247,6 +247,13 @@ TOML_CASES = {
         "t.toml:13:1: error: servers.node1.balancers.web.servers.b: with dr a packet keeps the port that the client "
         "came to, which is not always 80; write 0",
     ),
+    "other ports with persistence": (
+        NODE + "[balancers.web]\naddress = '10.0.0.1:80'\naddresses = ['10.0.0.9:80']\npersistence_s = 60\n"
+        "[balancers.web.containers]\nnginx = 8080",
+        "t.toml:10:1: error: servers.node1.balancers.web.containers.nginx: with persistence_s and several addresses or "
+        "ports a packet keeps the port that the client came to, which is not always 8080; write 0, or make a balancer "
+        "of each address and port",
+    ),
     "sorry server is the balancer": (
         NODE + "[balancers.web]\naddress = '10.0.0.1:80'\nsorry_server = '10.0.0.1:80'",
         "t.toml:7:1: error: servers.node1.balancers.web.sorry_server: 10.0.0.1:80 is the balancer's own address; "

@@ -13,13 +13,15 @@ from stage import Stage, seen
 
 from tsbus.balancer.devices import DEVICE
 from tsbus.balancer.netfilter import HostEdge
-from tsbus.balancer.rules import Needs, real_server_needs
-from tsbus.balancer.table import Forward
+from tsbus.balancer.rules import Listen, Needs, real_server_needs
+from tsbus.balancer.table import Forward, Protocol
 
 pytestmark = pytest.mark.guest
 
 EACH_KIND = pytest.mark.parametrize("kind", KINDS)
 VERSIONS = pytest.mark.parametrize("version", [4, 6])
+OWN = {4: "10.0.0.100", 6: "fd00::100"}
+"""An address for balancers, of each version of IP."""
 
 
 @pytest.fixture(scope="module")
@@ -128,8 +130,30 @@ def test_a_range_to_another_node(stage: Stage) -> None:
     assert stage.answers("client", "tcp", port=8005) == seen("node", by="host")
 
 
-OWN = {4: "10.0.0.100", 6: "fd00::100"}
-"""An address for balancers, of each version of IP."""
+@VERSIONS
+def test_several_addresses(stage: Stage, version: int) -> None:
+    """Several addresses and ranges are one service, and what belongs to none of them is not."""
+    ips = [ip_address(OWN[version]) + number for number in range(2)]
+    listens = (Listen(Protocol.TCP, ips[0], 80, 80), Listen(Protocol.TCP, ips[1], 8000, 8010))
+    front = stage.front("tcp", "c1", "c2", version=version, ports=(80, 81))
+    stage.balance(replace(front, listens=listens, manage_vip=True))
+    places = [(str(ips[0]), 80), (str(ips[1]), 8000), (str(ips[0]), 80), (str(ips[1]), 8010)]
+    assert [stage.lan.ask("client", "tcp", to).server for to in places] in (["c1", "c2"] * 2, ["c2", "c1"] * 2)
+    with pytest.raises(ConnectionRefusedError):
+        stage.lan.ask("client", "tcp", (str(ips[0]), 81))
+
+
+def test_several_addresses_with_persistence(stage: Stage) -> None:
+    """A client has the same server at all addresses of a service that keeps it, at the port that it came to."""
+    listens = tuple(Listen(Protocol.TCP, ip_address(OWN[4]), port, port) for port in (PORT, 80))
+    listens = (*listens, Listen(Protocol.TCP, ip_address(OWN[4]) + 1, PORT, PORT))
+    front = stage.front("tcp", "c1", "c2", ports=(80, 81))
+    pool = replace(front.pool, service=replace(front.pool.service, persistent_s=60))
+    stage.balance(replace(front, listens=listens, manage_vip=True, pool=pool))
+    assert len({stage.lan.ask("client", "tcp", (str(listens[-number].ip), PORT)).server for number in (1, 3)}) == 1
+    assert stage.host.sysctl("net.ipv4.vs.expire_quiescent_template") == 1
+    with pytest.raises(ConnectionRefusedError):  # the server has nobody at port 80
+        stage.lan.ask("client", "tcp", (OWN[4], 80))
 
 
 @VERSIONS

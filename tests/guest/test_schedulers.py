@@ -1,13 +1,16 @@
 """Every scheduler that the kernel has: who is given connections, with traffic; and clients that are kept."""
 
 import itertools
+import time
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
-from lan import Flow, address
+from lan import KINDS, LIMIT_S, Flow, address
 from stage import Stage, place, virtual
 
+from tsbus.balancer import open_connections
 from tsbus.balancer.table import Service
 
 pytestmark = pytest.mark.guest
@@ -200,3 +203,54 @@ def test_connections(stage: Stage, scheduler: str, version: int) -> None:
 def test_packets(stage: Stage, scheduler: str, version: int) -> None:
     """Flows of UDP packets are spread as the scheduler promises."""
     PROMISES[scheduler](Game(stage, scheduler, "udp", version))
+
+
+# ---- Clients that are kept ----
+
+
+@VERSIONS
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_client_is_kept(stage: Stage, kind: str, version: int) -> None:
+    """With persistence a client has the same server again, and another client another one."""
+    game = persistent(stage, kind, version)
+    game.begin(c1=1, c2=1)
+    assert set(game.homes().values()) == {"c1", "c2"}
+
+
+def test_a_client_is_kept_for_a_time(stage: Stage) -> None:
+    """When its time is over after its last connection, a client is given to the next server as any other."""
+    game = persistent(stage, "udp", 4, seconds=2)
+    stage.host.run("ipvsadm", "--set", "0", "0", "1")
+    game.begin(c1=1, c2=1)
+    (first,) = game.keep()
+    end = time.monotonic() + LIMIT_S
+    while known(stage, game.key.port):
+        assert time.monotonic() < end
+        time.sleep(0.1)
+    assert game.keep(2) == [({"c1", "c2"} - {first}).pop()] * 2
+    stage.host.run("ipvsadm", "--set", "0", "0", "300")
+
+
+def test_a_client_of_a_drained_server(stage: Stage) -> None:
+    """A kept client leaves a drained server only with expire_quiescent_template, and keeps its connections there."""
+    game = persistent(stage, "tcp", 4)
+    game.begin(c1=1, c2=0)
+    assert game.keep() == ["c1"]
+    game.weigh(c1=0, c2=1)
+    assert game.keep() == ["c1"]
+    stage.host.sysctl("net.ipv4.vs.expire_quiescent_template", 1)
+    assert game.keep(2) == ["c2", "c2"]
+    assert [flow.ask().server for flow in game.flows] == ["c1", "c1", "c2", "c2"]
+
+
+def persistent(stage: Stage, kind: str, version: int, seconds: int = 60) -> Game:
+    """A service that keeps its clients."""
+    game = Game(stage, "rr", kind, version)
+    game.service = replace(game.service, persistent_s=seconds)
+    return game
+
+
+def known(stage: Stage, port: int) -> list[str]:
+    """What the kernel remembers of the connections to a port, and of the clients that it keeps."""
+    lines = stage.host.call(open_connections.PLACE.read_text).splitlines()[1:]
+    return [line for line in lines if line.split()[4] == f"{port:04X}"]

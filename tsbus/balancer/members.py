@@ -48,6 +48,7 @@ class Members:
     ) -> None:
         """`nodes`: whose containers may take part; `servers`: the nodes that each key of the balancer's names."""
         self._node, self._balancer, self.nodes, self._servers, self._tree = node, balancer, nodes, servers, tree
+        self._listens, self._keeps_port = balancer.listens, balancer.keeps_port
         self.others = {*nodes, *(name for names in servers.values() for name in names)} - {node}
         self._known: dict[str, tuple[Container, NodeView, Candidate | Missing]] = {}
         """By id: the record of a container that takes part or was meant to, its node as it was then, and what it is."""
@@ -80,12 +81,22 @@ class Members:
         for each in (*self._named(world), *self._containers(world)):
             if isinstance(each, Missing):
                 left_out.append(each)
+            elif why := self._unreachable(each.id.address):
+                left_out.append(Missing(each.name, each.node, why))
             elif (other := taken.setdefault(each.id.address, each)) is each:
                 found[each.id] = each
             elif other.id != each.id:
                 reason = f"{each.id.address} takes part already, as {other.name}"
                 left_out.append(Missing(each.name, each.node, reason))
         return found, left_out
+
+    def _unreachable(self, address: Address) -> str:
+        """Return why the kernel would not get a connection to this address, or ''."""
+        if any(each.covers(str(address.ip), address.port or each.first) for each in self._listens):
+            return f"{address} is the balancer's own address"
+        if self._keeps_port and address.port not in (0, client_port(self._balancer)):
+            return f"its port is {address.port}, and the kernel leaves the one that the client came to"
+        return ""
 
     def silent(self, world: World) -> set[str]:
         """Return the nodes below that are up and have not told yet what the balancer needs to know of them."""

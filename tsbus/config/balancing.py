@@ -142,18 +142,27 @@ class _Check:
             self._note("warning", path, message, f"use {_weighted(self._balancer.alg)}")
 
     def forwarding(self) -> None:
-        """With dr and tunnel packets reach the server unchanged."""
-        forward = self._balancer.forward
-        if forward == "nat":
-            return
-        if self._balancer.containers:
-            message = f"containers cannot be reached with {forward}: they do not have the balancer's address"
+        """With dr and tunnel packets reach the server unchanged, and with persistence some keep their port."""
+        balancer = self._balancer
+        if balancer.forward != "nat" and balancer.containers:
+            message = f"containers cannot be reached with {balancer.forward}: they do not have the balancer's address"
             self._note("error", ("containers",), message, 'use forward = "nat"')
+        if len(self._listens) != len(balancer.addresses) + 1 or not balancer.keeps_port:
+            return
+        what, hint = f"with {balancer.forward}", "write 0"
+        if balancer.forward == "nat":
+            what = "with persistence_s and several addresses or ports"
+            hint += ", or make a balancer of each address and port"
         ports = {port for _, each in self._listens for port in (each.first, each.last)}
-        for member, port in self._balancer.servers.items():
+        places: list[tuple[Path, int]] = [(("servers", name), port) for name, port in balancer.servers.items()]
+        if balancer.forward == "nat":
+            places += [(("containers", name), port) for name, port in balancer.containers.items()]
+        if balancer.sorry_server:
+            places.append((("sorry_server",), parse_address(balancer.sorry_server).first))
+        for path, port in places:
             if port and ports != {port}:
-                message = f"with {forward} a packet keeps the port that the client came to, which is not always {port}"
-                self._note("error", ("servers", member), message, "write 0")
+                message = f"{what} a packet keeps the port that the client came to, which is not always {port}"
+                self._note("error", path, message, hint)
 
     def sorry_server(self) -> None:
         """The sorry server is of the same family and somewhere else."""

@@ -120,6 +120,15 @@ class Balancer:
         """All its addresses. Raises ValueError when one cannot be read; of a loaded balancer all can."""
         return tuple(parse_address(text) for text in (self.address, *self.addresses))
 
+    @property
+    def keeps_port(self) -> bool:
+        """Whether servers are reached at the port that the client came to, because the kernel writes no other there.
+
+        With persistence that is so for a service of several addresses or ports, also with nat.
+        """
+        one = len(self.listens) == 1 and self.listens[0].first == self.listens[0].last
+        return self.forward != "nat" or (self.persistence_s > 0 and not one)
+
 
 @dataclass(frozen=True, slots=True)
 class AllowRule:

@@ -9,7 +9,7 @@ from tsbus.balancer.machine import Machine
 from tsbus.balancer.report import Problem
 from tsbus.balancer.rules import Front, listens_of
 from tsbus.balancer.statefile import State, StateError
-from tsbus.balancer.steps import Pool, Step, key_of
+from tsbus.balancer.steps import Pool, Step, Wanted, key_of
 from tsbus.balancer.table import Address, Entry, Key
 from tsbus.balancer.world import Override
 
@@ -76,21 +76,28 @@ class Carrier:
         return self.machine.connections(watched, listens_of(fronts))
 
     def carry(self, fronts: Sequence[Front], adopt: Collection[Key], *, anew: bool) -> Carried:
-        """Make host and table as they are wanted. Raises MachineError when the table cannot be read."""
+        """Make host and table as they are wanted. Raises MachineError when the table cannot be read.
+
+        Only the services that are wanted otherwise than they were left are compared with the kernel's; all of them
+        with `anew`, and where none is.
+        """
         wanted = {front.pool.service.key: front.pool for front in fronts}
         done = self.machine.prepare(fronts, anew=anew)
         problems: list[tuple[Key | None, Problem]] = [(None, each) for each in done.problems]
-        actual = self.machine.services()
+        keys = None if anew else self._different(wanted)
+        looked_at = wanted if keys is None else {key: wanted[key] for key in keys}
+        aside = frozenset() if keys is None else self._held - keys
+        actual = self.machine.services(keys, counted=False)
         ours = steps.owned(actual, self._may_be_ours, self._held)
-        change = steps.change(wanted, actual, ours, adopt)
-        drift = set(steps.change(self._left, actual, ours, adopt).steps) if self._left else set()
-        drift = {step for step in drift if key_of(step) in self._left}
+        change = steps.change(looked_at, actual, ours, adopt)
+        left = {key: pool for key, pool in self._left.items() if change.steps and key in looked_at}
+        drift = {step for step in steps.change(left, actual, ours, adopt).steps if key_of(step) in left}
         skipped = {}
-        for key, pool in wanted.items():
+        for key, pool in looked_at.items():
             if key not in change.clashes and (why := self.machine.why_not(pool)) is not None:
                 skipped[key] = why
         problems += [*skipped.items()]
-        unwritten = self._claim(change.claims, problems)
+        unwritten = self._claim(change.claims | aside, problems)
         todo = [step for step in change.steps if key_of(step) not in skipped and key_of(step) not in unwritten]
         refusals = self.machine.apply(todo, listens_of(fronts)) if todo else []
         problems += refusals
@@ -102,6 +109,11 @@ class Carrier:
         return Carried(
             taken, repaired, done.changes, frozenset(change.clashes), tuple(problems), frozenset(refused | unwritten)
         )
+
+    def _different(self, wanted: Wanted) -> frozenset[Key] | None:
+        """Return the services that were not left as they are wanted; None: all are to be looked at."""
+        found = frozenset(key for key, pool in wanted.items() if self._left.get(key) != pool)
+        return found if found and self._left and self._left.keys() <= wanted.keys() else None
 
     @property
     def _may_be_ours(self) -> frozenset[Key]:

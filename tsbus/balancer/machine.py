@@ -3,7 +3,7 @@
 Everything here blocks for system calls or tools, and is for one thread without a loop: carrier.py's.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
 from tsbus.balancer import nftables, open_connections
@@ -58,8 +58,11 @@ class Machine(Protocol):
         """Which kind."""
         ...
 
-    def services(self) -> dict[Key, Entry]:
-        """Return everything in the table, with counts. Raises MachineError."""
+    def services(self, keys: Collection[Key] | None = None, *, counted: bool = True) -> dict[Key, Entry]:
+        """Return those of `keys` that are in the table, without `keys` everything. Raises MachineError.
+
+        Without `counted` it costs less, and the counts are nothing.
+        """
         ...
 
     def why_not(self, pool: Pool) -> Problem | None:
@@ -136,10 +139,10 @@ class IpvsMachine:
         except IpvsError:
             self._schedulers = frozenset()  # without IPv6 they cannot be probed; the kernel will say it of each
 
-    def services(self) -> dict[Key, Entry]:
+    def services(self, keys: Collection[Key] | None = None, *, counted: bool = True) -> dict[Key, Entry]:
         """See Machine."""
         try:
-            return self._kernel.services()
+            return self._kernel.services(keys, counted=counted)
         except IpvsError as error:
             raise MachineError(str(error)) from error
 
@@ -215,10 +218,10 @@ class NftablesMachine:
     def __init__(self, table: Table, preparation: _Preparation) -> None:
         self._table, self._preparation = table, preparation
 
-    def services(self) -> dict[Key, Entry]:
+    def services(self, keys: Collection[Key] | None = None, *, counted: bool = True) -> dict[Key, Entry]:
         """See Machine."""
         try:
-            return self._table.services()
+            return self._table.services(keys, counted=counted)
         except HostError as error:
             raise MachineError(str(error)) from error
 

@@ -7,13 +7,14 @@ it was or as it is, never in between. Connections are the kernel's tracking (con
 import json
 import time
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import replace
 from itertools import product
 from types import TracebackType
 from typing import Final, Self
 
 from tsbus.balancer import conntrack
+from tsbus.balancer.nft import News, Nft
 from tsbus.balancer.programs import Failed, HostError, NoFeature, run
 from tsbus.balancer.rules import Listen
 from tsbus.balancer.slots import SCHEDULERS
@@ -26,8 +27,8 @@ from tsbus.balancer.steps import (
     SetService,
     Step,
 )
-from tsbus.balancer.table import IP, Address, Counts, Entry, Key, Mark, Virtual
-from tsbus.balancer.verdicts import TABLE, Held, Listing, Tally, impossible, parse, script
+from tsbus.balancer.table import IP, NOT_COUNTED, Address, Counts, Entry, Key, Mark, Virtual
+from tsbus.balancer.verdicts import TABLE, Held, Listing, Script, Tally, impossible, parse, script
 
 _RATE_S: Final = 1.0
 """Rates are means over at least so long."""
@@ -51,8 +52,12 @@ class Table:
     """The services of the network namespace in which this is used. Blocks while nft runs; for one thread."""
 
     def __init__(self) -> None:
-        self._read: Listing | None = None
-        """What services() has read, until something is changed."""
+        self._nft = Nft()
+        self._news: News | None = None
+        self._known: Listing | None = None
+        """What is there, until somebody else changes it."""
+        self._at_once = True
+        """Whether the kernel lets go of a chain in the transaction in which its last user goes."""
         self._measured: dict[tuple[Key, Address], tuple[float, Tally]] = {}
         self._rates: dict[tuple[Key, Address], Tally] = {}
 
@@ -65,21 +70,30 @@ class Table:
         self.close()
 
     def close(self) -> None:
-        """Nothing to do; the table stays in force."""
+        """End what works for this; the table stays in force."""
+        self._nft.close()
+        if self._news is not None:
+            self._news.close()
 
     def schedulers(self) -> frozenset[str]:
         """Return those that can be had without IPVS."""
         return SCHEDULERS
 
-    def services(self) -> dict[Key, Entry]:
-        """Return everything in the table, with counts. Raises HostError."""
-        self._read = listing = _listing()
+    def services(self, keys: Collection[Key] | None = None, *, counted: bool = True) -> dict[Key, Entry]:
+        """Return those of `keys` that are in the table, without `keys` everything. Raises HostError."""
+        if not counted:
+            pools = self._listing().pools.items()
+            return {key: _uncounted(pool) for key, pool in pools if keys is None or key in keys}
+        self._known = None
+        listing = self._listing()
         flows = list(_flows_of(listing.pools))
         active = Counter(place for place, flow in flows if flow.established)
         inactive = Counter(place for place, flow in flows if not flow.established)
         rates = self._measure(listing)
         entries = {}
         for key, pool in listing.pools.items():
+            if keys is not None and key not in keys:
+                continue
             found = {}
             for address, each in pool.destinations.items():
                 place = key, address
@@ -95,38 +109,68 @@ class Table:
 
     def connections(self) -> Counter[tuple[Key, Address]]:
         """Return how many connections of each server are not over. Raises HostError."""
-        return Counter(place for place, flow in _flows_of(_listing().pools) if not flow.over)
+        return Counter(place for place, flow in _flows_of(self._listing().pools) if not flow.over)
 
     def apply(self, steps: Iterable[Step], listens: Mapping[Mark, tuple[Listen, ...]] | None = None) -> None:
         """Take all steps at once; `listens` says what the marks among the services stand for.
 
-        They are taken from the table as it was last read by services(), if nothing was applied since.
         Connections of a server that is deleted are forgotten: its clients get a reset with TCP, another server with
         UDP. Raises Impossible before anything is changed, and HostError.
         """
-        found, self._read = self._read or _listing(), None
+        found, self._known = self._listing(), None
         try:
             wanted = _taken(found, steps, listens or {})
         except KeyError as error:
             raise Failed(f"{error.args[0]} is not in the table", "read it again") from error
-        for key, pool in wanted.items():
+        different = {key for key in (*wanted, *found.pools) if wanted.get(key) != found.pools.get(key)}
+        for key in different & wanted.keys():
+            pool = wanted[key]
             pool.service.check()
             for each in pool.destinations.values():
                 each.check()
             if why := impossible(pool.service, pool.destinations.values()):
                 raise Impossible(f"{key}: {why}", 'or set backend = "ipvs" in [balancing]')
         todo = script(found, wanted)
-        for text in (todo.switch, todo.clean):
-            if text:
-                run("nft", "-f", "-", text=text)
+        if self._carry_out(todo):
+            self._known = todo.left
+        before = {key: pool for key, pool in found.pools.items() if key in different}
         gone = {
             (key, address)
-            for key, pool in found.pools.items()
+            for key, pool in before.items()
             for address in pool.destinations
             if key not in wanted or address not in wanted[key].destinations
         }
         if gone:
-            conntrack.end([flow for place, flow in _flows_of(found.pools) if place in gone])
+            conntrack.end([flow for place, flow in _flows_of(before) if place in gone])
+
+    def _carry_out(self, todo: Script) -> bool:
+        """Change the table; tell whether nobody else has changed it since it was read."""
+        texts = [text for text in (todo.switch, todo.clean) if text]
+        if len(texts) > 1 and self._at_once:
+            try:
+                self._nft.change("".join(texts))
+                return self._heard() == 1
+            except Failed:
+                self._at_once = False
+        for text in texts:
+            self._nft.change(text)
+        return self._heard() == len(texts)
+
+    def _listing(self) -> Listing:
+        """What is there: as it was left or read, or read again where somebody else has changed it."""
+        if self._heard() != 0 or self._known is None:
+            self._known = _read()
+        return self._known
+
+    def _heard(self) -> int | None:
+        """How many transactions have changed the table since this was asked last, None where that is not known."""
+        try:
+            if self._news is None:
+                self._news = News(TABLE)
+                return None
+            return self._news.transactions()
+        except OSError:
+            return None
 
     def _measure(self, listing: Listing) -> dict[tuple[Key, Address], Tally]:
         """Rates since the last reading that is long enough ago."""
@@ -146,11 +190,15 @@ class Table:
         return rates
 
 
-def _listing() -> Listing:
+def _read() -> Listing:
     try:
         return parse(json.loads(run("nft", "-j", "list", "table", "inet", TABLE))["nftables"])
     except NoFeature:
         return Listing()
+
+
+def _uncounted(pool: Held) -> Entry:
+    return Entry(pool.service, {address: (each, NOT_COUNTED) for address, each in pool.destinations.items()})
 
 
 def _taken(found: Listing, steps: Iterable[Step], listens: Mapping[Mark, tuple[Listen, ...]]) -> dict[Key, Held]:

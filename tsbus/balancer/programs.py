@@ -59,9 +59,14 @@ def run(*words: str, text: str = "") -> str:
         raise Failed(text, "see whether another tool holds its lock") from error
     if done.returncode == 0:
         return done.stdout
-    said = f"{words[0]}: {' '.join((done.stderr or done.stdout).split())[:300]}"
+    raise refusal(words[0], done.stderr or done.stdout)
+
+
+def refusal(tool: str, words: str) -> HostError:
+    """Return what the words mean with which a tool refused."""
+    said = f"{tool}: {' '.join(words.split())[:300]}"
     if _NOT_ALLOWED.search(said):
-        raise NotAllowed(said, "run the balancer as root with CAP_NET_ADMIN")
+        return NotAllowed(said, "run the balancer as root with CAP_NET_ADMIN")
     if _NO_FEATURE.search(said):
-        raise NoFeature(said, "the kernel lacks it: load its module")
-    raise Failed(said, "see what else changes the rules of this host")
+        return NoFeature(said, "the kernel lacks it: load its module")
+    return Failed(said, "see what else changes the rules of this host")

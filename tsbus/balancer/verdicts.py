@@ -58,6 +58,8 @@ class Listing:
     """Kind and name: chains and counters of services and servers."""
     elements: frozenset[tuple[str, str]] = frozenset()
     """Name of the map or set, and element."""
+    whole: bool = False
+    """It is as script() leaves it: nothing is there that belongs to no service, and nothing is missing."""
 
 
 class Script(NamedTuple):
@@ -68,6 +70,8 @@ class Script(NamedTuple):
 
     switch: str
     clean: str
+    left: Listing
+    """What is there then, without tallies."""
 
 
 def impossible(service: Service, destinations: Iterable[Destination] = ()) -> str:
@@ -90,26 +94,35 @@ def impossible(service: Service, destinations: Iterable[Destination] = ()) -> st
 def script(found: Listing, wanted: Mapping[Key, Held]) -> Script:
     """Return what leads from what is there to what is wanted; empty texts where there is nothing to do."""
     lines: list[str] = [] if found.there or not wanted else [_skeleton()]
-    new_objects = {each for key, pool in wanted.items() for each in _objects(key, pool)}
-    new_elements = {each for key, pool in wanted.items() for each in _elements(key, pool)}
-    for kind, name in sorted(new_objects - found.objects):
+    different = {key for key in (*wanted, *found.pools) if wanted.get(key) != found.pools.get(key)}
+    new = {key: pool for key, pool in wanted.items() if key in different or not found.whole}
+    old = {key: pool for key, pool in found.pools.items() if key in different}
+    new_objects = {each for key, pool in new.items() for each in _objects(key, pool)}
+    new_elements = {each for key, pool in new.items() for each in _elements(key, pool)}
+    old_objects, old_elements = found.objects, found.elements
+    if found.whole:
+        old_objects = frozenset(each for key, pool in old.items() for each in _objects(key, pool))
+        old_elements = frozenset(each for key, pool in old.items() for each in _elements(key, pool))
+    for kind, name in sorted(new_objects - old_objects):
         lines.append(f"add {kind} inet {TABLE} {name}")
-    for key, pool in wanted.items():
-        if pool != found.pools.get(key):
-            lines += _rules(key, pool, found.pools.get(key))
-    stale = found.elements - new_elements
+    for key, pool in new.items():
+        if key in different:
+            lines += _rules(key, pool, old.get(key))
+    stale = old_elements - new_elements
     lines += [f"delete element inet {TABLE} {name} {{ {element} }}" for name, element in sorted(stale)]
     lines += [
-        f"add element inet {TABLE} {name} {{ {element} }}" for name, element in sorted(new_elements - found.elements)
+        f"add element inet {TABLE} {name} {{ {element} }}" for name, element in sorted(new_elements - old_elements)
     ]
-    gone = found.objects - new_objects
+    gone = old_objects - new_objects
     chains = sorted((name for kind, name in gone if kind == "chain"))
     clean = [f"flush chain inet {TABLE} {name}" for name in chains]
     clean += [f"delete chain inet {TABLE} {name}" for name in chains]
     clean += [f"delete counter inet {TABLE} {name}" for kind, name in sorted(gone) if kind == "counter"]
-    if not wanted and found.there:
-        return Script("", f"delete table inet {TABLE}\n")
-    return Script(_text(lines), _text(clean))
+    if not wanted:
+        return Script("", f"delete table inet {TABLE}\n" if found.there else "", Listing(whole=True))
+    objects = (found.objects - gone) | new_objects
+    elements = (found.elements - stale) | new_elements
+    return Script(_text(lines), _text(clean), Listing(True, wanted, {}, objects, elements, whole=True))
 
 
 def _text(lines: Iterable[str]) -> str:

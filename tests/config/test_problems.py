@@ -161,6 +161,17 @@ TOML_CASES = {
         't.toml:8:1: error: servers.node1.balancers.b.address: 10.0.0.1:1 is already used by balancer "a"; '
         "give it another address or port",
     ),
+    "balancers of two nodes on one machine": (
+        NODE + "childs = ['b']\n[balancers.a]\naddress = '10.0.0.9:1'\n[servers.b]\nip = '10.0.0.1'\nservice_port = 2\n"
+        "[balancers.b]\naddress = '10.0.0.9:1'",
+        't.toml:12:1: error: servers.b.balancers.b.address: 10.0.0.9:1 is already used by balancer "a" of "node1"; '
+        "give it another address or port",
+    ),
+    "balancer on the bus of another node on this machine": (
+        NODE + "childs = ['b']\n[balancers.a]\naddress = '10.0.0.1:2'\n[servers.b]\nip = '10.0.0.1'\nservice_port = 2",
+        't.toml:7:1: error: servers.node1.balancers.a.address: 10.0.0.1:2 is already used by the bus of "b"; '
+        "give it another address or port",
+    ),
     "balancer called like the direct one": (
         NODE + "[balancers]\naddress = '10.0.0.1:1'\n[balancers.default]\naddress = '10.0.0.1:2'",
         "t.toml:7:12: error: servers.node1.balancers.default: this name is taken by the balancer in [balancers] itself",
@@ -494,6 +505,15 @@ def test_an_unknown_child_is_a_warning_unless_strict(tmp_path):
         ("weights = 'cpu'", "weights: the scheduler rr knows no weights; use wrr"),
         ("alg = 'lc'\nserver_weights = {node1 = 2}", "server_weights: the scheduler lc knows no weights; use wlc"),
         (
+            "alg = 'dh'",
+            "alg: dh gives an address to one server, and its clients are refused while that one is drained; use sh",
+        ),
+        (
+            "alg = 'ovf'",
+            "alg: ovf gives a server one connection more than its weight, and refuses clients when all have theirs; "
+            "set server_weights to what the servers can bear, or use wlc",
+        ),
+        (
             "alg = 'sh'\nmanage_vip = true",
             "manage_vip: 10.0.0.1 is the server's own address already; "
             "leave manage_vip out, or use an address of its own",
@@ -507,6 +527,20 @@ def test_what_a_balancer_cannot_use_is_a_warning(tmp_path, keys, message):
     found, problems = check(path)
     assert found is not None
     assert [str(each).partition(": warning: servers.node1.balancers.web.")[2] for each in problems] == [message]
+
+
+def test_an_address_that_two_hosts_manage_is_a_warning(tmp_path):
+    """Two nodes may have a balancer at one address; that both give it to themselves is said."""
+    path = tmp_path / "t.toml"
+    web = "balancers.web]\naddress = '10.0.0.9:80'\nservers = {b = 81}\nmanage_vip = true\n"
+    other = "[servers.b]\nip = '10.0.0.2'\nservice_port = 1\n"
+    path.write_text(f"{NODE}childs = ['b']\n[servers.node1.{web}{other}[servers.b.{web}")
+    found, (problem,) = check(path)
+    assert found is not None
+    assert str(problem).partition(": warning: ")[2] == (
+        'servers.b.balancers.web.manage_vip: 10.0.0.9 is managed by balancer "web" of "node1" as well: '
+        "two hosts answer for it; have keepalived or the like give it to one at a time"
+    )
 
 
 def test_a_balancer_that_may_be_refused_elsewhere_is_a_warning():

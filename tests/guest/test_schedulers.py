@@ -154,9 +154,12 @@ def by_client(game: Game) -> None:
 
 
 def dh(game: Game) -> None:
-    """All clients of one address the same server."""
+    """All clients of one address the same server, and nobody when that drains."""
     game.begin(c1=1, c2=1)
-    assert len(set(game.homes().values())) == 1
+    (server,) = set(game.homes().values())
+    game.weigh(**{server: 0})
+    with pytest.raises(ConnectionRefusedError):
+        game.keep()
 
 
 def lblc(game: Game) -> None:

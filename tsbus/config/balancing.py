@@ -1,7 +1,9 @@
 """Balancing: what must hold of the balancers of a tree, as far as it can be seen without their kernels."""
 
+from collections import defaultdict
 from collections.abc import Iterator
 from ipaddress import ip_address
+from typing import NamedTuple
 
 from tsbus.config.address import Address, parse_address
 from tsbus.config.document import Document
@@ -13,17 +15,35 @@ from tsbus.config.problem import Path, Severity
 def check_balancers(tree: Tree, document: Document) -> None:
     """Note all problems of the tree's balancers in its document."""
     tags = {tag for server in tree.servers.values() for tag in server.tags}
+    taken: dict[str, list[_Taken]] = defaultdict(list)
+    for server in tree.servers.values():
+        taken[_ip(server)].append(_Taken(server, "tcp", _bus_address(server)))
     for server in tree.servers.values():
         below = _below(tree, server.name) if server.balancers else set()
-        taken = [("tcp", _bus_address(server), "the bus")]
         for balancer in server.balancers.values():
             check = _Check(tree, document, server, below, balancer)
             check.addresses(taken)
             check.members(tags)
+            check.scheduler()
             check.weights()
             check.forwarding()
             check.sorry_server()
             check.backend()
+
+
+class _Taken(NamedTuple):
+    """An address that is in use on a server."""
+
+    server: Server
+    protocol: str
+    address: Address
+    balancer: Balancer | None = None
+    """None: it is that of the bus."""
+
+    def owner(self, seen_from: Server) -> str:
+        """Who uses it, in words."""
+        name = f"balancer {quote(self.balancer.name)}" if self.balancer else "the bus"
+        return name if self.server is seen_from else f"{name} of {quote(self.server.name)}"
 
 
 def _below(tree: Tree, name: str) -> set[str]:
@@ -59,22 +79,30 @@ class _Check:
         self._path: Path = ("servers", server.name, "balancers", balancer.name)
         self._listens = [*self._places()]
 
-    def addresses(self, taken: list[tuple[str, Address, str]]) -> None:
-        """No address is another's too, and all are of one family. `taken` is added to."""
-        protocol, name = self._balancer.protocol, f"balancer {quote(self._balancer.name)}"
+    def addresses(self, taken: dict[str, list[_Taken]]) -> None:
+        """No address is another's too, and all are of one family. `taken`, by IP address, is added to."""
+        protocol = self._balancer.protocol
         for path, address in self._listens:
-            for other_protocol, other, owner in taken:
-                if other_protocol == protocol and other.overlaps(address):
-                    hint = "give it another address or port"
-                    self._note("error", path, f"{address} is already used by {owner}", hint)
-                    break
-            taken.append((protocol, address, name))
+            others = [
+                each for each in taken[address.ip] if each.protocol == protocol and each.address.overlaps(address)
+            ]
+            # Servers with one address are processes of one machine, and it has one kernel.
+            if clash := next((each for each in others if each.server.ip == self._server.ip), None):
+                hint = "give it another address or port"
+                self._note("error", path, f"{address} is already used by {clash.owner(self._server)}", hint)
+            elif twice := next((each for each in others if self._both_manage(each.balancer)), None):
+                message = f"{address.ip} is managed by {twice.owner(self._server)} as well: two hosts answer for it"
+                self._note("warning", ("manage_vip",), message, "have keepalived or the like give it to one at a time")
+            taken[address.ip].append(_Taken(self._server, protocol, address, self._balancer))
             if address.family != self._listens[0][1].family:
                 message = f"{address} and {self._listens[0][1]} are of two families, IPv4 and IPv6"
                 self._note("error", path, message, "make a balancer for each of them")
             if self._balancer.manage_vip and address.ip == _ip(self._server):
                 message = f"{address.ip} is the server's own address already"
                 self._note("warning", ("manage_vip",), message, "leave manage_vip out, or use an address of its own")
+
+    def _both_manage(self, other: Balancer | None) -> bool:
+        return other is not None and self._balancer.manage_vip and other.manage_vip
 
     def members(self, tags: set[str]) -> None:
         """The servers exist, are below this one, and are not the balancer itself."""
@@ -125,6 +153,15 @@ class _Check:
             if other.protocol == self._balancer.protocol and any(each.covers(ip, port) for each in _readable(other)):
                 return other.name
         return ""
+
+    def scheduler(self) -> None:
+        """One that refuses clients is a warning."""
+        if self._balancer.alg == "dh":
+            message = "dh gives an address to one server, and its clients are refused while that one is drained"
+            self._note("warning", ("alg",), message, "use sh")
+        if self._balancer.alg == "ovf" and not self._balancer.server_weights:
+            message = "ovf gives a server one connection more than its weight, and refuses clients when all have theirs"
+            self._note("warning", ("alg",), message, "set server_weights to what the servers can bear, or use wlc")
 
     def weights(self) -> None:
         """Weights are for servers that are named, and for a scheduler that knows them."""

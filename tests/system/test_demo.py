@@ -72,6 +72,13 @@ def things_in(engine):
     return {one.id: one.state for one in engine.list()}, {one["id"]: one["names"] for one in engine.images()}
 
 
+def things_in_kernel():
+    """Lines of this machine's network that speak of us."""
+    commands = (["nft", "list", "tables"], ["ip", "-o", "link"], ["iptables-save"])
+    told = "".join(subprocess.run(each, capture_output=True, text=True, check=True).stdout for each in commands)
+    return [line for line in told.lower().splitlines() if "treescale" in line or " ts0:" in line]
+
+
 @pytest.fixture
 def neighbour(engine):
     """Somebody else who uses the engine; afterwards it has what it had before."""
@@ -94,7 +101,7 @@ def test_ctrl_c_leaves_nothing(show):
 
 
 def test_with_an_engine(show, dockerd, neighbour):
-    """The whole demo goes well, shows containers with their events, figures and a death, and leaves nothing behind."""
+    """The whole demo goes well, a drained web server fails nobody, and nothing is left behind."""
     shown, code = show("--once", host=dockerd.host).end()
     assert code == 0
     name = r"demo-[0-9a-f]{4}"
@@ -103,7 +110,13 @@ def test_with_an_engine(show, dockerd, neighbour):
     assert "2 nodes, 2 running containers, CPU " in shown
     assert "2 nodes, 2 containers, 1 running" in shown
     assert re.search(r"^The root knew it \d+\.\d ms after the engine.$", shown, re.MULTILINE)
-    assert re.findall(r"^== (\d)\.", shown, re.MULTILINE) == list("1234567")
+    loads = re.findall(r"^(\d+) requests: (.*); failed: (\d+)\.$", shown, re.MULTILINE)
+    spread, _, drained = loads
+    assert re.fullmatch(rf"\d+ by {name}-shop-1, \d+ by {name}-shop-2, \d+ by {name}-shop-3", spread[1])
+    assert spread[2] == drained[2] == "0"
+    assert re.search(rf"^{name}-shop-1 was removed from the table: .*\.$", shown, re.MULTILINE)
+    assert things_in_kernel() == []
+    assert re.findall(r"^== (\d)\.", shown, re.MULTILINE) == list("12345678")
     assert '"greeting":"hello reader' in shown
 
 

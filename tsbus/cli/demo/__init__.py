@@ -1,7 +1,8 @@
 """Demo: `treescale demo`, a tree of seven real nodes on this machine, shown with the commands that anybody would use.
 
-nodes.py and containers.py are the parts of the show, stage.py is what they stand on, borrowed.py the machine's Docker
-engine. At the end, however it comes, no process, no file, no container and no image of ours is left.
+nodes.py, containers.py and balancing.py are the parts of the show, stage.py is what they stand on, borrowed.py the
+machine's Docker engine. At the end, however it comes, no process, no file, no container, no image and no rule in the
+kernel of ours is left.
 """
 
 import contextlib
@@ -10,11 +11,12 @@ import shutil
 import signal
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import click
 
 from tsbus.blocking import connect_blocking
-from tsbus.cli.demo import containers, nodes
+from tsbus.cli.demo import balancing, containers, nodes
 from tsbus.cli.demo.borrowed import Borrowed
 from tsbus.cli.demo.stage import Stage, say
 from tsbus.cli.edge import Code, Fault
@@ -25,7 +27,7 @@ __all__ = ["demo"]
 @click.command()
 @click.option("--once", is_flag=True, help="End after the show instead of staying up.")
 def demo(once: bool) -> int:
-    """Show a living tree: seven nodes in three levels, events, commands, containers, deaths and a worker of your own.
+    """Show a living tree: seven nodes in three levels, events, commands, containers and a balancer, deaths, a worker.
 
     It prints each command that it runs; repeat them in another terminal while it stays up. Ctrl-C ends it and removes
     everything. Containers are shown where there is a Docker engine that you may use.
@@ -49,6 +51,8 @@ def demo(once: bool) -> int:
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, signal.SIG_IGN)
         try:
+            stage.stop()
+            balancing.remove(stage)
             stage.remove()
             shutil.rmtree(folder)
         finally:
@@ -60,11 +64,15 @@ def demo(once: bool) -> int:
 def _show(stage: Stage, docker: Borrowed) -> None:
     """Show all of it. Raises Fault when something does not go as told."""
     docker.find()
-    nodes.come_up(stage, docker.policies)
+    special: dict[str, dict[str, Any]] = {node: {"docker": policy} for node, policy in docker.policies.items()}
+    if not balancing.possible(docker):
+        special[balancing.NODE] |= balancing.KEYS
+    nodes.come_up(stage, special)
     with connect_blocking(stage.bus("root"), name="demo") as bus:
         nodes.send_event(stage)
         nodes.run_command(stage)
         containers.show(stage, bus, docker)
+        balancing.show(stage, bus, docker)
         nodes.kill_node(stage, bus)
         nodes.kill_process(stage, bus)
         nodes.plug_in_worker(stage)

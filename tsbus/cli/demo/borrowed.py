@@ -41,6 +41,11 @@ class Borrowed:
         self._engines: list[Engine] = []
         self._image_is_ours = False
 
+    @property
+    def is_local(self) -> bool:
+        """Whether the engine's containers run on this machine."""
+        return bool(self._engines) and self._engines[0].is_local
+
     def find(self) -> None:
         """Look for the engine."""
         try:
@@ -55,7 +60,7 @@ class Borrowed:
     def make_image(self) -> bool:
         """See that the engine has `image`; False where it has to be pulled first. Raises EngineError."""
         engine, busybox = self._engines[0], _static_busybox()
-        if engine.is_local and busybox:
+        if self.is_local and busybox:
             self._image_is_ours = True
             archive = _archive(busybox)
             # An engine goes on when we are interrupted, and then there would be an image after its removal.

@@ -6,6 +6,8 @@ import signal
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
 
 import click
 
@@ -27,14 +29,15 @@ TREE = {
 TAGS = {"web1": "web", "web2": "web", "db1": "db", "db2": "db"}
 
 
-def come_up(stage: Stage, docker: Mapping[str, DockerPolicy]) -> None:
-    """Write the tree and start it; `docker` has the nodes that use an engine."""
+def come_up(stage: Stage, special: Mapping[str, Mapping[str, Any]]) -> None:
+    """Write the tree and start it; `special` has more for some servers: their keys in the configuration."""
     chapter("1. Seven nodes come up")
     say("Each is a supervisord with a router and its services; all links are encrypted.")
     ports = free_ports(len(TREE))
     servers = {
-        name: Server(
-            name, HERE, port, tags=(TAGS[name],) if name in TAGS else (), childs=childs, docker=docker.get(name)
+        name: replace(
+            Server(name, HERE, port, tags=(TAGS[name],) if name in TAGS else (), childs=childs),
+            **special.get(name, {}),
         )
         for (name, childs), port in zip(TREE.items(), ports, strict=True)
     }
@@ -61,7 +64,7 @@ def run_command(stage: Stage) -> None:
 
 def kill_node(stage: Stage, bus: BlockingClient) -> None:
     """A node dies, its children are adopted, it comes back."""
-    chapter("5. A whole node dies: kill -9 of all its processes at once")
+    chapter("6. A whole node dies: kill -9 of all its processes at once")
     with bus.subscribe("node.lost") as lost:
         supervisords, programs = control.pids_of(stage.folder("east").files)
         took_ms = _kill(stage, [*supervisords, *programs], lost)
@@ -78,7 +81,7 @@ def kill_node(stage: Stage, bus: BlockingClient) -> None:
 
 def kill_process(stage: Stage, bus: BlockingClient) -> None:
     """A process dies and is started again."""
-    chapter("6. One process dies: nobody has to do anything")
+    chapter("7. One process dies: nobody has to do anything")
     with bus.subscribe("node.lost") as lost, bus.subscribe("node.up") as back:
         programs = stage.folder("west").programs() or []
         began = time.monotonic()
@@ -91,7 +94,7 @@ def kill_process(stage: Stage, bus: BlockingClient) -> None:
 
 def plug_in_worker(stage: Stage) -> None:
     """A worker of 15 lines."""
-    chapter("7. A worker of your own")
+    chapter("8. A worker of your own")
     file = CHECKOUT / "examples" / "greeter.py"
     if not file.exists():
         raise Fault("the last part shows a file of the checkout: clone the project and use `make demo`")

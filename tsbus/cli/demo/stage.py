@@ -52,9 +52,12 @@ class Stage:
         programs = CHECKOUT / "bin"
         self.programs = programs if programs.is_dir() else Path(sys.executable).parent
 
-    def remove(self) -> None:
-        """End all that runs and remove what is in the run directory."""
+    def stop(self) -> None:
+        """End all that runs."""
         stop(folders_in(self.run_dir))
+
+    def remove(self) -> None:
+        """Remove what is in the run directory."""
         shutil.rmtree(self.run_dir, ignore_errors=True)
         with contextlib.suppress(OSError):
             self.run_dir.parent.rmdir()  # unless others have trees in it

@@ -21,6 +21,8 @@ from tsbus.balancer.ipvs import (
     NoScheduler,
     why_unavailable,
 )
+from tsbus.balancer.machine import Unusable, open_machine
+from tsbus.balancer.steps import Pool
 from tsbus.balancer.table import Address, Destination, Forward, Mark, Protocol, Service, Virtual
 
 pytestmark = pytest.mark.guest
@@ -208,6 +210,19 @@ def test_refusals(kernel: Kernel) -> None:
     assert len(saved()) == 2
 
 
+def test_a_scheduler_that_the_kernel_lacks(kernel: Kernel) -> None:
+    """A balancer with a scheduler that is not there is told which module has it, and which are there."""
+    machine = open_machine("ipvs", "leave")
+    try:
+        problem = machine.why_not(Pool(Service(WEB, "twos")))
+        assert machine.why_not(Pool(Service(WEB, "mh"))) is None
+    finally:
+        machine.close()
+    assert problem is not None
+    assert problem.text == "the kernel has no scheduler twos"
+    assert problem.mend == f"load ip_vs_twos, or use one of {', '.join(sorted(GUEST_SCHEDULERS))}"
+
+
 def test_foreign_values(kernel: Kernel) -> None:
     """What others may have written and we would not is read, and a service of another protocol is passed over."""
     run("ipvsadm", "-A", "-f", "5", "-s", "wlc", "-p", "10", "-M", "255.0.255.0")
@@ -252,6 +267,9 @@ def test_no_module(kernel: Kernel) -> None:
         assert open_files() == before
         with pytest.raises(NoModule):
             Kernel()
+        with pytest.raises(Unusable, match="load it with `modprobe ip_vs`") as caught:
+            open_machine("ipvs", "leave")
+        assert 'backend = "auto"' in caught.value.mend
     finally:
         gc.enable()
         run("sysctl", "-w", f"kernel.modprobe={loader}")

@@ -3,6 +3,7 @@
 The cases are those that docs/decisions/helper-rules.md lists; each test asks for what rules.py says and nothing else.
 """
 
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from ipaddress import ip_address
@@ -221,3 +222,21 @@ def test_foreign_services_are_left_alone(stage: Stage) -> None:
     stage.has(stage.front("udp", "node", ports=(81, 81)))
     assert stage.silent("client", port=81)
     assert stage.answers("client", "udp") == seen("node", by="host")
+
+
+WITHOUT_RAW_SOCKETS = """
+from ipaddress import ip_address
+from tsbus.balancer.netfilter import HostEdge
+from tsbus.balancer.rules import Listen, Needs, Rule
+from tsbus.balancer.table import Protocol
+rule = Rule("masquerade", Listen(Protocol.TCP, ip_address("10.0.0.1"), 80, 80), "why")
+(problem,) = HostEdge("ipvs").apply(Needs(rules=(rule,))).problems
+print(problem.mend)
+"""
+
+
+@pytest.mark.parametrize("name", ["host", "client"])
+def test_without_raw_sockets(stage: Stage, name: str) -> None:
+    """A balancer that lacks CAP_NET_RAW, for iptables of the legacy kind, is told so, with rules there and without."""
+    words = ["setpriv", "--bounding-set=-net_raw", "--inh-caps=-net_raw", sys.executable, "-c", WITHOUT_RAW_SOCKETS]
+    assert "CAP_NET_RAW, which iptables of the legacy kind needs" in stage.lan[name].run(*words)

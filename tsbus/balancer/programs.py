@@ -2,6 +2,7 @@
 
 import re
 import subprocess
+from pathlib import Path
 from typing import Final
 
 LIMIT_S: Final = 10.0
@@ -10,6 +11,9 @@ _PATH: Final = "/usr/local/sbin:/usr/sbin:/sbin:/usr/bin:/bin"
 """Where the tools are. Services may have been started with a shorter one."""
 _PACKAGES: Final = {"nft": "nftables"}
 _NOT_ALLOWED: Final = re.compile(r"permission denied|operation not permitted|must be root", re.IGNORECASE)
+_NO_TABLE: Final = re.compile(r"unable to initialize table", re.IGNORECASE)
+"""iptables of the legacy kind says no more, when its module is missing or when it may not open a raw socket."""
+_CAP_NET_RAW: Final = 13
 _NO_FEATURE: Final = re.compile(
     r"can't initialize|missing kernel module|not supported|no such file or directory|no chain",
     re.IGNORECASE,
@@ -65,8 +69,16 @@ def run(*words: str, text: str = "") -> str:
 def refusal(tool: str, words: str) -> HostError:
     """Return what the words mean with which a tool refused."""
     said = f"{tool}: {' '.join(words.split())[:300]}"
-    if _NOT_ALLOWED.search(said):
-        return NotAllowed(said, "run the balancer as root with CAP_NET_ADMIN")
-    if _NO_FEATURE.search(said):
+    no_table = _NO_TABLE.search(said) is not None
+    if _NOT_ALLOWED.search(said) or (no_table and not _may_open_raw_sockets()):
+        raw = ", and CAP_NET_RAW, which iptables of the legacy kind needs" if "tables" in tool else ""
+        return NotAllowed(said, f"run the balancer as root with CAP_NET_ADMIN{raw}")
+    if no_table or _NO_FEATURE.search(said):
         return NoFeature(said, "the kernel lacks it: load its module")
     return Failed(said, "see what else changes the rules of this host")
+
+
+def _may_open_raw_sockets() -> bool:
+    status = Path("/proc/thread-self/status").read_text()
+    (effective,) = re.findall(r"^CapEff:\s*([0-9a-f]+)$", status, re.MULTILINE)
+    return bool(int(effective, 16) >> _CAP_NET_RAW & 1)

@@ -2,6 +2,7 @@
 
 It leaves the machine alone: no firewall rule, no sysctl, no default bridge, so several may run next to each other and
 next to the machine's own engine. Its containers reach each other and the machine, not the world; published ports work.
+It lives in the network namespace of the thread that makes it.
 """
 
 import contextlib
@@ -61,7 +62,7 @@ class Dockerd:
         In the main thread: dockerd ends with the thread that started it.
         """
         assert threading.current_thread() is threading.main_thread()
-        if not Path("/sys/class/net", self._bridge).exists():
+        if not _is_link(self._bridge):
             _run("ip", "link", "add", self._bridge, "type", "bridge")
             _run("ip", "address", "add", self._subnet, "dev", self._bridge)
             _run("ip", "link", "set", self._bridge, "up")
@@ -172,10 +173,15 @@ def _claim_number() -> tuple[socket.socket, int]:
         except OSError:
             claim.close()
             continue
-        if Path(f"/sys/class/net/tsd{number}").exists():
+        if _is_link(f"tsd{number}"):
             _run("ip", "link", "delete", f"tsd{number}")  # of somebody who was killed
         return claim, number
     raise AssertionError("254 engines run already")
+
+
+def _is_link(name: str) -> bool:
+    """Whether this network namespace has it: /sys tells of that in which it was mounted."""
+    return not subprocess.run(["ip", "link", "show", name], capture_output=True, check=False).returncode
 
 
 def _make_certificates(server: Path, client: Path) -> None:

@@ -10,11 +10,12 @@ ROOT = Path(__file__).parents[1]
 class LoneRouter:
     """The router of a tree of one node, `solo`, as a process."""
 
-    def __init__(self, folder: str) -> None:
+    def __init__(self, folder: str, more: str = "") -> None:
+        """`more` is added to the configuration."""
         self.bus = f"{folder}/bus"
         self._folder = folder
         Path(folder, "treescale.toml").write_text(
-            'current_node = "solo"\n[servers.solo]\nname = "solo"\nip = "127.0.0.1"\nservice_port = 4999\n'
+            'current_node = "solo"\n[servers.solo]\nname = "solo"\nip = "127.0.0.1"\nservice_port = 4999\n' + more
         )
         self.start()
 

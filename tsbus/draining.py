@@ -232,13 +232,17 @@ class Balancers:
             for node, names in wanted.items()
         ]
         ends = await asyncio.gather(*calls, return_exceptions=True)
-        failed = {node: end for node, end in zip(wanted, ends, strict=True) if isinstance(end, BaseException)}
-        for end in failed.values():
-            if not isinstance(end, NotDrained):
+        failed: dict[str, NotDrained] = {}
+        for node, end in zip(wanted, ends, strict=True):
+            if isinstance(end, NotDrained):
+                failed[node] = end
+            elif isinstance(end, BaseException):
                 raise end
         if failed:
             reasons = [reason for node, end in failed.items() async for reason in self._why(box, node, wanted[node])]
-            raise NotActive(f"{box.label} is not active within {timeout_s:g} s: {'; '.join(reasons)}")
+            late = any(Outcome.TIMEOUT in end.outcomes.values() for end in failed.values())
+            after = f" after {timeout_s:g} s" if late else ""
+            raise NotActive(f"{box.label} is not active{after}: {'; '.join(reasons)}")
 
     # How.
 

@@ -51,7 +51,8 @@ async def one_after_the_other(
     async def work() -> None:
         nonlocal stopped
         while waiting and not stopped:
-            stopped |= not await step(waiting.popleft())
+            if not await step(waiting.popleft()):
+                stopped = True
 
     async with asyncio.TaskGroup() as group:
         for _ in range(min(parallel, len(waiting))):

@@ -40,7 +40,7 @@ async def _story(folder: Path, backend: str) -> None:
         lan.docker()
         keys = KEYS.replace("nginx = 80", "nginx = 8080")
         async with site(folder, keys, *(box(name, ip) for name, ip in BOXES.items()), start=False) as one:
-            one.opener = lambda: _opened(lan, backend)
+            one.opener = lambda: opened(lan, backend)
             await one.start()
             await _states(one, c1="active", c2="active")
             assert (await one.call("lb.ls"))[0]["balancers"][0]["backend"] == backend
@@ -81,7 +81,7 @@ async def _story(folder: Path, backend: str) -> None:
             assert not (folder / statefile.NAME).exists()
 
 
-def _opened(lan: Lan, backend: str) -> Machine:
+def opened(lan: Lan, backend: str) -> Machine:
     """Take the thread of the balancer to the host of the network, and open the kernel there."""
     if ctypes.CDLL(None, use_errno=True).setns(lan.host.fd, _CLONE_NEWNET):
         raise OSError(ctypes.get_errno(), "setns")

@@ -314,6 +314,24 @@ async def test_clash(tmp_path: Path) -> None:
         assert await one.call("lb.check") == [{"problems": []}]
 
 
+async def test_check(tmp_path: Path) -> None:
+    """The check says what is wrong of an image that nobody runs, of a published port and of a kernel, with the mend."""
+    async with site(tmp_path, KEYS, start=False) as one:
+        one.unusable = "this kernel has no IPVS"
+        await one.start()
+        await one.until(lambda: one.topics("lb.problem"))
+        assert (await one.call("lb.check"))[0]["problems"] == [{"text": "this kernel has no IPVS", "mend": "load it"}]
+        one.unusable = ""
+        await one.until(lambda: one.topics("lb.empty"))
+        (empty,) = (await one.call("lb.check"))[0]["problems"]
+        assert (empty["text"], empty["mend"]) == ("no server can take connections", "start one")
+        await one.monitors["n1"].has(box("c2", "172.17.0.2", host_port=80), "started")
+        await one.servers(c2=1)
+        (published,) = (await one.call("lb.check"))[0]["problems"]
+        assert published["text"] == "container c2 publishes this port, so Docker takes the packets to tcp 10.0.0.1:80"
+        assert published["mend"] == "publish another port of c2, or give web another address"
+
+
 async def test_the_file_is_written_before_the_service(tmp_path: Path) -> None:
     """Without a state file that can be written no service is made; as soon as there is room, it is."""
     folder = tmp_path / "later"

@@ -9,6 +9,7 @@ from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tsbus.cli.containers.drained import Draining, Phases, draining_of, ending_of_error
 from tsbus.cli.containers.engines import accepting
 from tsbus.cli.containers.finding import Finding, Match, choose, order_for
 from tsbus.cli.containers.groups import container, docker, image
@@ -23,9 +24,10 @@ from tsbus.cli.containers.times import length, moment
 from tsbus.cli.containers.words import image_words, port_words, state_words
 from tsbus.cli.edge import Fault
 from tsbus.cli.main import cli
-from tsbus.cli.report import Ending
+from tsbus.cli.report import Ending, exit_code
 from tsbus.cli.table import Column, table
 from tsbus.core.accounting import Outcome
+from tsbus.draining import NotDone, NotDrained
 from tsbus.records import Container, Endpoint, EngineFacts, Image, Pressure, Sample, StatsEvent
 
 ID = "ab" * 32
@@ -104,6 +106,54 @@ def test_containers_are_ordered_by_id_or_of_very_many_nodes_by_name():
     few, many = [[match(f"n{number}", "web", number % 10) for number in range(count)] for count in (3, 1111)]
     assert order_for(few) == {"containers": [one.id for one in few], "if_here": True}
     assert order_for(many) == {"containers": ["web"], "if_here": True}
+
+
+# Draining.
+
+
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        (["stop", "a", "web", "--skip-lost"], "--skip-lost goes with --drain"),
+        (["restart", "a", "web", "--parallel", "2"], "--parallel goes with --drain"),
+        (["restart", "a", "web", "--wait", "2"], "--wait goes with --drain"),
+        (["rm", "a", "web", "--drain"], "--drain goes with --force"),
+        (["run", "--name", "web", "--wait", "2", "a", "nginx"], "--wait goes with --replace"),
+        (["run", "--replace", "a", "nginx"], "--replace needs --name"),
+        (["run", "--replace", "--name", "web", "--count", "2", "a", "nginx"], "neither with --count"),
+        (["run", "--replace", "--name", "web", "--attach", "a", "nginx"], "nor with --attach"),
+    ],
+)
+def test_options_that_need_another_one(argv, words):
+    """They are told before anybody is asked."""
+    result = CliRunner().invoke(container, argv)
+    assert result.exit_code == 2
+    assert words in result.stderr
+
+
+def test_what_is_said_about_draining():
+    """One at a time and a minute for each, unless it is said otherwise."""
+    assert draining_of(False, "--drain", skip_lost=False) is None
+    assert draining_of(True, "--drain", skip_lost=True) == Draining(True, 1, 60)
+    assert draining_of(True, "--drain", skip_lost=False, parallel=3, wait_s=5) == Draining(False, 3, 5)
+
+
+@pytest.mark.parametrize(
+    ("outcome", "code"), [(Outcome.REFUSED, 5), (Outcome.UNREACHABLE, 4), (Outcome.TIMEOUT, 4), (Outcome.FAILED, 1)]
+)
+def test_what_a_balancer_did_not_do_decides_the_exit_code(outcome, code):
+    """As it does of any call: refused, out of reach, failed."""
+    ending = ending_of_error(NotDrained({"n1": NotDone(outcome, "no")}))
+    assert ending.reason.startswith("the balancer of n1 did not do it: no; ")
+    assert exit_code([ending.outcome]) == code
+
+
+def test_phases_are_told_on_one_line():
+    """How many are done, and what some of those under way are at; nothing while none is."""
+    assert Phases(3, 1).words() == ""
+    assert Phases(1, now={"a/web": "draining"}).words() == "a/web draining"
+    many = Phases(9, 2, {f"a/web{number}": "starting" for number in range(5)})
+    assert many.words() == "2 of 9 done; a/web0 starting; a/web1 starting; a/web2 starting; and 2 more"
 
 
 # The list.

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,12 @@ import pytest
 
 import tsbus
 from tsbus import Worker
+from tsbus.config import Balancer
 from tsbus.records import Container, EngineFacts, Image, SnapshotHead
 from tsbus.testing import MemoryTree
 
 PAGE = Path(__file__).parents[2] / "docs/worker-api.md"
-WORKER, CLIENT, MIRROR, BLOCKING, TESTING = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
+WORKER, CLIENT, MIRROR, DRAINING, BLOCKING, TESTING = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
 
 
 def page_worker() -> Worker:
@@ -53,6 +55,47 @@ async def test_worker_and_client(monkeypatch: pytest.MonkeyPatch, capsys: pytest
         lines[-1],
     ]
     assert lines[-1].startswith("greeter.saw b uid:0 {'topic': 'container.died', 'from': 'b'}")
+
+
+async def test_draining(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """The example of draining stops nothing while a balancer does not answer, and all once they have drained."""
+    front = Container(id="1" * 64, name="front", image=Image(given="nginx:1"), state="running")
+    containers, lb, done = Worker("containers"), Worker("lb"), list[str]()
+
+    @containers.command("snapshot")
+    async def snapshot(call: Any) -> Any:
+        await call.send(
+            SnapshotHead(node=call.node, epoch=1, seq=1, engine=EngineFacts(node=call.node, up=True), count=1)
+        )
+        return [front]
+
+    @containers.command("stop")
+    def stop(call: Any) -> None:
+        done.append(f"stop {call.json()['containers'][0][:4]}")
+
+    @lb.command("drain")
+    def drain(call: Any) -> Any:
+        waits = call.json().get("wait", False)
+        done.append("wait" if waits else "drain")
+        return {"id": front.id, "name": "front", "balancer": "web", "state": "removed" if waits else "draining"}
+
+    lb.command("undrain")(lambda _: None)
+    memory = MemoryTree({"root": ["a"]})
+    balancer = Balancer("web", "127.0.0.1:80")
+    root = replace(memory.config.servers["root"], balancers={"web": balancer})
+    memory.config = replace(memory.config, servers=memory.config.servers | {"root": root})
+    async with memory as tree:
+        await tree.run(containers, "a")
+        code = compile(DRAINING, str(PAGE), "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
+        for _ in range(2):
+            client = await tree.connect("root")
+            monkeypatch.setattr(tsbus, "connect", lambda client=client: client)
+            await tree.settle()
+            await eval(code, {})  # noqa: S307
+            if not done:
+                assert "the balancer of root did not do it: no worker" in capsys.readouterr().out
+                await tree.run(lb, "root")
+    assert done == ["drain", "wait", "stop 1111"]
 
 
 async def test_mirror(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -7,6 +7,8 @@ import contextlib
 import ctypes
 import json
 import os
+import pty
+import select
 import signal
 import socket
 import subprocess
@@ -55,6 +57,14 @@ def wait(what: str, is_so: Callable[[], Any]) -> Any:
         assert time.monotonic() < end, f"within {LIMIT_S:g} s this did not come: {what}"
         time.sleep(0.02)
     return value
+
+
+def read_until(terminal: int, text: bytes) -> None:
+    """Read what a program writes on a terminal until it has written `text`."""
+    seen = b""
+    while text not in seen:
+        assert select.select([terminal], [], [], LIMIT_S)[0], f"{text!r} did not come: {seen!r}"
+        seen += os.read(terminal, 4096)
 
 
 def enter(fd: int) -> None:
@@ -288,16 +298,19 @@ def _connects(to: tuple[str, int]) -> bool:
 
 
 def test_ctrl_c_takes_the_drain_back(shop: Shop) -> None:
-    """A connection that stays holds the drain up; who gives up finds the server active, and not stopped."""
+    """A connection that stays holds the drain up, which is told; who gives up finds the servers active."""
     before = shop.containers()
     ends = [shop.client.call(socket.create_connection, VIP, LIMIT_S) for _ in WEBS]
     argv = [ROOT / "bin/treescale", "--bus", shop.bus, "container", "stop", "solo", *WEBS[:2], "--drain"]
-    process = subprocess.Popen(argv, stderr=subprocess.PIPE, text=True)
+    terminal, its = pty.openpty()
+    process = subprocess.Popen(argv, stderr=its)
+    os.close(its)
     wait("they drain", lambda: Counter(shop.states().values()) == {"draining": 2, "active": 1})
+    read_until(terminal, b"draining, connections left: 1 in shop on solo")
     process.send_signal(signal.SIGINT)
-    _, told = process.communicate(timeout=LIMIT_S)
-    assert process.returncode == 130
-    assert "cancelled 2: solo/web[1-2] (interrupted before anything was done)" in told
+    read_until(terminal, b"cancelled 2: solo/web[1-2] (interrupted before anything was done)")
+    assert process.wait(LIMIT_S) == 130
+    os.close(terminal)
     shop.wait_active(*WEBS)
     assert shop.containers() == before
     for end in ends:
@@ -313,6 +326,8 @@ def test_a_balancer_that_is_not_there(shop: Shop) -> None:
         assert result.exit_code == 1
         assert "the balancer of solo did not do it" in result.stderr
         assert "start ts-balancer there" in result.stderr
+    told = shop.run("container", "restart", "solo", "web1", "web2", "--drain", "--json").stdout.splitlines()
+    assert json.loads(told[-1])["summary"]["no_such_service"] == ["solo/web1", "solo/web2"]
     assert shop.containers() == before
     shop.start("balancer", *shop.balancer_options)
     shop.wait_active(*WEBS)

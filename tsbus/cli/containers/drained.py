@@ -116,7 +116,7 @@ async def act_drained(
             phases.now = {}
             whole = await act(client, command, matches, options, acts, timeout_s)
     except NotDrained as error:
-        acts.endings |= dict.fromkeys(boxes, _ending(error, "nothing was done: "))
+        acts.endings |= dict.fromkeys(boxes, ending_of_error(error, "nothing was done: "))
         return True
     except asyncio.CancelledError:
         acts.endings |= dict.fromkeys(boxes, Ending(Outcome.CANCELLED, "interrupted before anything was done"))
@@ -160,7 +160,7 @@ async def replace_rolling(
     try:
         await asyncio.gather(*(place.look() for place in places.values()))
     except BusError as error:
-        ending = _ending(error, "nothing was done: ")
+        ending = ending_of_error(error, "nothing was done: ")
         raise Fault(ending.reason, exit_code([ending.outcome])) from None
 
     def step(node: str, place: Replacement) -> _Step:
@@ -196,7 +196,7 @@ async def _roll(steps: Sequence[_Step], acts: Acts, parallel: int) -> bool:
         try:
             acts.done(step.node, await step.run(told))
         except BusError as error:
-            ending = _ending(error)
+            ending = ending_of_error(error)
             acts.done(step.node, Done(id=step.id, name=step.name, ok=False, error=ending.reason))
             acts.endings[step.label] = ending
         except asyncio.CancelledError:
@@ -237,7 +237,7 @@ def _box(match: Match) -> "Box":
     return Box(match.node, match.id, match.name)
 
 
-def _ending(error: Exception, before: str = "") -> Ending:
+def ending_of_error(error: Exception, before: str = "") -> Ending:
     """Return how something ended that raised `error`."""
     from tsbus.draining import NotDrained
     from tsbus.errors import CallFailed
@@ -245,7 +245,7 @@ def _ending(error: Exception, before: str = "") -> Ending:
 
     outcome = Outcome.FAILED
     if isinstance(error, NotReplaced) and isinstance(error.__cause__, CallFailed):
-        return Ending(_ending(error.__cause__).outcome, before + safe(str(error)))
+        return Ending(ending_of_error(error.__cause__).outcome, before + safe(str(error)))
     if isinstance(error, NotDrained):
         (outcome,) = set(error.outcomes.values())
     elif isinstance(error, CallFailed):

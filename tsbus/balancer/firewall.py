@@ -1,9 +1,9 @@
 """Firewall: what a host's packet rules do to one packet, as far as that can be told. Pure.
 
 iptables_text.py and nft_listing.py bring the rules of both tools into this form. Of a packet mostly not everything is
-known (who the client is, by which card it comes), and of some rules not what they match. So a test has three answers,
-and a walk takes both ways of a doubtful rule: when they end alike the doubt does not matter, and when they do not, the
-answer is `unknown`, with the rule. It is never guessed.
+known (who the client is, by which card it comes), and of some rules not what they match. So a condition has three
+answers, and a walk takes both ways of a doubtful rule: when they end alike the doubt does not matter, and when they do
+not, the answer is `unknown`, with the rule. It is never guessed.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -16,13 +16,13 @@ from tsbus.balancer.table import IP
 Range = tuple[int, int]
 """First and last."""
 Value = Range | str
-"""Of addresses, ports and other numbers a range; of devices, states and the like a word, with a `*` at its end in tests
-that look at its beginning only."""
+"""Of addresses, ports and other numbers a range; of devices, states and the like a word, with a `*` at its end in
+conditions that look at its beginning only."""
 Field = Literal[
     "version", "protocol", "source", "target", "sport", "dport", "flags", "in", "out", "state", "direction", "origin",
     "origin_port", "origin_protocol", "source_type", "target_type", "translated", "unknown",
 ]  # fmt: skip
-"""What tests look at. `origin` is what the connection was made to, `translated` whether its destination was changed."""
+"""What conditions look at. `origin`: what the connection was made to; `translated`: its destination was changed."""
 Hook = Literal["prerouting", "input", "forward", "output", "postrouting"]
 Kind = Literal["filter", "nat"]
 MAX_IP: Final[dict[Version, int]] = {4: 2**32 - 1, 6: 2**128 - 1}
@@ -61,14 +61,14 @@ class Packet:
     version: Version
     values: Mapping[Field, tuple[Value, ...]]
 
-    def fits(self, test: "Test") -> bool | None:
-        """Tell whether a test is met; None when it depends on what is not known."""
-        found = self._one(test) if len(test.fields) == 1 else self._several(test)
-        return found if found is None or not test.negated else not found
+    def fits(self, condition: "Condition") -> bool | None:
+        """Tell whether a condition is met; None when it depends on what is not known."""
+        found = self._one(condition) if len(condition.fields) == 1 else self._several(condition)
+        return found if found is None or not condition.negated else not found
 
-    def _one(self, test: "Test") -> bool | None:
-        options = [option for (option,) in test.options]
-        values = self.values.get(test.fields[0])
+    def _one(self, condition: "Condition") -> bool | None:
+        options = [option for (option,) in condition.options]
+        values = self.values.get(condition.fields[0])
         if values is None:
             return None
         sides = [[_inside(value, option) for option in options] for value in values]
@@ -76,11 +76,13 @@ class Packet:
             return True
         return False if all(each is False for side in sides for each in side) else None
 
-    def _several(self, test: "Test") -> bool | None:
+    def _several(self, condition: "Condition") -> bool | None:
         """Several fields together, as nft's concatenations: one option must fit in all of them."""
         some = False
-        for option in test.options:
-            each = [self._one(Test((name,), ((one,),))) for name, one in zip(test.fields, option, strict=True)]
+        for option in condition.options:
+            each = [
+                self._one(Condition((name,), ((one,),))) for name, one in zip(condition.fields, option, strict=True)
+            ]
             if all(each):
                 return True
             some = some or False not in each
@@ -97,21 +99,21 @@ def _inside(value: Value, option: Value) -> bool | None:
     return None if option[0] <= value[1] and value[0] <= option[1] else False
 
 
-class Test(NamedTuple):
-    """One condition of a rule: that these fields together are one of the options."""
+class Condition(NamedTuple):
+    """A condition of a rule: that these fields together are one of the options."""
 
     fields: tuple[Field, ...]
     options: tuple[tuple[Value, ...], ...]
     negated: bool = False
 
 
-UNKNOWN: Final = Test(("unknown",), ())
+UNKNOWN: Final = Condition(("unknown",), ())
 """A condition that is not understood."""
 
 
-def test(name: Field, *options: Value, negated: bool = False) -> Test:
-    """Return a test of one field."""
-    return Test((name,), tuple((option,) for option in options), negated)
+def where(name: Field, *options: Value, negated: bool = False) -> Condition:
+    """Return a condition of one field."""
+    return Condition((name,), tuple((option,) for option in options), negated)
 
 
 class Verdict(NamedTuple):
@@ -127,7 +129,7 @@ class Rule(NamedTuple):
 
     text: str
     """As its own tool writes it, with its chain."""
-    tests: tuple[Test, ...]
+    conditions: tuple[Condition, ...]
     verdict: Verdict
 
 
@@ -295,7 +297,7 @@ class _Walk:
 
     def _fits(self, rule: Rule) -> tuple[bool | None, bool]:
         """Tell whether a rule fits, and, when that is doubtful, whether it is so because of the source alone."""
-        found = [(each, self._packet.fits(each)) for each in rule.tests]
+        found = [(each, self._packet.fits(each)) for each in rule.conditions]
         if any(fits is False for _, fits in found):
             return False, False
         doubts = {(each.fields, each.negated) for each, fits in found if fits is None}

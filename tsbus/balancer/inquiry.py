@@ -1,4 +1,4 @@
-"""Inquiry: `lb.why` from the order to the answer: what the keeper knows, what the kernel's thread reads, and a judgement.
+"""Inquiry: `lb.why` from the order to the answer: what the keeper knows, what the kernel says, and the judgement.
 
 It works as far as can be when nothing is balanced: without a kernel that balances, that is the answer.
 """

@@ -11,16 +11,16 @@ from typing import Final
 from tsbus.balancer.firewall import (
     UNKNOWN,
     Chain,
+    Condition,
     Hook,
     Kind,
     Rule,
     Table,
-    Test,
     Value,
     Verdict,
     network,
     number,
-    test,
+    where,
 )
 from tsbus.balancer.rules import Version
 
@@ -96,7 +96,7 @@ def _verdict(words: list[str], chains: Mapping[str, str]) -> Verdict:
     return _VERDICTS.get(target, Verdict("unknown"))
 
 
-def _tests(words: list[str]) -> Iterator[Test]:
+def _tests(words: list[str]) -> Iterator[Condition]:
     """Yield the conditions; an option has one word after it, or several up to the next option."""
     negated, position = False, 0
     while position < len(words):
@@ -113,7 +113,7 @@ def _tests(words: list[str]) -> Iterator[Test]:
         negated = False
 
 
-def _condition(option: str, values: list[str], *, negated: bool) -> Iterator[Test]:
+def _condition(option: str, values: list[str], *, negated: bool) -> Iterator[Condition]:
     if option == "--comment" or (option == "-m" and values[0] in _PLAIN):
         return
     try:
@@ -124,9 +124,9 @@ def _condition(option: str, values: list[str], *, negated: bool) -> Iterator[Tes
     yield found._replace(negated=negated)
 
 
-def _protocol(values: list[str]) -> Test:
+def _protocol(values: list[str]) -> Condition:
     name = values[0]
-    return test("protocol", (0, 255) if name == "all" else number(int(name) if name.isdecimal() else PROTOCOLS[name]))
+    return where("protocol", (0, 255) if name == "all" else number(int(name) if name.isdecimal() else PROTOCOLS[name]))
 
 
 def _ports(text: str) -> Value:
@@ -142,9 +142,9 @@ def _subnet(text: str) -> Value:
     return network(ip_network(text, strict=False))
 
 
-def _flags(values: list[str]) -> Test:
+def _flags(values: list[str]) -> Condition:
     mask, wanted = map(_flag_bits, values)
-    return test("flags", *(number(bits) for bits in range(_ALL_FLAGS + 1) if bits & mask == wanted))
+    return where("flags", *(number(bits) for bits in range(_ALL_FLAGS + 1) if bits & mask == wanted))
 
 
 def _flag_bits(text: str) -> int:
@@ -153,35 +153,35 @@ def _flag_bits(text: str) -> int:
     return sum(FLAGS[name.lower()] for name in text.split(","))
 
 
-def _status(values: list[str]) -> Test:
+def _status(values: list[str]) -> Condition:
     if values != ["DNAT"]:
         raise ValueError(values)
-    return test("translated", "yes")
+    return where("translated", "yes")
 
 
 def _device(text: str) -> str:
     return f"{text[:-1]}*" if text.endswith("+") else text
 
 
-_READERS: Final[Mapping[str, Callable[[list[str]], Test]]] = {
+_READERS: Final[Mapping[str, Callable[[list[str]], Condition]]] = {
     "-p": _protocol,
-    "-s": lambda values: test("source", _subnet(values[0])),
-    "-d": lambda values: test("target", _subnet(values[0])),
-    "-i": lambda values: test("in", _device(values[0])),
-    "-o": lambda values: test("out", _device(values[0])),
-    "--sport": lambda values: test("sport", _ports(values[0])),
-    "--dport": lambda values: test("dport", _ports(values[0])),
-    "--sports": lambda values: test("sport", *_list(values[0], _ports)),
-    "--dports": lambda values: test("dport", *_list(values[0], _ports)),
+    "-s": lambda values: where("source", _subnet(values[0])),
+    "-d": lambda values: where("target", _subnet(values[0])),
+    "-i": lambda values: where("in", _device(values[0])),
+    "-o": lambda values: where("out", _device(values[0])),
+    "--sport": lambda values: where("sport", _ports(values[0])),
+    "--dport": lambda values: where("dport", _ports(values[0])),
+    "--sports": lambda values: where("sport", *_list(values[0], _ports)),
+    "--dports": lambda values: where("dport", *_list(values[0], _ports)),
     "--tcp-flags": _flags,
-    "--state": lambda values: test("state", *values[0].lower().split(",")),
-    "--ctstate": lambda values: test("state", *values[0].lower().split(",")),
+    "--state": lambda values: where("state", *values[0].lower().split(",")),
+    "--ctstate": lambda values: where("state", *values[0].lower().split(",")),
     "--ctstatus": _status,
-    "--ctdir": lambda values: test("direction", values[0].lower()),
-    "--ctproto": lambda values: test("origin_protocol", *_protocol(values).options[0]),
-    "--ctorigdst": lambda values: test("origin", _subnet(values[0])),
-    "--ctorigdstport": lambda values: test("origin_port", _ports(values[0])),
-    "--src-type": lambda values: test("source_type", *values[0].lower().split(",")),
-    "--dst-type": lambda values: test("target_type", *values[0].lower().split(",")),
+    "--ctdir": lambda values: where("direction", values[0].lower()),
+    "--ctproto": lambda values: where("origin_protocol", *_protocol(values).options[0]),
+    "--ctorigdst": lambda values: where("origin", _subnet(values[0])),
+    "--ctorigdstport": lambda values: where("origin_port", _ports(values[0])),
+    "--src-type": lambda values: where("source_type", *values[0].lower().split(",")),
+    "--dst-type": lambda values: where("target_type", *values[0].lower().split(",")),
 }
 """Of options, by what they look at."""

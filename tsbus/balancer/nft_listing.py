@@ -12,17 +12,17 @@ from typing import Any, Final, get_args
 from tsbus.balancer.firewall import (
     UNKNOWN,
     Chain,
+    Condition,
     Field,
     Hook,
     Rule,
     Table,
-    Test,
     Value,
     Verdict,
     address,
     network,
     number,
-    test,
+    where,
 )
 from tsbus.balancer.iptables_text import FLAGS, PROTOCOLS
 from tsbus.balancer.rules import Version
@@ -129,34 +129,35 @@ class _Reader:
     def rules(self, rule: Mapping[str, Any], text: str) -> Iterator[Rule]:
         """Yield a rule; one with a map of verdicts is a rule for each of its keys."""
         text = f"{rule['family']} {rule['table']} {rule['chain']}: {text or 'handle ' + str(rule['handle'])}"
-        tests: list[Test] = []
+        conditions: list[Condition] = []
         for statement in rule["expr"]:
             (kind, body), *_ = statement.items()
             match kind:
                 case "match":
-                    tests += self._match(body)
+                    conditions += self._match(body)
                 case "vmap":
-                    yield from (Rule(text, (*tests, *more), verdict) for more, verdict in self._choices(body))
+                    yield from (Rule(text, (*conditions, *more), verdict) for more, verdict in self._choices(body))
                     return
                 case "jump" | "goto":
-                    yield Rule(text, tuple(tests), Verdict(kind, body["target"]))
+                    yield Rule(text, tuple(conditions), Verdict(kind, body["target"]))
                     return
                 case "snat" | "dnat":
                     to = (body or {}).get("addr", "")
-                    yield Rule(text, tuple(tests), Verdict("translate", to if isinstance(to, str) else ""))
+                    yield Rule(text, tuple(conditions), Verdict("translate", to if isinstance(to, str) else ""))
                     return
                 case _ if kind in _ENDS:
-                    yield Rule(text, tuple(tests), _ENDS[kind])
+                    yield Rule(text, tuple(conditions), _ENDS[kind])
                     return
                 case _ if kind in _PASSES:
                     pass
                 case "limit" | "quota" | "ct count" | "xt" if not _is_target(body):
-                    tests.append(UNKNOWN)
+                    conditions.append(UNKNOWN)
                 case _:
-                    yield Rule(text, tuple(tests), Verdict("unknown"))
+                    yield Rule(text, tuple(conditions), Verdict("unknown"))
                     return
 
-    def _match(self, body: Mapping[str, Any]) -> list[Test]:
+    def _match(self, body: Mapping[str, Any]) -> list[Condition]:
+        implied: list[Condition] = []
         try:
             masked = _masked(body)
             if masked is not None:
@@ -165,11 +166,11 @@ class _Reader:
             options = self._options(fields, body["right"])
             if body["op"] not in ("==", "!=", "in") or (body["op"] == "!=" and isinstance(body["right"], list)):
                 options = _compared(body["op"], options)
-            return [*implied, Test(fields, options, body["op"] == "!=")]
+            return [*implied, Condition(fields, options, body["op"] == "!=")]
         except (_Unread, KeyError, ValueError, TypeError):
-            return [UNKNOWN]
+            return [*implied, UNKNOWN]
 
-    def _choices(self, body: Mapping[str, Any]) -> Iterator[tuple[list[Test], Verdict]]:
+    def _choices(self, body: Mapping[str, Any]) -> Iterator[tuple[list[Condition], Verdict]]:
         data = body["data"]
         pairs = self._sets.get(data[1:], []) if isinstance(data, str) else data["set"]
         for key, verdict in sorted(pairs, key=lambda pair: pair[0] == "*"):
@@ -178,11 +179,12 @@ class _Reader:
             if key == "*":
                 yield [], does
                 continue
+            implied: list[Condition] = []
             try:
                 fields, implied = _operand(body["key"])
-                yield [*implied, Test(fields, (_element(fields, key),))], does
+                yield [*implied, Condition(fields, (_element(fields, key),))], does
             except (_Unread, KeyError, ValueError, TypeError):
-                yield [UNKNOWN], does
+                yield [*implied, UNKNOWN], does
 
     def _options(self, fields: tuple[Field, ...], right: Any) -> tuple[tuple[Value, ...], ...]:
         match right:
@@ -201,7 +203,7 @@ def _is_target(body: Any) -> bool:
     return isinstance(body, dict) and body.get("type") == "target"
 
 
-def _operand(left: Any) -> tuple[tuple[Field, ...], list[Test]]:
+def _operand(left: Any) -> tuple[tuple[Field, ...], list[Condition]]:
     """What the left side of a comparison looks at, and what must be so that it can be looked at."""
     match left:
         case {"concat": parts}:
@@ -222,11 +224,11 @@ def _operand(left: Any) -> tuple[tuple[Field, ...], list[Test]]:
     raise _Unread(left)
 
 
-def _payload(protocol: str, name: str) -> tuple[tuple[Field, ...], list[Test]]:
+def _payload(protocol: str, name: str) -> tuple[tuple[Field, ...], list[Condition]]:
     if protocol in _IP:
-        implied = [test("version", number(_IP[protocol]))]
+        implied = [where("version", number(_IP[protocol]))]
     elif protocol in PROTOCOLS:
-        implied = [test("protocol", number(PROTOCOLS[protocol]))]
+        implied = [where("protocol", number(PROTOCOLS[protocol]))]
     elif protocol == "th":
         implied = []
     else:
@@ -236,7 +238,7 @@ def _payload(protocol: str, name: str) -> tuple[tuple[Field, ...], list[Test]]:
     return (_PAYLOAD[name],), implied
 
 
-def _masked(body: Mapping[str, Any]) -> list[Test] | None:
+def _masked(body: Mapping[str, Any]) -> list[Condition] | None:
     """Flags of TCP, where a rule looks at them; None when it looks at something else."""
     match body:
         case {"left": {"&": [{"payload": {"protocol": "tcp", "field": "flags"}}, mask]}, "right": right, "op": op}:
@@ -247,7 +249,7 @@ def _masked(body: Mapping[str, Any]) -> list[Test] | None:
             fits = [bits for bits in range(_FLAG_BITS + 1) if (bits & wanted if op == "in" else bits == wanted)]
         case _:
             return None
-    return [test("protocol", number(PROTOCOLS["tcp"])), test("flags", *map(number, fits), negated=op == "!=")]
+    return [where("protocol", number(PROTOCOLS["tcp"])), where("flags", *map(number, fits), negated=op == "!=")]
 
 
 def _bits(value: Any) -> int:

@@ -246,6 +246,18 @@ class Way:
             return str(self.site.own)
         return CLIENT
 
+    def knocks(self) -> bool:
+        """Tell whether the filters surely let this host connect to the server by itself, and the answer come in."""
+        tables, version = self.site.tables, self.site.listen.version
+        ours = tuple(address(ip) for ip in self.site.evidence.host.addresses if ip.version == version)
+        there, port = (address(self.server.address.ip),), self._port()
+        own: dict[Field, tuple[Value, ...]] = {"origin": there, "origin_port": port, "translated": ("no",)}
+        out = {**self.request("output").values, **own, "source": ours, "source_type": ("local",), "state": ("new",)}
+        back = {**self.answer("input").values, **own, "target": ours, "target_type": ("local",), "out": ("",)}
+        back["state"] = ("established",)
+        ends = (filtered(tables, Packet("output", version, out)), filtered(tables, Packet("input", version, back)))
+        return all(each.result == "accept" for each in ends)
+
     def passes(self, hook: Hook, *, answer: bool) -> Fate:
         """Return whether the filters let the request, or the answer, pass."""
         return filtered(self.site.tables, self.answer(hook) if answer else self.request(hook))

@@ -25,6 +25,8 @@ MAX_SERVERS: Final = 64
 """So many servers of a balancer are looked at."""
 COUNT, MAX = "net.netfilter.nf_conntrack_count", "net.netfilter.nf_conntrack_max"
 _NEARLY: Final = 0.9
+_NO_WEIGHT: Final = "weight 0"
+"""What judge.py says of a server whose weight is 0 by an operator, or by the configuration."""
 _NAMED: Final = 10
 """Servers that a text names."""
 _WHO: Final[Mapping[Origin, str]] = {
@@ -402,12 +404,13 @@ class _Inquiry:
             if way.direct:
                 return _unseen(way, self._listen.ip)
             why = self._accepts.get(way.server.address)
-            if why is None:
-                return None
+            if why is None or (why and not way.knocks()):
+                return None  # not asked, or it may have been this host's rules
+            if not why:
+                return Finding("ok", "")
             port = way.server.address.port or self._listen.first
             mend = f"see that its program runs and listens at port {port} of all its addresses, not of 127.0.0.1 alone"
-            return Finding("fail", f"{way.name} does not accept a connection at {way.server.address}: {why}", mend) \
-                if why else Finding("ok", "")  # fmt: skip
+            return Finding("fail", f"{way.name} does not accept a connection at {way.server.address}: {why}", mend)
 
         yield from self._each("server", look, "each accepts connections from this host")
 
@@ -480,8 +483,8 @@ class _Inquiry:
         node = self._question.node
         if one.state in (State.DRAINING, State.REMOVED):
             return f"`treescale lb undrain {node} {one.name}`"
-        if not one.base:
-            return f"`treescale lb weight {node} {one.name} default`, or 1"
+        if one.reason == _NO_WEIGHT:
+            return f"`treescale lb weight {node} {one.name} {'default' if one.base else 1}`"
         return f"see why {one.name} is so: {one.reason}"
 
     def _name(self, address: Address) -> str:

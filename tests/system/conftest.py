@@ -3,11 +3,12 @@
 import contextlib
 import faulthandler
 import tempfile
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from machines import Machines
 from tree import Tree
 
 Grow = Callable[..., Awaitable[Tree]]
@@ -25,3 +26,19 @@ async def grow() -> AsyncIterator[Grow]:
 
         yield start
     faulthandler.cancel_dump_traceback_later()
+
+
+@pytest.fixture(scope="session")
+def machines() -> Iterator[Machines]:
+    """Two machines with balancers, in a guest with Docker; all its tests share them."""
+    with Machines() as machines:
+        yield machines
+
+
+@pytest.fixture
+def site(machines: Machines) -> Iterator[Machines]:
+    """The machines, without containers before and after the test."""
+    machines.events.clear()
+    yield machines
+    for each in (machines.top, machines.low):
+        each.remove()

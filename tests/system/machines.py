@@ -1,0 +1,337 @@
+"""Machines: two Docker hosts in a guest, with all that TreeScale runs on them, and a client elsewhere.
+
+    client 10.0.0.2 --+
+                      switch -- eth0 10.0.0.1, top: the guest itself, with the guest's engine
+    low    10.0.0.3 --+         low: below top in the tree, in a namespace, with an engine of its own
+
+On each are a router, a monitor and a balancer, as processes. ipvsadm reads the table, docker runs the containers.
+"""
+
+import json
+import os
+import shlex
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable
+from contextlib import ExitStack, suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Final, Self, TypeVar
+
+from answerer import PORT
+from ipvsadm import run
+from lan import Box
+from tree import Tree
+
+from tsbus import BusError, Event, connect_blocking
+from tsbus.blocking import BlockingClient
+from tsbus.config import Balancer, Balancing, BusSettings, DockerPolicy
+
+T = TypeVar("T")
+
+HERE: Final = Path(__file__).parent
+LIMIT_S: Final = 120.0
+"""How long something may take that must come: a container needs 4 s here when nothing else runs on the machine."""
+ADDRESSES: Final = {"top": "10.0.0.1", "client": "10.0.0.2", "low": "10.0.0.3"}
+HOLD_S: Final = 3.0
+PATIENT: Final = BusSettings(heartbeat_ms=500, heartbeat_timeout_ms=5000, steady_s=0.5, adopt_after_s=0.5)
+"""One slow processor does all the work here: nobody is lost because containers start."""
+IMAGE, SHOP = "busybox:lab", "shop/web:1"
+_PYTHON: Final = (f"{sys.base_prefix}/bin/python3", "-IS", "/answerer.py")
+ANSWER: Final = " ".join(_PYTHON)
+"""The command of a container that answers, for a shell."""
+
+
+def balancers() -> dict[str, dict[str, Balancer]]:
+    """Of each machine, one port for each way to use them."""
+    own = Balancer("own", "10.0.0.3:80", "wrr", start_grace_s=0)
+    below = {"servers": {"low": 80}, "hold_s": HOLD_S, "alg": "wrr"}
+    top = (
+        Balancer("web", "10.0.0.1:80", containers={"shop/web": PORT}, start_grace_s=0),
+        Balancer("labelled", "10.0.0.1:81", "wrr"),
+        Balancer("flapping", "10.0.0.1:84"),
+        Balancer("storm", "10.0.0.1:85", "wrr", drain_timeout_s=3600),
+        Balancer("below", "10.0.0.1:82", panic=1, **below),
+        Balancer("trusting", "10.0.0.1:83", **below),
+    )
+    return {"top": {each.name: each for each in top}, "low": {"own": own}}
+
+
+def wait(what: str, is_so: Callable[[], T], limit_s: float = LIMIT_S) -> T:
+    """Wait until `is_so()` is true, and return it; `what` says in a failure what did not come."""
+    end = time.monotonic() + limit_s
+    while not (value := is_so()):
+        assert time.monotonic() < end, f"within {limit_s:g} s this did not come: {what}"
+        time.sleep(0.02)
+    return value
+
+
+class Here(Box):
+    """The network namespace that the tests are in."""
+
+    @staticmethod
+    def _enter() -> int:
+        return os.open("/proc/thread-self/ns/net", os.O_RDONLY)
+
+
+class Service:
+    """A program of services/ on a machine."""
+
+    def __init__(self, machine: "Machine", name: str, *options: str | Path) -> None:
+        self.log = machine.folder / f"{machine.name}-{name}.log"
+        self._box = machine.box
+        self._argv = [sys.executable, HERE.parents[1] / f"services/ts_{name}.py", *options]
+        self.start()
+
+    def start(self) -> None:
+        """Run it."""
+        with self.log.open("ab") as log:
+            self._process = self._box.call(subprocess.Popen, self._argv, stderr=log, stdin=subprocess.DEVNULL)
+
+    def end(self, number: signal.Signals = signal.SIGTERM) -> None:
+        """End it by a signal."""
+        self._process.send_signal(number)
+        self._process.wait(LIMIT_S)
+
+
+class Dockerd:
+    """The engine of low."""
+
+    host = "unix:///run/low/docker.sock"
+
+    def __init__(self, box: Box) -> None:
+        self._box = box
+        self._settings = Path("/run/low/daemon.json")
+        data = Path("/var/lib/docker-low")
+        for folder in (data, self._settings.parent):
+            folder.mkdir()
+        subprocess.run(["mount", "-t", "tmpfs", "docker-low", data], check=True)
+        self.live_restore(on=False)
+        self.start()
+
+    def start(self) -> None:
+        """Run it, and wait until it answers."""
+        argv = ["dockerd", "--data-root", "/var/lib/docker-low", "--exec-root", "/run/low/run", "--pidfile",
+                "/run/low/pid", "--host", self.host, "--config-file", self._settings, "--storage-driver",
+                "overlay2"]  # fmt: skip
+        with Path("/run/low/log").open("ab") as log:
+            self._process = self._box.call(subprocess.Popen, argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+        ask = ["docker", "--host", self.host, "version"]
+        wait("the engine of low", lambda: subprocess.run(ask, capture_output=True, check=False).returncode == 0)
+
+    def live_restore(self, *, on: bool) -> None:
+        """Whether containers outlive it; it learns of it at its start."""
+        self._settings.write_text(json.dumps({"live-restore": on}))
+
+    def end(self) -> None:
+        """As `systemctl stop docker` ends it."""
+        self._process.terminate()
+        self._process.wait(LIMIT_S)
+
+
+class Machine:
+    """One of the two."""
+
+    def __init__(self, name: str, box: Box, engine: str, tree: Tree) -> None:
+        self.name, self.box, self.engine = name, box, engine
+        self.ip = ADDRESSES[name]
+        self.folder = tree.folder
+        self.state_file = tree.folder / name / "lb-state.json"
+        self._tree = tree
+        self._ips: dict[str, str] = {}
+
+    def start(self) -> None:
+        """Run monitor and balancer; the router runs already."""
+        tree, name = self._tree, self.name
+        self.bus: BlockingClient = connect_blocking(tree.bus(name), timeout_s=LIMIT_S)
+        options = ("--config", tree.folder / f"{name}.toml", "--bus", tree.bus(name))
+        self.monitor = Service(self, "docker", *options, "--audit-dir", tree.folder)
+        self.balancer = Service(self, "balancer", *options, "--run-dir", tree.folder / name)
+
+    # Its containers.
+
+    def docker(self, *words: str) -> str:
+        """What the docker program says; AssertionError with its errors when it fails."""
+        return run("docker", "--host", self.engine, *words).strip()
+
+    def run(self, name: str, *options: str, image: str = IMAGE, script: str = ANSWER) -> None:
+        """Start a container that answers, or runs another script."""
+        folders = dict.fromkeys((sys.base_prefix, "/usr", "/lib", "/lib64"))
+        mounts = [f"--volume={each}:{each}:ro" for each in folders if Path(each).exists()]
+        mounts.append(f"--volume={HERE / 'answerer.py'}:/answerer.py:ro")
+        self._ips[name] = ""
+        argv = shlex.split(script) if script == ANSWER else ["sh", "-c", script]
+        named = ("--name", name, "--hostname", name, "--expose", str(PORT), "--stop-timeout", "1")
+        self.docker("run", "--detach", *named, *mounts, *options, image, *argv)
+        self.find(name)
+
+    def find(self, *names: str) -> None:
+        """Ask the engine for the addresses of containers that it started again, once they run."""
+        form = "{{.NetworkSettings.IPAddress}}"
+        for name in names:
+            self._ips[name] = wait(f"{name} runs", lambda name=name: self.docker("inspect", "--format", form, name))
+
+    def place(self, name: str) -> str:
+        """Where a container answers, as the table has it."""
+        return f"{self._ips[name]}:{PORT}"
+
+    def remove(self, *names: str) -> None:
+        """Remove containers, in whatever state they are; without names all that were started here."""
+        if gone := names or tuple(self._ips):
+            self.docker("rm", "--force", *gone)
+        for name in gone:
+            del self._ips[name]
+
+    def listens(self, *names: str) -> None:
+        """Wait until these containers accept connections: their program starts a little after them."""
+
+        def listens(name: str) -> bool:
+            with suppress(OSError), self.box.call(socket.create_connection, (self._ips[name], PORT), LIMIT_S):
+                return True
+            return False
+
+        for name in names:
+            wait(f"{name} listens", lambda name=name: listens(name))
+
+    # Its balancers.
+
+    def table(self, port: int) -> dict[str, int]:
+        """What ipvsadm shows behind a port of this machine: address -> weight. {} without a service."""
+        return {address: weight for where, address, weight in self._listed() if where == f"{self.ip}:{port}"}
+
+    def _listed(self) -> Iterable[tuple[str, str, int]]:
+        found = Counter[tuple[str, str]]()
+        for line in self.saved().splitlines():
+            words = line.split()
+            if words[0] == "-a":
+                found[words[2], words[4]] += 1
+                yield words[2], words[4], int(words[words.index("-w") + 1])
+        assert set(found.values()) <= {1}
+
+    def wait_table(self, port: int, wanted: dict[str, int], limit_s: float = LIMIT_S) -> None:
+        """Wait until the table is so behind a port."""
+        seen: list[dict[str, int]] = [{}]
+
+        def is_so() -> bool:
+            seen[0] = self.table(port)
+            return seen[0] == wanted
+
+        try:
+            wait(f"{wanted} behind port {port} of {self.name}", is_so, limit_s)
+        except AssertionError as error:
+            raise AssertionError(f"{error}; there is {seen[0]}") from None
+
+    def lb(self, command: str, body: Any = b"") -> Any:
+        """The one answer of this machine's balancer."""
+        return self.bus.call_one(self.name, f"lb.{command}", body, timeout_s=LIMIT_S)
+
+    def show(self, balancer: str) -> dict[str, Any]:
+        """What `lb.show` tells of the servers of a balancer, by name; each has one address, and no other has it."""
+        (told,) = self.bus.call(self.name, "lb.show", {"balancers": [balancer]}, timeout_s=LIMIT_S).values().values()
+        servers = told.get("servers", [])
+        assert len({(each["ip"], each["port"]) for each in servers}) == len(servers)
+        return {each["name"]: each for each in servers}
+
+    def balances(self) -> bool:
+        """Tell whether the balancer answers and knows what runs."""
+        with suppress(BusError):
+            return all(each["state"] != "waiting" for each in self.lb("ls")["balancers"])
+        return False
+
+    def engine_is_up(self) -> bool:
+        """Tell what the monitor thinks of the engine."""
+        return bool(self.bus.call_one(self.name, "containers.stats")["engine_up"])
+
+    def saved(self) -> str:
+        """The kernel's whole table, as ipvsadm saves it."""
+        return self.box.run("ipvsadm", "--save", "--numeric")
+
+
+class Machines:
+    """All of it, while this is entered. For a guest with Docker."""
+
+    def __init__(self) -> None:
+        self._stack = ExitStack()
+        self.events: list[Event] = []
+        """The `lb.*` events of both balancers."""
+
+    def __enter__(self) -> Self:
+        try:
+            self._build()
+        except BaseException:
+            sys.stderr.write(json.dumps(self.logs(), indent=1))
+            raise
+        return self
+
+    def _build(self) -> None:
+        folder = Path(self._stack.enter_context(tempfile.TemporaryDirectory(prefix="ts-")))
+        self.switch, self.client, top, low = Box("switch"), Box("client"), Here("top"), Box("low")
+        self._wire({"top": top, "client": self.client, "low": low})
+        self.dockerd = Dockerd(low)
+        tree = self._tree = Tree("top:low", folder, bus=PATIENT)
+        hosts = {"top": os.environ["DOCKER_HOST"], "low": Dockerd.host}
+        balanced = balancers()
+        servers = {
+            name: replace(one, ip=ADDRESSES[name], balancers=balanced[name], docker=DockerPolicy(host=hosts[name]))
+            for name, one in tree.config.servers.items()
+        }
+        tree.config = replace(tree.config, balancing=Balancing(reconcile_s=10), servers=servers)
+        self.top, self.low = (Machine(name, box, hosts[name], tree) for name, box in (("top", top), ("low", low)))
+        image = "tar -C /run/busybox -c . | docker --host {} import - {}"  # made by uml-docker
+        run("sh", "-c", image.format(Dockerd.host, IMAGE))
+        self.top.docker("tag", IMAGE, SHOP)
+        self.low.docker("tag", IMAGE, SHOP)
+        for each in (self.top, self.low):
+            each.box.call(tree.start, each.name)
+        for each in (self.top, self.low):
+            each.start()
+        self.top.bus.wait_for(self._listen())
+        for each in (self.top, self.low):
+            wait(f"the balancer of {each.name}", each.balances)
+
+    def __exit__(self, *_: object) -> None:
+        for each in (self.low, self.top):
+            each.bus.close()
+            each.balancer.end()
+            each.monitor.end()
+        self._tree.kill("top", "low")
+        self.dockerd.end()
+        logs = self.logs()
+        self._stack.close()
+        assert not [name for name, text in logs.items() if any("Traceback" in line for line in text)], logs
+
+    async def _listen(self) -> None:
+        await self.top.bus.client.subscribe("lb.*", callback=self.events.append)
+
+    def logs(self) -> dict[str, list[str]]:
+        """The end of what each program has logged."""
+        return {file.name: file.read_text().splitlines()[-100:] for file in self._tree.folder.glob("*.log")}
+
+    def _wire(self, boxes: dict[str, Box]) -> None:
+        switch = self.switch
+        switch.ip("link add lan type bridge", "link set lan up")
+        for name, box in boxes.items():
+            namespace = f"/proc/{os.getpid()}/fd/{box.fd}"
+            switch.ip(
+                f"link add to-{name} type veth peer name eth0 netns {namespace}",
+                f"link set to-{name} master lan up",
+            )
+            box.ip("link set lo up", f"address add {ADDRESSES[name]}/24 dev eth0", "link set eth0 up")
+
+    def cable(self, *, plugged: bool) -> None:
+        """Pull the cable of low, or plug it in."""
+        self.switch.ip(f"link set to-low {'up' if plugged else 'down'}")
+
+    def told(self, balancer: str, name: str = "") -> list[str]:
+        """The topics of the events about a balancer, or about one server of it, without `lb.`, in their order."""
+        bodies = [(event.topic, event.json()) for event in list(self.events)]
+        return [
+            topic.removeprefix("lb.")
+            for topic, body in bodies
+            if body.get("balancer") == balancer and (not name or body.get("server", {}).get("name") == name)
+        ]

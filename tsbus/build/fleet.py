@@ -1,0 +1,56 @@
+"""Fleet: the plans of many hosts: who has the same, who comes first, who waits for whom. Pure."""
+
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
+
+from tsbus.build.plan import HostPlan
+from tsbus.build.steps import Step
+from tsbus.build.trouble import Trouble
+from tsbus.core.tree import Topology
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Hosts with the same steps, as people read them, and the same troubles."""
+
+    names: tuple[str, ...]
+    steps: tuple[Step, ...]
+    """The data are those of the first host."""
+    troubles: tuple[Trouble, ...]
+
+    @property
+    def title(self) -> str:
+        """As `97 hosts: the same 6 steps`."""
+        many = len(self.names) > 1
+        who = f"{len(self.names)} hosts" if many else self.names[0]
+        if any(trouble.fatal for trouble in self.troubles):
+            return f"{who}: cannot be built"
+        if not self.steps:
+            return f"{who}: nothing to do"
+        count = f"{len(self.steps)} step{'s' if len(self.steps) > 1 else ''}"
+        return f"{who}: {'the same ' if many else ''}{count}"
+
+
+def groups(plans: Iterable[HostPlan]) -> tuple[Group, ...]:
+    """Return the plans as groups, each where its first host stands."""
+    found: dict[tuple[object, ...], list[HostPlan]] = {}
+    for each in plans:
+        found.setdefault((tuple(map(str, each.steps)), each.troubles), []).append(each)
+    return tuple(Group(tuple(each.name for each in same), same[0].steps, same[0].troubles) for same in found.values())
+
+
+def waves(plans: Iterable[HostPlan]) -> tuple[tuple[str, ...], ...]:
+    """Return the hosts in the order of their activation: the root, then its children, and so on."""
+    by_depth: dict[int, list[str]] = {}
+    for each in plans:
+        by_depth.setdefault(each.depth, []).append(each.name)
+    return tuple(tuple(by_depth[depth]) for depth in sorted(by_depth))
+
+
+def waiting(topology: Topology, failed: Collection[str]) -> dict[str, str]:
+    """Return who waits for whom: each node below a failed one -> the nearest failed one above it.
+
+    They are built, and have no parent until that one is.
+    """
+    above = {name: next((each for each in topology.ancestors(name) if each in failed), "") for name in topology.names}
+    return {name: parent for name, parent in above.items() if parent and name not in failed}

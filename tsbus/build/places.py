@@ -1,0 +1,43 @@
+"""Places: where everything of a node is, whose it is, and with which rights. docs/build.md has the tables."""
+
+from collections.abc import Mapping
+from typing import Final
+
+from tsbus.build.facts import Stat
+
+ROOT: Final = "/opt/treescale"
+ETC: Final = "/etc/treescale"
+CONFIG: Final = f"{ETC}/treescale.toml"
+KEY: Final = f"{ETC}/node.key"
+SUPERVISOR: Final = f"{ETC}/supervisord.conf"
+UNITS: Final[Mapping[str, str]] = {
+    "systemd": "/etc/systemd/system/treescale.service",
+    "openrc": "/etc/init.d/treescale",
+}
+MODULES_FILE: Final = "/etc/modules-load.d/treescale.conf"
+SETTINGS_FILE: Final = "/etc/sysctl.d/90-treescale.conf"
+
+USER: Final = "treescale"
+DOCKER_USER: Final = "treescale-docker"
+EXEC_USER: Final = "treescale-exec"
+USERS: Final = (USER, DOCKER_USER, EXEC_USER)
+
+FOLDERS: Final[Mapping[str, Stat]] = {
+    ROOT: Stat(0o755, "root", "root"),
+    f"{ROOT}/releases": Stat(0o755, "root", "root"),
+    ETC: Stat(0o750, "root", USER),
+    f"{ETC}/conf.d": Stat(0o750, "root", USER),
+    "/var/lib/treescale": Stat(0o750, "root", "root"),
+    "/var/log/treescale": Stat(0o770, "root", USER),
+}
+"""What a build makes; /run/treescale is made by the unit at each start."""
+FILES: Final[Mapping[str, Stat]] = {
+    CONFIG: Stat(0o640, "root", USER),
+    SUPERVISOR: Stat(0o600, "root", "root"),
+    KEY: Stat(0o600, USER, USER),
+}
+
+
+def plain(stat: Stat) -> dict[str, str]:
+    """Return rights as plain data."""
+    return {"mode": f"{stat.mode:04o}", "user": stat.user, "group": stat.group}

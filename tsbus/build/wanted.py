@@ -1,0 +1,167 @@
+"""Wanted: what each server should be, from the tree, the console's settings and the release. Pure.
+
+It knows nothing of how a server is now: plan.py compares.
+"""
+
+import hashlib
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Final, Literal
+
+from tsbus.config import Balancer, BuildSettings, Server, Tree, dump
+
+Docker = Literal["vendor", "distro", "no"]
+Backend = Literal["ipvs", "nftables", "auto"]
+FORWARDING: Final = "net.ipv4.ip_forward"
+TRACKING: Final = "net.ipv4.vs.conntrack"
+
+
+@dataclass(frozen=True, slots=True)
+class Release:
+    """What the console installs."""
+
+    name: str
+    """VERSION-DIGEST; the digest is that of the code and of the pinned wheels, the same for all platforms."""
+    units: Mapping[str, str] = field(default_factory=dict)
+    """systemd, openrc -> SHA-256 of the unit that starts a node at boot."""
+
+
+@dataclass(frozen=True, slots=True)
+class BalancerNeeds:
+    """What the balancers of a server need of it."""
+
+    backend: Backend
+    modules: tuple[str, ...] = ()
+    """Of the kernel, for IPVS; ip_vs is the first."""
+    settings: Mapping[str, str] = field(default_factory=dict)
+    """Of the kernel, by their sysctl name."""
+    ipvs_settings: Mapping[str, str] = field(default_factory=dict)
+    """More of them, where the kernel has IPVS."""
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What one server should be."""
+
+    name: str
+    ip: str
+    port: int
+    depth: int
+    """Links between it and the root."""
+    release: Release
+    config: str
+    """SHA-256 of its copy of the tree."""
+    supervisor: str = ""
+    """SHA-256 of its supervisord.conf, without its password; empty: it is not compared."""
+    docker: Docker = "no"
+    docker_version: str = ""
+    balancers: BalancerNeeds | None = None
+    keep_releases: int = 3
+    key: str = ""
+    """The public key that it had last time; empty: it has been given none yet."""
+    accept_key: bool = False
+    """Another key than last time is taken."""
+
+
+def wanted(
+    tree: Tree,
+    settings: BuildSettings,
+    release: Release,
+    keys: Mapping[str, str] | None = None,
+    supervisors: Mapping[str, str] | None = None,
+    *,
+    accept_keys: bool = False,
+) -> dict[str, Wanted]:
+    """Return what each server of the tree should be, in the tree's order.
+
+    `keys` are the public keys that are known: node -> key. `supervisors` are the digests of their supervisord.conf.
+    Raises ValueError when the servers are no tree; those of a loaded tree are.
+    """
+    topology = tree.topology()
+    known = known_keys(tree, keys or {})
+    own = Copies(tree, known)
+    return {
+        name: Wanted(
+            name=name,
+            ip=server.ip,
+            port=server.service_port,
+            depth=topology.depth(name),
+            release=release,
+            config=digest(own.text(name)),
+            supervisor=(supervisors or {}).get(name, ""),
+            docker=_docker(tree, name, settings),
+            docker_version=settings.docker_version,
+            balancers=_balancer_needs(tree, server),
+            keep_releases=settings.keep_releases,
+            key=known.get(name, ""),
+            accept_key=accept_keys,
+        )
+        for name, server in tree.servers.items()
+    }
+
+
+def known_keys(tree: Tree, keys: Mapping[str, str]) -> dict[str, str]:
+    """Return the public keys of the servers: those of `keys`, otherwise what the tree's file says."""
+    found = {name: keys.get(name) or server.public_key for name, server in tree.servers.items()}
+    return {name: key for name, key in found.items() if key}
+
+
+class Copies:
+    """Each server's own copy of the tree, with the public keys of all that have one."""
+
+    def __init__(self, tree: Tree, keys: Mapping[str, str]) -> None:
+        """`keys` go before those of the tree's file."""
+        servers = {
+            name: replace(each, public_key=keys.get(name, each.public_key)) for name, each in tree.servers.items()
+        }
+        shared = dump(replace(tree, servers=servers, current_node=_MARK))
+        # The copies differ in one line, and writing a tree of 1,000 servers takes a second.
+        self._before, _, self._after = shared.partition(f'current_node = "{_MARK}"')
+
+    def text(self, name: str) -> str:
+        """Return the copy of one server."""
+        return f'{self._before}current_node = "{name}"{self._after}'
+
+
+_MARK: Final = "0" * 40
+"""Stands for the name of the node."""
+
+
+def digest(text: str) -> str:
+    """Return the SHA-256 of a text, as `sha256sum` says it of its file."""
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+_OWN_LINES: Final = re.compile(r"^(password=|environment=SUPERVISOR_PASSWORD=).*$", re.MULTILINE)
+
+
+def supervisor_digest(text: str) -> str:
+    """Return the SHA-256 of a supervisord.conf without its password, which each node makes itself, like probe.sh."""
+    return digest(_OWN_LINES.sub(r"\1", text))
+
+
+def _docker(tree: Tree, name: str, settings: BuildSettings) -> Docker:
+    """Return whose engine the node should have: an engine elsewhere, or none, is not the build's business."""
+    docker = tree.docker_for(name)
+    if not docker.enabled or docker.host not in ("", "unix:///var/run/docker.sock", "unix:///run/docker.sock"):
+        return "no"
+    return settings.docker  # type: ignore[return-value]  # its form allows no other
+
+
+def _balancer_needs(tree: Tree, server: Server) -> BalancerNeeds | None:
+    if not server.balancers:
+        return None
+    balancers, balancing = list(server.balancers.values()), tree.balancing_for(server.name)
+    forwards = balancing.sysctls == "set" and any(each.forward == "nat" and _is_ipv4(each) for each in balancers)
+    return BalancerNeeds(
+        backend=balancing.backend,  # type: ignore[arg-type]  # its form allows no other
+        modules=("ip_vs", *sorted({f"ip_vs_{each.alg}" for each in balancers})),
+        # IPv6 is left to the balancer: forwarding makes a host deaf to router advertisements, which it looks after.
+        settings={FORWARDING: "1"} if forwards else {},
+        ipvs_settings={TRACKING: "1"} if forwards else {},
+    )
+
+
+def _is_ipv4(balancer: Balancer) -> bool:
+    return any(listen.family == 4 for listen in balancer.listens)

@@ -67,14 +67,11 @@ class Packet:
         return found if found is None or not condition.negated else not found
 
     def _one(self, condition: "Condition") -> bool | None:
-        options = [option for (option,) in condition.options]
         values = self.values.get(condition.fields[0])
         if values is None:
             return None
-        sides = [[_inside(value, option) for option in options] for value in values]
-        if all(True in side for side in sides):
-            return True
-        return False if all(each is False for side in sides for each in side) else None
+        sides = {_among(value, condition.options) for value in values}
+        return sides.pop() if len(sides) == 1 else None
 
     def _several(self, condition: "Condition") -> bool | None:
         """Several fields together, as nft's concatenations: one option must fit in all of them."""
@@ -89,14 +86,22 @@ class Packet:
         return None if some else False
 
 
-def _inside(value: Value, option: Value) -> bool | None:
-    if isinstance(value, str) or isinstance(option, str):
-        if not isinstance(option, str) or not isinstance(value, str):
-            return False
-        return value.startswith(option[:-1]) if option.endswith("*") else value == option
-    if option[0] <= value[0] and value[1] <= option[1]:
-        return True
-    return None if option[0] <= value[1] and value[0] <= option[1] else False
+def _among(value: Value, options: Iterable[tuple[Value, ...]]) -> bool | None:
+    """Tell whether a value is inside one of the options, each of one field; None when a part of it is."""
+    found: bool | None = False
+    for (option,) in options:
+        if isinstance(value, str) or isinstance(option, str):
+            if value == option or (isinstance(value, str) and isinstance(option, str) and _begins(value, option)):
+                return True
+        elif option[0] <= value[0] and value[1] <= option[1]:
+            return True
+        elif option[0] <= value[1] and value[0] <= option[1]:
+            found = None
+    return found
+
+
+def _begins(word: str, option: str) -> bool:
+    return option.endswith("*") and word.startswith(option[:-1])
 
 
 class Condition(NamedTuple):
@@ -297,10 +302,13 @@ class _Walk:
 
     def _fits(self, rule: Rule) -> tuple[bool | None, bool]:
         """Tell whether a rule fits, and, when that is doubtful, whether it is so because of the source alone."""
-        found = [(each, self._packet.fits(each)) for each in rule.conditions]
-        if any(fits is False for _, fits in found):
-            return False, False
-        doubts = {(each.fields, each.negated) for each, fits in found if fits is None}
+        doubts = set()
+        for each in rule.conditions:
+            fits = self._packet.fits(each)
+            if fits is False:
+                return False, False
+            if fits is None:
+                doubts.add((each.fields, each.negated))
         return (None if doubts else True), doubts == {(("source",), False)}
 
     def _does(self, rule: Rule) -> _Course:

@@ -3,7 +3,7 @@
 What is not understood becomes a condition of which nobody knows whether it is met, or a target that may do anything.
 """
 
-import shlex
+import re
 from collections.abc import Callable, Iterator, Mapping
 from ipaddress import ip_network
 from typing import Final
@@ -32,6 +32,8 @@ PROTOCOLS: Final[Mapping[str, int]] = {
 FLAGS: Final[Mapping[str, int]] = {"fin": 1, "syn": 2, "rst": 4, "psh": 8, "ack": 16, "urg": 32, "ecn": 64, "cwr": 128}
 """Of TCP."""
 _ALL_FLAGS: Final = 63
+_WORD: Final = re.compile(r'"(?:[^"\\]|\\.)*"|\S+')
+"""What is in quotes, such as a comment, is one."""
 _HOOKS: Final[Mapping[str, Hook]] = {
     "PREROUTING": "prerouting", "INPUT": "input", "FORWARD": "forward", "OUTPUT": "output",
     "POSTROUTING": "postrouting",
@@ -76,7 +78,7 @@ def _chain(table: str, name: str, policy: str, rules: tuple[Rule, ...]) -> Chain
 
 
 def _rule(line: str, table: str, chains: Mapping[str, str]) -> Rule:
-    words = shlex.split(line) if '"' in line else line.split()
+    words = _WORD.findall(line) if '"' in line else line.split()
     text = line if table == "filter" else f"-t {table} {line}"
     at = next((position for position, word in enumerate(words) if word in ("-j", "-g")), len(words))
     return Rule(text, tuple(_tests(words[2:at])), _verdict(words[at:], chains))

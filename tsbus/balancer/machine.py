@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
 from tsbus.balancer import nftables, open_connections
-from tsbus.balancer.ipvs import IpvsError, Kernel
+from tsbus.balancer.ipvs import IpvsError, Kernel, NoPermission
 from tsbus.balancer.netfilter import Done, HostEdge
 from tsbus.balancer.netfilter import Policy as SysctlPolicy
 from tsbus.balancer.nftables import Table
@@ -93,7 +93,8 @@ def open_machine(backend: str, sysctls: SysctlPolicy) -> Machine:
             return IpvsMachine(Kernel(), _Preparation("ipvs", sysctls))
         except IpvsError as error:
             if backend == "ipvs":
-                mend = 'see the text, or set backend = "auto" in [balancing] for a balancer without IPVS'
+                first = "run the balancer as root" if isinstance(error, NoPermission) else "`modprobe ip_vs`"
+                mend = f'{first}, or set backend = "auto" in [balancing] for a balancer without IPVS'
                 raise Unusable(str(error), mend) from error
     if why := nftables.why_unavailable():
         raise Unusable(f"neither IPVS nor nftables can be used: {why}", "load ip_vs, or install nftables; run as root")

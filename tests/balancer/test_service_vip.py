@@ -19,10 +19,9 @@ VIPS = {4: ("10.0.0.100", "10.0.0.101"), 6: ("fd00::100", "fd00::101")}
 
 
 @pytest.mark.guest
-@pytest.mark.parametrize("version", [4, 6])
-async def test_with_ipvs(tmp_path: Path, version: int) -> None:
+async def test_with_ipvs(tmp_path: Path) -> None:
     """The sorry server answers at all addresses while nobody else does; what others have in the table stays."""
-    await _story(tmp_path, "ipvs", version)
+    await _story(tmp_path, "ipvs", 6)
 
 
 @pytest.mark.parametrize("version", [4, 6])

@@ -26,6 +26,8 @@ import pytest
 
 LAB = Path(__file__).parent / "lab"
 LIMIT_S = 600
+PASSED = "TREESCALE_TEST_"
+"""Variables whose names begin so are for tests, and those in a guest get them, too."""
 REPORTS = "TREESCALE_GUEST_REPORTS"
 """The variable that says to a pytest in a guest where the reports go."""
 
@@ -103,10 +105,11 @@ class Guest:
         self.log = folder / "log"
         self.lines = self.stack.enter_context((folder / "reports").open())
         self.done: dict[str, list[pytest.TestReport]] = defaultdict(list)
+        passed = [f"{name}={value}" for name, value in os.environ.items() if name.startswith(PASSED)]
         options = ["--share", str(folder), "--limit", str(LIMIT_S)]
         self.process = subprocess.Popen(
             [LAB / f"uml-{kind}", *(options if kind == "run" else ()), "env", f"{REPORTS}={folder / 'reports'}",
-             sys.executable, "-m", "pytest", "-q", "--color=no", "-p", "no:cacheprovider",
+             *passed, sys.executable, "-m", "pytest", "-q", "--color=no", "-p", "no:cacheprovider",
              "-o", f"faulthandler_timeout={LIMIT_S // 2}", f"@{folder / 'tests'}"],
             cwd=items[0].config.rootpath, stdin=subprocess.DEVNULL, stdout=self.stack.enter_context(self.log.open("w")),
             stderr=subprocess.STDOUT, env={**os.environ, "UML_RUN": " ".join(options)}, preexec_fn=end_with_parent,

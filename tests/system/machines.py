@@ -37,6 +37,8 @@ T = TypeVar("T")
 HERE: Final = Path(__file__).parent
 LIMIT_S: Final = 120.0
 """How long something may take that must come: a container needs 4 s here when nothing else runs on the machine."""
+PAUSE_S: Final = 0.1
+"""Between two looks: a look is a process, and takes half of that from those who are looked at."""
 ADDRESSES: Final = {"top": "10.0.0.1", "client": "10.0.0.2", "low": "10.0.0.3"}
 HOLD_S: Final = 3.0
 PATIENT: Final = BusSettings(heartbeat_ms=500, heartbeat_timeout_ms=5000, steady_s=0.5, adopt_after_s=0.5)
@@ -54,7 +56,8 @@ def balancers() -> dict[str, dict[str, Balancer]]:
     top = (
         Balancer("web", "10.0.0.1:80", containers={"shop/web": PORT}, start_grace_s=0),
         Balancer("labelled", "10.0.0.1:81", "wrr"),
-        Balancer("flapping", "10.0.0.1:84"),
+        Balancer("quick", "10.0.0.1:84", start_grace_s=0.5),
+        Balancer("patient", "10.0.0.1:86", start_grace_s=15),
         Balancer("storm", "10.0.0.1:85", "wrr", drain_timeout_s=3600),
         Balancer("below", "10.0.0.1:82", panic=1, **below),
         Balancer("trusting", "10.0.0.1:83", **below),
@@ -67,7 +70,7 @@ def wait(what: str, is_so: Callable[[], T], limit_s: float = LIMIT_S) -> T:
     end = time.monotonic() + limit_s
     while not (value := is_so()):
         assert time.monotonic() < end, f"within {limit_s:g} s this did not come: {what}"
-        time.sleep(0.02)
+        time.sleep(PAUSE_S)
     return value
 
 
@@ -121,8 +124,14 @@ class Dockerd:
                 "overlay2"]  # fmt: skip
         with Path("/run/low/log").open("ab") as log:
             self._process = self._box.call(subprocess.Popen, argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
-        ask = ["docker", "--host", self.host, "version"]
-        wait("the engine of low", lambda: subprocess.run(ask, capture_output=True, check=False).returncode == 0)
+        wait("the engine of low", self._answers)
+
+    def _answers(self) -> bool:
+        with suppress(OSError), socket.socket(socket.AF_UNIX) as probe:
+            probe.connect(self.host.removeprefix("unix://"))
+            probe.send(b"GET /_ping HTTP/1.0\r\n\r\n")
+            return b" 200 " in probe.recv(64)
+        return False
 
     def live_restore(self, *, on: bool) -> None:
         """Whether containers outlive it; it learns of it at its start."""

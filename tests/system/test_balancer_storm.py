@@ -1,0 +1,118 @@
+"""A storm: containers start, are drained, stopped and killed at random among clients that come and clients that stay.
+
+It lasts STORM_S; longer by hand: TREESCALE_TEST_STORM_S=60 .venv/bin/pytest tests/system/test_balancer_storm.py
+"""
+
+import json
+import os
+import random
+import time
+from concurrent.futures import ThreadPoolExecutor
+from itertools import cycle
+from typing import NamedTuple
+
+import pytest
+from clients import Visitors
+from ipvsadm import run
+from machines import Machine, Machines, wait
+
+pytestmark = pytest.mark.guest("docker")
+
+STORM_S = float(os.environ.get("TREESCALE_TEST_STORM_S", "25"))
+ACTORS = 3
+PORT = 85
+
+
+class Harm(NamedTuple):
+    """A container that was ended under its clients, from when until it was out of the table."""
+
+    name: str
+    began: float
+    ended: float
+
+
+class Actor:
+    """Starts one container after another, and ends each in another way."""
+
+    def __init__(self, machine: Machine, number: int) -> None:
+        self._machine, self._number = machine, number
+        self._ends = cycle(random.sample((self._drain, self._kill, self._stop), 3))
+        self.made: list[str] = []
+        self.drained: list[str] = []
+        self.harm: list[Harm] = []
+
+    def run(self, until: float) -> None:
+        """Leaves one running."""
+        self._start()
+        while time.monotonic() < until:
+            time.sleep(random.uniform(0, 1))
+            next(self._ends)(self.made[-1])
+            self._start()
+
+    def _start(self) -> None:
+        """A container gets clients when its program listens: until then its weight is 0."""
+        name = f"actor{self._number}-{len(self.made)}"
+        self._machine.run(name, "--label=treescale.balancer=storm", "--label=treescale.weight=0")
+        self._machine.listens(name)
+        self._machine.lb("weight", {"servers": [name], "weight": 1})
+        self.made.append(name)
+
+    def _drain(self, name: str) -> None:
+        told = self._machine.lb("drain", {"servers": [name], "once": True, "wait": True})
+        assert told["state"] == "removed"
+        self.drained.append(name)
+        self._machine.remove(name)
+
+    def _kill(self, name: str) -> None:
+        self._harm(name, "kill")
+
+    def _stop(self, name: str) -> None:
+        self._harm(name, "stop")  # without a drain: clients that stay too long meet the end
+
+    def _harm(self, name: str, command: str) -> None:
+        began, place = time.monotonic(), self._machine.place(name)
+        self._machine.docker(command, name)
+        wait(f"{name} is out of the table", lambda: place not in self._machine.table(PORT))
+        self.harm.append(Harm(name, began, time.monotonic()))
+        self._machine.remove(name)
+
+
+def test_storm(site: Machines) -> None:
+    """No client notices starts and drains, only its own clients that a container is killed; nothing is left over."""
+    top = site.top
+    top.run("rock", "--label=treescale.balancer=storm")
+    top.listens("rock")
+    top.wait_table(PORT, {top.place("rock"): 1})
+    actors = [Actor(top, number) for number in range(ACTORS)]
+    until = time.monotonic() + STORM_S
+    with (
+        Visitors(site.client, ("10.0.0.1", PORT), holding=3) as visitors,
+        ThreadPoolExecutor(ACTORS) as pool,
+    ):
+        visitors.wait_more("rock")
+        for done in [pool.submit(actor.run, until) for actor in actors]:
+            done.result()
+        running = ["rock", *(actor.made[-1] for actor in actors)]
+        visitors.wait_more(*running)
+    harm = [each for actor in actors for each in actor.harm]
+    unexplained = [
+        failure
+        for failure in visitors.failed
+        if not any(
+            failure.server in ("", each.name) and failure.began <= each.ended and failure.ended >= each.began
+            for each in harm
+        )
+    ]
+    drained = [name for actor in actors for name in actor.drained]
+    assert not unexplained, f"{unexplained[:5]} although only these were harmed: {harm}"
+    assert drained
+    assert harm
+
+    assert set(top.docker("ps", "--format", "{{.Names}}").split()) == set(running)
+    top.wait_table(PORT, {top.place(name): 1 for name in running})
+    assert {name: one["state"] for name, one in top.show("storm").items()} == dict.fromkeys(running, "active")
+    assert top.lb("sync")["steps"] == []
+    top.remove()
+    top.wait_table(PORT, {})
+    wait("no rule of ours", lambda: "TREESCALE" not in run("iptables-save"))
+    wait("nothing is noted", lambda: json.loads(top.state_file.read_text())["overrides"] == [])

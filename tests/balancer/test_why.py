@@ -475,6 +475,13 @@ def test_without_a_kernel() -> None:
     assert {"address", "listener", "input"} <= {each.name for each in answer.checks}
 
 
+def test_a_service_that_the_kernel_cannot_hold() -> None:
+    """The kernel is what fails; the servers that there should be are told, and followed."""
+    answer = asked(unable=Problem("the kernel has no scheduler wrr", "load it"), facts={"table": {}})
+    assert [each.name for each in answer.checks if each.result == "fail"] == ["backend"]
+    assert check(answer, "servers").text == "c1 (172.17.0.2:80, weight 1)"
+
+
 def test_tracking_has_room() -> None:
     """A nearly full table of connections is a warning, a full one the end of new connections."""
     count, most = "net.netfilter.nf_conntrack_count", "net.netfilter.nf_conntrack_max"

@@ -29,7 +29,6 @@ HOST = "start_grace_s = 0\n[balancing]\nreconcile_s = 3600"
 """What a test breaks is mended by nobody else: time passes quickly while a thread is waited for."""
 LOCAL = f"containers = {{nginx = {PORT}}}\nsubtree = false\n{HOST}"
 REMOTE = f"servers = {{n2 = {PORT}}}\n{HOST}"
-BOXES = {"c1": "172.17.0.2", "c2": "172.17.0.3", "c3": "172.18.0.2"}
 _NET_ADMIN = 12
 CLIENT = "the client's own address"
 IPVS = pytest.param("ipvs", marks=pytest.mark.guest)
@@ -100,13 +99,13 @@ class Stage:
 
 @asynccontextmanager
 async def stage(
-    lan: Lan, backend: str, folder: Path, keys: str, *names: str, alg: str = "wrr", right: bool = True
+    lan: Lan, backend: str, folder: Path, keys: str, *names: str, right: bool = True, version: int = 4, **more: str
 ) -> AsyncIterator[Stage]:
-    """A balancer with these containers; `right`: it may change the kernel."""
-    async with site(folder, keys, *(box(name, BOXES[name]) for name in names), start=False) as one:
+    """A balancer with these containers, and `more` of its settings; `right`: it may change the kernel."""
+    async with site(folder, keys, *(box(name, address(name, version)) for name in names), start=False) as one:
         one.opener = lambda: _open(lan, backend, right=right)
         balancers = one.config.servers["n1"].balancers
-        balancers["web"] = replace(balancers["web"], alg=alg)
+        balancers["web"] = replace(balancers["web"], **more)
         await one.start()
         keeper = one.service.keeper
         await one.until(lambda: keeper.reports["web"].state == "ok" if "web" in keeper.reports else keeper.unusable)
@@ -258,6 +257,27 @@ async def test_faults(lan: Lan, backend: str, tmp_path: Path, keys: str, faults:
             assert (await one.asks(CLIENTS[fault.client])).server in ("c1", "node"), fault
             clean(lan)
             await one.site.call("lb.sync")
+
+
+@WITH_NFTABLES
+@pytest.mark.parametrize(("version", "kind", "tool"), [(6, "tcp", "ip6tables"), (4, "udp", "iptables")])
+async def test_other_kinds(lan: Lan, backend: str, tmp_path: Path, version: int, kind: str, tool: str) -> None:
+    """With IPv6 and with UDP it is the same, in the words of their tools."""
+    to = (address("host", version), 80)
+    place = f"[{to[0]}]:80" if version == 6 else f"{to[0]}:80"
+    async with stage(lan, backend, tmp_path, LOCAL, "c1", version=version, protocol=kind, address=place) as one:
+        for client, name in (("remote", "client"), ("local", "host"), ("container", "c1")):
+            told = await one.why(client, place, protocol=kind)
+            assert told["works"] is True, told["verdict"]
+            source = (await one.asks(name, to, kind)).source
+            assert seen(told["verdict"]) == ({CLIENT} if client == "remote" else {source})
+        lan.host.run(tool, "-F", "FORWARD")
+        found = await one.failing("remote", "web")
+        assert (found["name"], tool in found["mend"]) == ("answers", True)
+        assert isinstance(await one.asks("client", to, kind), OSError)
+        await one.mend(found["mend"])
+        assert (await one.why("remote", "web"))["works"] is True
+        assert (await one.asks("client", to, kind)).server == "c1"
 
 
 @WITH_NFTABLES

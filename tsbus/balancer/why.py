@@ -141,14 +141,15 @@ class _Inquiry:
         self._listen = question.listen
         self._site = Site(evidence, _tables(evidence), question.listen, question.origin)
         self._entry = (evidence.table or {}).get(question.front.pool.service.key)
-        servers = servers_of(question, evidence.table)
-        pool = Pool(question.front.pool.service, {each.address: each for each in servers})
-        self._needs = needs([replace(question.front, pool=pool)], evidence.host)
+        self._servers = servers_of(question, evidence.table)
+        pool = Pool(question.front.pool.service, {each.address: each for each in self._servers})
+        self._front = replace(question.front, listens=(question.listen,), pool=pool)
+        self._needs = needs([self._front], evidence.host)
         self._reports = {each.address: each for each in question.report.servers} if question.report else {}
         self._ways = [
             Way(self._site, client, each, self._name(each.address))
             for client in self._site.clients()
-            for each in servers
+            for each in self._servers
         ]
 
     def checks(self) -> Iterator[Check]:
@@ -180,7 +181,7 @@ class _Inquiry:
             whom = "the client's own address" if seen == CLIENT else f"{seen} as the client's address"
             verb = "sees" if len(places) == 1 else "see"
             parts.append(f"to {names}, which {verb} {whom if seen else 'an address that cannot be told'}")
-        return "; or ".join(parts)
+        return "; or ".join(parts) or "to no server that is known"
 
     # In the order in which a packet meets them.
 
@@ -219,12 +220,13 @@ class _Inquiry:
     def published(self) -> Iterator[Finding]:
         if not self._site.ipvs:
             return  # our table comes before
-        known = next(published([self._question.front], self._question.containers), None)
+        known = next(published([self._front], self._question.containers), None)
         for client in self._site.clients():
             fate = self._site.published(client)
             if fate.result == "translate":
                 mend = known.mend if known else f"`{_deletion(fate)}`"
-                yield Finding("fail", known.text if known else f"{fate.rule} takes the packets to {self._listen}", mend)
+                text = known.text if known else f"{fate.rule} takes the packets to {self._listen}"
+                yield Finding("fail", text, mend)
                 return
             if fate.result == "unknown":
                 yield Finding("unknown", f"it depends on {fate.rule} whether the packet comes to the balancer")
@@ -249,12 +251,9 @@ class _Inquiry:
             yield from self._each("input", self._local_input, "the answers may come in")
         elif self._site.ipvs:
             words = chains.to_words(self._listen), chains.nft_to_words(self._listen)
-            for client in self._site.clients():
-                fate = self._site.filtered(client)
-                found = self._judged(fate, "the packet", words)
-                if found.result != "ok" or client == self._site.clients()[-1]:
-                    yield found if found.result != "ok" else Finding("ok", f"packets to {self._listen} may come in")
-                    return
+            found = [self._judged(self._site.filtered(each), "the packet", words) for each in self._site.clients()]
+            fine = Finding("ok", f"packets to {self._listen} may come in")
+            yield next((each for each in found if each.result != "ok"), fine)
         else:
             yield from self._each("input", self._translated_input, "the packets may come in")
 
@@ -289,11 +288,10 @@ class _Inquiry:
         report = question.report
         if question.clash or report is None:
             return
-        entry = self._entry
-        active = [each for each, _ in entry.destinations.values() if each.weight] if entry else []
+        active = [each for each in self._servers if each.weight]
         if active:
             text = _some(f"{self._name(each.address)} ({each.address}, weight {each.weight})" for each in active)
-            looked = f"; the first {MAX_SERVERS} are looked at" if len(active) > MAX_SERVERS else ""
+            looked = f"; no more than these {MAX_SERVERS} are looked at" if len(active) == MAX_SERVERS else ""
             out = [each for each in report.servers if each.state not in (State.ACTIVE, State.KEPT)]
             rest = f"; not {_some(map(_state, out))}" if out else ""
             result: Result = "warn" if report.state in ("sorry", "panic") else "ok"

@@ -19,8 +19,16 @@ TOPIC = "bench.event"
 PATIENCE_S = 10.0
 
 
-def configure(fleet: Fleet, tree: Tree, handlers: Callable[[str], dict[str, Handler]] = lambda _: {}) -> str:
-    """Write keys and one configuration for nodes n1, n2, ... and return its path; `handlers` gives those of a node."""
+def configure(
+    fleet: Fleet,
+    tree: Tree,
+    handlers: Callable[[str], dict[str, Handler]] = lambda _: {},
+    more: Callable[[Config], Config] = lambda config: config,
+) -> str:
+    """Write keys and one configuration for nodes n1, n2, ... and return its path.
+
+    `handlers` gives those of a node; `more` may add what else a configuration has.
+    """
     ports = free_ports(len(tree))
     servers = {}
     for index, port in enumerate(ports):
@@ -31,7 +39,7 @@ def configure(fleet: Fleet, tree: Tree, handlers: Callable[[str], dict[str, Hand
         servers[name] = Server(
             name, "127.0.0.1", port, childs=children, public_key=public, handlers=handlers(name)
         )  # fmt: skip
-    return str(fleet.file("treescale.toml", dump(Config(servers))))
+    return str(fleet.file("treescale.toml", dump(more(Config(servers)))))
 
 
 class Ours(Contestant):
@@ -41,13 +49,17 @@ class Ours(Contestant):
         return f"treescale {tsbus.__version__}, pyzmq {version('pyzmq')}, msgspec {version('msgspec')}"
 
     def start(self, fleet: Fleet, tree: Tree) -> None:
-        config = configure(fleet, tree)
+        config = configure(fleet, tree, more=self.more)
         self._sockets = [fleet.folder / str(number) / "bus" for number in range(1, len(tree) + 1)]
         for number, socket in enumerate(self._sockets, 1):
             options = ["--config", config, "--node", f"n{number}", "--key", str(fleet.folder / f"n{number}.key")]
             script = ROOT / "services" / "ts_router.py"
             fleet.python_file(f"router {number}", script, *options, "--run-dir", str(socket.parent))
         wait_until(lambda: all(socket.exists() for socket in self._sockets), "the routers' sockets")
+
+    def more(self, config: Config) -> Config:
+        """What is added to the configuration."""
+        return config
 
     def endpoint(self, router: int, kind: str) -> str:
         return str(self._sockets[router])

@@ -232,6 +232,18 @@ def crowds(title: str, peer: str, operations: tuple[str, ...]) -> Scenario:
     return Scenario(title, ("ours-crowd", peer), partial(crowd, operations=operations), compare, restarts=False)
 
 
+def balancing(title: str, kind: str, contestants: tuple[str, ...]) -> Scenario:
+    """What the balancer does on a host of its own."""
+    return Scenario(title, contestants, lambda contestant: contestant.measure(kind), ())
+
+
+HOSTS = ("nftables", "ipvs-uml")
+WAYS = (
+    *(f"{host}{way}" for host in HOSTS for way in (" drain", " stop", " kill")),
+    *("swarm-uml stop", "swarm-uml scale"),
+)
+
+
 def watching(contestant: Any, awake: int) -> Figures:
     """What one who watches containers takes; the containers are the same for all."""
     figures: Figures = contestant.measure(awake)
@@ -278,6 +290,10 @@ SCENARIOS: dict[str, list[Scenario]] = {
     "container-list": [
         Scenario("50 nodes with 20 containers each, from start to exit", ("ours-container-list",), promises, ())
     ],
+    "balancer-events": [balancing("engine's event to the table changed, here and one hop above", "events", HOSTS)],
+    "balancer-large": [balancing("100 services with 50 servers each", "large", HOSTS)],
+    "balancer-floors": [balancing("what the hosts take for the smallest things", "floors", HOSTS)],
+    "balancer-stop": [balancing("one of three containers stopped under load, five times", "stop", WAYS)],
     "statistics": [watchers("200 containers watched, 20 of them awake each second", awake=20)],
     "statistics-idle": [watchers("200 idle containers watched", awake=0)],
     "forest": [Scenario("111 nodes on this machine, a 10-10 tree", ("ours-forest",), forest, (), restarts=False)],

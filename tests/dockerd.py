@@ -31,15 +31,20 @@ APPLETS = (
 class Dockerd:
     """A private engine. `host` and `tls_host` are its addresses, `certs` a client's ca.pem, cert.pem and key.pem."""
 
-    def __init__(self, *options: str) -> None:
-        """`options` are more words for dockerd's command line, `--live-restore` for one."""
+    def __init__(self, *options: str, number: int | None = None) -> None:
+        """`options` are more words for dockerd's command line, `--live-restore` for one.
+
+        `number`: one that the caller has claimed, in another network namespace than that in which the engine runs.
+        """
         self.folder = Path(tempfile.mkdtemp(prefix="ts-dockerd-"))
         self.socket = self.folder / "docker.sock"
         self.host = f"unix://{self.socket}"
         self.log = self.folder / "log"
         self.certs = self.folder / "client"
         self._options = options
-        self._claim, number = _claim_number()
+        self._claim: socket.socket | None = None
+        if number is None:
+            self._claim, number = claim_number()
         self._bridge = f"tsd{number}"
         self._subnet = f"198.18.{number}.1/24"  # for benchmarks of networks (RFC 2544), so nobody has it
         self._networks = f"198.19.{number}."
@@ -63,7 +68,9 @@ class Dockerd:
         """
         assert threading.current_thread() is threading.main_thread()
         if not _is_link(self._bridge):
-            _run("ip", "link", "add", self._bridge, "type", "bridge")
+            # Without an address of its own it takes that of a member, and its containers answer to one that has gone.
+            hardware = f"02:42:c6:12:{int(self._bridge.removeprefix('tsd')):02x}:01"
+            _run("ip", "link", "add", self._bridge, "address", hardware, "type", "bridge")
             _run("ip", "address", "add", self._subnet, "dev", self._bridge)
             _run("ip", "link", "set", self._bridge, "up")
         server = self.folder / "server"
@@ -131,7 +138,8 @@ class Dockerd:
         for bridge in (self._bridge, *_links_with(self._networks)):
             _run("ip", "link", "delete", bridge, check=False)
         shutil.rmtree(self.folder, ignore_errors=True)
-        self._claim.close()
+        if self._claim:
+            self._claim.close()
 
     def image(self, name: str, *changes: str) -> str:
         """Make the image `name` of a static busybox and `changes` (lines of a Dockerfile). Returns its id."""
@@ -164,7 +172,7 @@ def _state(task: Path) -> str:
         return "Z"
 
 
-def _claim_number() -> tuple[socket.socket, int]:
+def claim_number() -> tuple[socket.socket, int]:
     """A number that no other engine of tests uses: of the bridge and its addresses. The kernel frees it with us."""
     for number in range(1, 255):
         claim = socket.socket(socket.AF_UNIX)

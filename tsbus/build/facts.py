@@ -7,7 +7,7 @@ line are passed over. What a plan needs and the probe did not tell is in `missin
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from ipaddress import ip_address
+from ipaddress import IPv6Address, ip_address
 from typing import Final, Literal, NamedTuple
 
 from tsbus.build.trouble import clean
@@ -400,12 +400,16 @@ def _process(who: str) -> tuple[int, str]:
 def _kernel_ip(digits: str) -> str:
     """Return an address of /proc/net/tcp, which is in words of the machine's order; it is little-endian everywhere."""
     octets = b"".join(bytes.fromhex(digits[at : at + 8])[::-1] for at in range(0, len(digits), 8))
-    return "" if not any(octets) else _plain_ip(str(ip_address(octets)))
+    return _plain_ip(str(ip_address(octets))) if any(octets) else ""
 
 
 def _plain_ip(text: str) -> str:
-    """Return the address as others write it: an IPv4 address in IPv6 as itself."""
-    return re.sub(r"^::ffff:(?=\d+\.)", "", text.lower())
+    """Return the address as the system writes it, an IPv4 address in IPv6 as itself."""
+    try:
+        ip = ip_address(text)
+    except ValueError:
+        return clean(text)
+    return str(ip.ipv4_mapped or ip) if isinstance(ip, IPv6Address) else str(ip)
 
 
 def _with_missing(facts: Facts, *, complete: bool) -> Facts:

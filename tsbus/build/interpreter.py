@@ -50,10 +50,10 @@ def install(facts: Facts) -> tuple[Step, Python] | Trouble:
 def unfit(python: Python) -> str:
     """Return why a node cannot use an interpreter, "" if it can."""
     major, minor, _ = python.version
-    if python.implementation != "cpython" or python.abi:
-        return f"{python.path} is a {python.implementation} {python.abi}".rstrip()
     if major != 3 or not MIN_MINOR <= minor <= MAX_MINOR:
         return f"{python.path} is {python.shown}, and 3.{MIN_MINOR} to 3.{MAX_MINOR} can be used"
+    if python.implementation != "cpython" or python.abi:
+        return f"{python.path} is a {python.implementation} {python.abi}".rstrip()
     if python.bits != 64:
         return f"{python.path} is for {python.bits} bits"
     if python.missing:

@@ -225,10 +225,10 @@ unit() {
 }
 
 treescale() {
-  while IFS=: read -r name _ uid gid _; do
+  while IFS=: read -r name _ uid gid _ || [ -n "$name" ]; do
     case $name in treescale | treescale-docker | treescale-exec) say account "$name $uid $gid" ;; esac
   done </etc/passwd
-  while IFS=: read -r name _ gid members; do say group "$name $gid $members"; done </etc/group
+  while IFS=: read -r name _ gid members || [ -n "$name" ]; do say group "$name $gid $members"; done </etc/group
   say current "$(readlink /opt/treescale/current)"
   for folder in /opt/treescale/releases/*/; do
     [ -d "$folder" ] || continue

@@ -543,6 +543,20 @@ def test_an_address_that_two_hosts_manage_is_a_warning(tmp_path):
     )
 
 
+def test_balancers_of_two_nodes_on_one_machine_are_a_warning(tmp_path):
+    """Two nodes with one address and balancers are said, since a kernel's rules and addresses are of one of them."""
+    path = tmp_path / "t.toml"
+    web = "balancers.web]\naddress = '10.0.0.{}:80'\nservers = {{b = 81}}\n"
+    other = "[servers.b]\nip = '10.0.0.1'\nservice_port = 1\n"
+    path.write_text(f"{NODE}childs = ['b']\n[servers.node1.{web.format(8)}{other}[servers.b.{web.format(9)}")
+    found, (problem,) = check(path)
+    assert found is not None
+    assert str(problem).partition(": warning: ")[2] == (
+        'servers.b.balancers: "node1" is on this machine and has balancers too; a kernel has those of one server; '
+        "fine if each has a network namespace of its own; else put them together on one"
+    )
+
+
 def test_a_balancer_that_may_be_refused_elsewhere_is_a_warning():
     """With backend auto, what only IPVS can do is no error, because the kernel may have it."""
     text = NODE + "[balancers.web]\naddress = '10.0.0.1:80'\nalg = 'lc'\n[balancing]\nbackend = 'auto'"

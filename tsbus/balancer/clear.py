@@ -20,7 +20,7 @@ def clear(tree: Tree, run_dir: Path) -> Carried:
     """
     node, path = tree.current_node, run_dir / statefile.NAME
     state = statefile.load(path)
-    machine = open_machine(tree.balancing_for(node).backend, "leave")
+    machine = open_machine(tree.balancing_for(node).backend, "leave", node)
     try:
         carrier = Carrier(machine, path, state, frozenset(keys_of(tree.servers[node].balancers).values()))
         carrier.begin()

@@ -4,10 +4,12 @@ Everything here blocks for system calls or tools, and is for one thread without 
 """
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import NamedTuple, Protocol
 
 from tsbus.balancer import nftables, open_connections
 from tsbus.balancer.ipvs import IpvsError, Kernel, NoPermission
+from tsbus.balancer.lock import Lock, Taken
 from tsbus.balancer.netfilter import Done, HostEdge
 from tsbus.balancer.netfilter import Policy as SysctlPolicy
 from tsbus.balancer.nftables import Table
@@ -86,11 +88,24 @@ class Machine(Protocol):
         ...
 
 
-def open_machine(backend: str, sysctls: SysctlPolicy) -> Machine:
-    """Return what `backend` asks for: ipvs, nftables, or auto. Raises Unusable."""
+def open_machine(backend: str, sysctls: SysctlPolicy, node: str = "") -> Machine:
+    """Return what `backend` asks for, for the balancers of `node`: ipvs, nftables, or auto. Raises Unusable."""
+    try:
+        lock = Lock(node)
+    except Taken as error:
+        mend = "let one node of this machine have balancers, or give each a network namespace of its own"
+        raise Unusable(str(error), mend) from error
+    try:
+        return _opened(backend, sysctls, lock)
+    except BaseException:
+        lock.close()
+        raise
+
+
+def _opened(backend: str, sysctls: SysctlPolicy, lock: Lock) -> Machine:
     if backend in ("ipvs", "auto"):
         try:
-            return IpvsMachine(Kernel(), _Preparation("ipvs", sysctls))
+            return IpvsMachine(Kernel(), _Preparation("ipvs", sysctls, lock))
         except IpvsError as error:
             if backend == "ipvs":
                 first = "run the balancer as root" if isinstance(error, NoPermission) else "`modprobe ip_vs`"
@@ -98,20 +113,24 @@ def open_machine(backend: str, sysctls: SysctlPolicy) -> Machine:
                 raise Unusable(str(error), mend) from error
     if why := nftables.why_unavailable():
         raise Unusable(f"neither IPVS nor nftables can be used: {why}", "load ip_vs, or install nftables; run as root")
-    return NftablesMachine(Table(), _Preparation("nftables", sysctls))
+    return NftablesMachine(Table(), _Preparation("nftables", sysctls, lock))
 
 
 class _Preparation:
     """The host's rules, settings and addresses, written when the needs change and compared when asked to."""
 
-    def __init__(self, backend: Backend, sysctls: SysctlPolicy) -> None:
+    def __init__(self, backend: Backend, sysctls: SysctlPolicy, lock: Lock) -> None:
         self._edge = HostEdge(backend)
-        self._sysctls = sysctls
+        self._sysctls, self._lock = sysctls, lock
         self._host: Host | None = None
         self._needs: Needs | None = None
         self._problems: tuple[Problem, ...] = ()
 
     def apply(self, fronts: Sequence[Front], *, anew: bool) -> Done:
+        done = self._apply(fronts, anew=anew)
+        return replace(done, problems=(*done.problems, self._lock.problem)) if self._lock.problem else done
+
+    def _apply(self, fronts: Sequence[Front], *, anew: bool) -> Done:
         try:
             if self._host is None or anew or needs(fronts, self._host) != self._needs:
                 self._host = self._edge.read()
@@ -126,6 +145,7 @@ class _Preparation:
 
     def close(self) -> None:
         self._edge.close()
+        self._lock.close()
 
 
 class IpvsMachine:

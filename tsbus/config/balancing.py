@@ -18,6 +18,7 @@ def check_balancers(tree: Tree, document: Document) -> None:
     taken: dict[str, list[_Taken]] = defaultdict(list)
     for server in tree.servers.values():
         taken[_ip(server)].append(_Taken(server, "tcp", _bus_address(server)))
+    _note_shared_kernels(tree, document)
     for server in tree.servers.values():
         below = _below(tree, server.name) if server.balancers else set()
         for balancer in server.balancers.values():
@@ -29,6 +30,18 @@ def check_balancers(tree: Tree, document: Document) -> None:
             check.forwarding()
             check.sorry_server()
             check.backend()
+
+
+def _note_shared_kernels(tree: Tree, document: Document) -> None:
+    """Note servers with balancers that are on one machine: the rules and addresses of a kernel are of one of them."""
+    owners: dict[str, Server] = {}
+    for server in tree.servers.values():
+        if server.balancers and (owner := owners.setdefault(server.ip, server)) is not server:
+            message = (
+                f"{quote(owner.name)} is on this machine and has balancers too; a kernel has those of one server"
+            )
+            hint = "fine if each has a network namespace of its own; else put them together on one"
+            document.note("warning", ("servers", server.name, "balancers"), message, hint)
 
 
 class _Taken(NamedTuple):

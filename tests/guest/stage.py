@@ -1,6 +1,8 @@
 """Stage: a host with an IPVS on a Lan, what a test puts into its table, and who answers."""
 
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from ipaddress import ip_address
 
 from lan import PORT, Answer, Lan, address
@@ -20,13 +22,19 @@ _SETTINGS = {
     "net.bridge.bridge-nf-call-iptables": 0,
     "net.bridge.bridge-nf-call-ip6tables": 0,
 }
-_NO_RULES = "".join(
-    f"*{table}\n{''.join(f':{chain} ACCEPT [0:0]{chr(10)}' for chain in chains.split())}COMMIT\n"
-    for table, chains in (
-        ("nat", "PREROUTING INPUT OUTPUT POSTROUTING"),
-        ("filter", "INPUT FORWARD OUTPUT"),
-    )
-)
+_NO_RULES = """\
+*nat
+:PREROUTING ACCEPT
+:INPUT ACCEPT
+:OUTPUT ACCEPT
+:POSTROUTING ACCEPT
+COMMIT
+*filter
+:INPUT ACCEPT
+:FORWARD ACCEPT
+:OUTPUT ACCEPT
+COMMIT
+"""
 
 
 def virtual(kind: str = "tcp", port: int = 80, version: int = 4) -> Virtual:
@@ -63,6 +71,15 @@ class Stage:
         """Take all rules of packets away, Docker's as well."""
         for tool in ("iptables-restore", "ip6tables-restore"):
             self.host.run(tool, text=_NO_RULES)
+
+    @contextmanager
+    def rule(self, text: str) -> Iterator[None]:
+        """Have a rule of iptables before all others of its chain, for a while."""
+        self.host.run("iptables", "-I", *text.split())
+        try:
+            yield
+        finally:
+            self.host.run("iptables", "-D", *text.split())
 
     def bridge_filter(self, *, on: bool) -> None:
         """Let bridged packets pass the packet rules, or not."""

@@ -1,8 +1,6 @@
 """The ways of packets through a kernel's balancer without any help: who answers, whom servers see, what ends flows."""
 
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from ipaddress import ip_address
 
 import pytest
@@ -83,29 +81,21 @@ def test_an_address_that_the_host_does_not_have(stage: Stage) -> None:
     stage.lan["client"].ip(f"route del {route}")
 
 
-@contextmanager
-def rule(stage: Stage, text: str) -> Iterator[None]:
-    """A rule of iptables, before all others of its chain."""
-    stage.host.run("iptables", "-I", *text.split())
-    yield
-    stage.host.run("iptables", "-D", *text.split())
-
-
 def test_the_input_rules_judge_requests(stage: Stage) -> None:
     """A packet to the balancer is one to the host: a rule of INPUT that drops it ends it, one that accepts helps."""
     balance(stage, "udp", "c1")
-    with rule(stage, "INPUT -p udp -j DROP"):
+    with stage.rule("INPUT -p udp -j DROP"):
         assert stage.silent("client")
-        with rule(stage, f"INPUT -d {VIP[0]} -p udp --dport 80 -j ACCEPT"):
+        with stage.rule(f"INPUT -d {VIP[0]} -p udp --dport 80 -j ACCEPT"):
             assert stage.answers("client", "udp") == seen("c1", by="client")
 
 
 def test_the_forward_rules_judge_answers_alone(stage: Stage) -> None:
     """Requests never pass the FORWARD rules, and answers do."""
     balance(stage, "udp", "c1")
-    with rule(stage, "FORWARD -o docker0 -j DROP"):
+    with stage.rule("FORWARD -o docker0 -j DROP"):
         assert stage.answers("client", "udp") == seen("c1", by="client")
-    with rule(stage, "FORWARD -i docker0 -j DROP"):
+    with stage.rule("FORWARD -i docker0 -j DROP"):
         assert stage.silent("client")
 
 

@@ -1,6 +1,7 @@
 """Scripts that install packages: that each shell can read them, what they ask for, and how they end."""
 
 import subprocess
+import sys
 from dataclasses import replace
 
 import pytest
@@ -123,6 +124,25 @@ def test_a_script_waits_for_the_lock_no_longer_than_its_limit(shell, tmp_path):
     done = run(shell, script, tmp_path, apk="echo 'ERROR: Unable to lock database'; exit 99")
     trouble = classify(Failure("docker", status=done.returncode, output=done.stdout + done.stderr))
     assert (trouble.kind, trouble.again) == ("package-lock", True)
+
+
+HOLDER = """
+import fcntl, subprocess, sys
+with open("/var/lib/apt/lists/lock", "w") as lock:
+    fcntl.lockf(lock, fcntl.LOCK_EX)
+    sys.exit(subprocess.run(["dash", "-s"]).returncode)
+"""
+
+
+def test_apt_says_who_holds_its_lock():
+    """With the real apt, the trouble names the process that has the lock."""
+    script = distros.packages("debian", ("nftables",)).replace(f"-lt {distros.LOCK_S}", "-lt 0")
+    enter = 'mount -t tmpfs none /var/lib/apt/lists && exec "$0" -c "$1"'
+    argv = ["unshare", "-m", "sh", "-c", enter, sys.executable, HOLDER]
+    done = subprocess.run(argv, input=script, capture_output=True, text=True, timeout=120)
+    trouble = classify(Failure("docker", status=done.returncode, output=done.stdout))
+    assert trouble.kind == "package-lock"
+    assert "Could not get lock /var/lib/apt/lists/lock. It is held by process" in trouble.text
 
 
 def test_a_script_goes_on_when_the_lock_is_free(tmp_path):

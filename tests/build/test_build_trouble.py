@@ -76,8 +76,8 @@ def test_a_failure_has_its_kind(failure, kind, again):
         ("refused", "ops@10.0.0.1:22 refuses the connection; "
                     "is sshd running there? Check host and port in console.toml"),
         ("step", "unpack the release: ended with 3: two; the transcript has all that it said"),
-        ("lock", "another program has held the package lock for too long: E: Unable to acquire the dpkg frontend lock "
-                 "(/var/lib/dpkg/lock-frontend), is another process using it?; "
+        ("lock", "another program has held the package lock for too long: E: Could not get lock "
+                 "/var/lib/dpkg/lock-frontend. It is held by process 1988 (apt-get); "
                  "wait until it is done (often the system's own upgrade), then build again"),
         ("bug", "install: KeyError: 'x'; the transcript has all that it said"),
         ("sudo password", "sudo refuses: sudo: a password is required; "

@@ -166,7 +166,7 @@ _SAID: Final[tuple[tuple[Kind, str], ...]] = (
              r"|ssh session not active|socket is closed"),
 )  # fmt: skip
 """What programs and libraries say, the more certain before the less. Programs run with LC_ALL=C."""
-_PATTERNS: Final = tuple((kind, re.compile(pattern, re.IGNORECASE)) for kind, pattern in _SAID)
+_PATTERNS: Final = {kind: re.compile(pattern, re.IGNORECASE) for kind, pattern in _SAID}
 
 
 def classify(failure: Failure) -> Trouble:
@@ -207,20 +207,20 @@ def _kind_of(failure: Failure) -> tuple[Kind, str]:
         return _by_text(failure.text) or ("step", f"{failure.type}: {failure.text}")
     if failure.status is None:
         return "lost", ""
-    line = last_lines(failure.output, 1)
     if failure.status == LOCKED:
-        return "package-lock", line
+        return "package-lock", _line_of("package-lock", failure.output)
+    line = last_lines(failure.output, 1)
     return _by_text(failure.output) or ("step", f"ended with {failure.status}" + (f": {line}" if line else ""))
 
 
 def _by_text(text: str) -> tuple[Kind, str] | None:
     """Return the kind that one of the lines shows, and this line."""
-    lines = clean(text).split("\n")
-    for kind, pattern in _PATTERNS:
-        for line in lines:
-            if pattern.search(line):
-                return kind, line
-    return None
+    return next(((kind, line) for kind in _PATTERNS if (line := _line_of(kind, text))), None)
+
+
+def _line_of(kind: Kind, text: str) -> str:
+    """Return the first line that shows the kind, "" for none."""
+    return next((line for line in clean(text).split("\n") if _PATTERNS[kind].search(line)), "")
 
 
 def _one_line(text: str) -> str:

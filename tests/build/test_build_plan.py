@@ -32,7 +32,7 @@ def tree_of(balancers=(), **sections):
 
 def want(name="a", balancers=(), keys=None, settings=BuildSettings(), **changes):  # noqa: B008  (frozen)
     """What one server of the tree should be."""
-    return replace(wanted(tree_of(balancers), settings, RELEASE, keys)[name], **changes)
+    return replace(wanted(tree_of(balancers), settings, RELEASE, saved=keys)[name], **changes)
 
 
 def kinds(found):
@@ -192,8 +192,8 @@ def test_without_docker_there_is_no_step_for_it():
     assert "docker" not in kinds(plan(want(settings=BuildSettings(docker="no")), bare))
     for policy in (DockerPolicy(enabled=False), DockerPolicy(host="tcp://10.0.0.9:2375")):
         found = wanted(tree_of(docker=policy), BuildSettings(), RELEASE)["a"]
+        (step,) = (step for step in plan(found, D12).steps if step.kind == "accounts")
         assert found.docker == "no"
-        (step,) = (step for step in plan(found, bare).steps if step.kind == "accounts")
         assert step.data["groups"] == {"treescale-docker": ["treescale"]}
 
 
@@ -367,10 +367,10 @@ def test_keys_of_others_are_one_more_round():
     tree, facts = tree_of(), dict.fromkeys("abc", D12)
     first = {name: plan(wish, D12) for name, wish in wanted(tree, BuildSettings(), RELEASE).items()}
     keys = {name: key_of(name) for name in facts}
-    wishes = wanted(tree, BuildSettings(), RELEASE, keys)
+    wishes = wanted(tree, BuildSettings(), RELEASE, probed=keys)
     after = {name: apply_all(first[name], facts[name], wishes[name].config) for name in facts}
     assert [plan(wishes[name], after[name]).steps for name in facts] == [(), (), ()]
-    more = wanted(tree, BuildSettings(), RELEASE, {**keys, "c": "z" * 40}, accept_keys=True)
+    more = wanted(tree, BuildSettings(), RELEASE, saved=keys, probed={"c": "z" * 40}, accept_keys=True)
     assert [kinds(plan(more[name], after[name])) for name in "ab"] == [["config", "activate"]] * 2
 
 
@@ -491,9 +491,21 @@ def test_each_server_has_its_own_copy_of_the_tree_with_all_keys():
     servers = {**tree.servers, "a": replace(tree.servers["a"], public_key=keys["a"])}
     text = dump(replace(tree, servers=servers).with_current("b"))
     assert Copies(tree, keys).text("b") == text
-    assert wanted(tree, BuildSettings(), RELEASE, keys)["b"].config == digest(text)
+    assert wanted(tree, BuildSettings(), RELEASE, saved=keys)["b"].config == digest(text)
     assert known_keys(tree, keys) == keys
     assert known_keys(replace(tree, servers=servers), {}) == keys
+
+
+def test_keys_that_servers_have_told_are_in_every_copy():
+    """A console that has lost its state finds the keys again; one that has them takes others only when told to."""
+    tree, old, new = tree_of(), {"b": "o" * 40}, {"b": "n" * 40}
+
+    def copy(**keys):
+        return wanted(tree, BuildSettings(), RELEASE, **keys)["a"].config
+
+    assert copy(probed=new) == digest(Copies(tree, new).text("a"))
+    assert copy(saved=old, probed=new) == digest(Copies(tree, old).text("a"))
+    assert copy(saved=old, probed=new, accept_keys=True) == digest(Copies(tree, new).text("a"))
 
 
 def test_the_password_of_supervisord_is_not_compared():

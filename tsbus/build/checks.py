@@ -22,7 +22,7 @@ NEEDS_MB: Final[Mapping[StepKind, Mapping[str, int]]] = {
     "packages": {"/var": 100},
     "release": {"/opt": 150},
     "config": {"/etc": 5},
-    "activate": {"/var": 200},
+    "folders": {"/var": 200},
 }
 """Free disk that a step needs: packages with what is downloaded for them, a release and its bundle, the first logs."""
 ESSENTIAL: Final = frozenset({PROBE_END, MACHINE, LIBC, INIT, RIGHTS})

@@ -52,7 +52,7 @@ def plan(wanted: Wanted, facts: Facts, offset_s: float = 0.0) -> HostPlan:
                 troubles.append(each)
 
     take(prepare.docker(wanted, facts))
-    take(prepare.accounts(facts, gets_docker=_has(steps, "docker")))
+    take(prepare.accounts(wanted, facts, gets_docker=_has(steps, "docker")))
     take(prepare.folders(facts))
     take(prepare.balancers(wanted, facts))
     if python is not None:

@@ -61,11 +61,14 @@ def _docker_install(wanted: Wanted, facts: Facts) -> Found:
     return Step("docker", f"install {recipe.words}", why, {"install": True}, recipe.script, reversible=False)
 
 
-def accounts(facts: Facts, *, gets_docker: bool) -> Iterator[Step]:
-    """Yield how the server gets the users of a node, and these their groups."""
+def accounts(wanted: Wanted, facts: Facts, *, gets_docker: bool) -> Iterator[Step]:
+    """Yield how the server gets the users of a node, and these their groups.
+
+    Who may use the engine's socket is as good as root, so nobody gets it who has no business there.
+    """
     groups = [USER]
     socket = facts.docker_socket.group if facts.docker_socket is not None else "docker"
-    if socket not in ("root", "") and (gets_docker or socket in facts.groups):
+    if wanted.joins_docker and socket not in ("root", "") and (gets_docker or socket in facts.groups):
         groups.append(socket)
     absent = [name for name in USERS if name not in facts.accounts]
     lacking = [each for each in groups if DOCKER_USER not in facts.groups.get(each, frozenset())]

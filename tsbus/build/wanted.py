@@ -55,6 +55,8 @@ class Wanted:
     supervisor: str = ""
     """SHA-256 of its supervisord.conf, without its password; empty: it is not compared."""
     docker: Docker = "no"
+    joins_docker: bool = False
+    """Its monitor watches the engine here."""
     docker_version: str = ""
     balancers: BalancerNeeds | None = None
     keep_releases: int = 3
@@ -68,19 +70,21 @@ def wanted(
     tree: Tree,
     settings: BuildSettings,
     release: Release,
-    keys: Mapping[str, str] | None = None,
-    supervisors: Mapping[str, str] | None = None,
     *,
+    saved: Mapping[str, str] | None = None,
+    probed: Mapping[str, str] | None = None,
+    supervisors: Mapping[str, str] | None = None,
     accept_keys: bool = False,
 ) -> dict[str, Wanted]:
     """Return what each server of the tree should be, in the tree's order.
 
-    `keys` are the public keys that are known: node -> key. `supervisors` are the digests of their supervisord.conf.
+    `saved` are the public keys of last time, node -> key, `probed` those that the servers have told now;
+    `accept_keys` takes these where they differ. `supervisors` are the digests of their supervisord.conf.
     Raises ValueError when the servers are no tree; those of a loaded tree are.
     """
     topology = tree.topology()
-    known = known_keys(tree, keys or {})
-    own = Copies(tree, known)
+    before = known_keys(tree, saved or {})
+    own = Copies(tree, {**before, **(probed or {})} if accept_keys else {**(probed or {}), **before})
     return {
         name: Wanted(
             name=name,
@@ -90,20 +94,21 @@ def wanted(
             release=release,
             config=digest(own.text(name)),
             supervisor=(supervisors or {}).get(name, ""),
-            docker=_docker(tree, name, settings),
+            docker=settings.docker if _has_local_engine(tree, name) else "no",  # type: ignore[arg-type]  # by its form
+            joins_docker=_has_local_engine(tree, name),
             docker_version=settings.docker_version,
             balancers=_balancer_needs(tree, server),
             keep_releases=settings.keep_releases,
-            key=known.get(name, ""),
+            key=before.get(name, ""),
             accept_key=accept_keys,
         )
         for name, server in tree.servers.items()
     }
 
 
-def known_keys(tree: Tree, keys: Mapping[str, str]) -> dict[str, str]:
-    """Return the public keys of the servers: those of `keys`, otherwise what the tree's file says."""
-    found = {name: keys.get(name) or server.public_key for name, server in tree.servers.items()}
+def known_keys(tree: Tree, saved: Mapping[str, str]) -> dict[str, str]:
+    """Return the public keys of the servers as of last time: the saved one, otherwise that in the tree's file."""
+    found = {name: saved.get(name) or server.public_key for name, server in tree.servers.items()}
     return {name: key for name, key in found.items() if key}
 
 
@@ -141,12 +146,10 @@ def supervisor_digest(text: str) -> str:
     return digest(_OWN_LINES.sub(r"\1", text))
 
 
-def _docker(tree: Tree, name: str, settings: BuildSettings) -> Docker:
-    """Return whose engine the node should have: an engine elsewhere, or none, is not the build's business."""
+def _has_local_engine(tree: Tree, name: str) -> bool:
+    """Tell whether the server's engine is where Docker puts it: one elsewhere, or none, is not the build's business."""
     docker = tree.docker_for(name)
-    if not docker.enabled or docker.host not in ("", "unix:///var/run/docker.sock", "unix:///run/docker.sock"):
-        return "no"
-    return settings.docker  # type: ignore[return-value]  # its form allows no other
+    return docker.enabled and docker.host in ("", "unix:///var/run/docker.sock", "unix:///run/docker.sock")
 
 
 def _balancer_needs(tree: Tree, server: Server) -> BalancerNeeds | None:

@@ -15,6 +15,8 @@ from tsbus.balancer.netlink import NETFILTER, Netlink, attributes, messages
 from tsbus.balancer.programs import LIMIT_S, Failed, refusal, run
 
 _HELPER: Final = (sys.executable, "-IS", str(Path(nft_helper.__file__)))
+_LARGE: Final = 1 << 16
+"""Bytes of commands. More is left to nft, which gives back the memory that it takes; the helper would keep it."""
 _NEWS: Final = 1 << 6
 """The group NFNLGRP_NFTABLES, as a bit."""
 _OF_TABLES: Final = 10
@@ -40,11 +42,8 @@ class Nft:
 
     def change(self, text: str) -> None:
         """Carry out commands. Raises HostError; then nothing was changed."""
-        if self._helper is None and not self._helpless:
-            self._helper = subprocess.Popen(
-                _HELPER, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env={}
-            )
-        said = self._asked(text.encode()) if self._helper else None
+        sent = text.encode()
+        said = self._asked(sent) if len(sent) <= _LARGE and not self._helpless else None
         if said is None:
             run("nft", "-f", "-", text=text)
         elif said:
@@ -59,7 +58,10 @@ class Nft:
 
     def _asked(self, text: bytes) -> bytes | None:
         """What the helper says; None when there is none any more, and from then on there is none."""
-        assert self._helper is not None and self._helper.stdin is not None  # noqa: S101  (for the type checker)
+        if self._helper is None:
+            pipe = subprocess.PIPE
+            self._helper = subprocess.Popen(_HELPER, stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL, env={})
+        assert self._helper.stdin is not None  # noqa: S101  (for the type checker)
         with contextlib.suppress(OSError, EOFError):
             nft_helper.write(self._helper.stdin, text)
             deadline = time.monotonic() + LIMIT_S

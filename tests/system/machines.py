@@ -31,6 +31,7 @@ from tree import Tree
 from tsbus import BusError, Event, connect_blocking
 from tsbus.blocking import BlockingClient
 from tsbus.config import Balancer, Balancing, BusSettings, DockerPolicy
+from tsbus.containers.engine import Engine
 
 T = TypeVar("T")
 
@@ -44,6 +45,8 @@ HOLD_S: Final = 3.0
 PATIENT: Final = BusSettings(heartbeat_ms=500, heartbeat_timeout_ms=5000, steady_s=0.5, adopt_after_s=0.5)
 """One slow processor does all the work here: nobody is lost because containers start."""
 IMAGE, SHOP = "busybox:lab", "shop/web:1"
+CALM: Final = ("calm1", "calm2")
+"""Containers of top that live as long as it does, in the balancers quick, patient and storm."""
 _PYTHON: Final = (f"{sys.base_prefix}/bin/python3", "-IS", "/answerer.py")
 ANSWER: Final = " ".join(_PYTHON)
 """The command of a container that answers, for a shell."""
@@ -114,7 +117,7 @@ class Dockerd:
         for folder in (data, self._settings.parent):
             folder.mkdir()
         subprocess.run(["mount", "-t", "tmpfs", "docker-low", data], check=True)
-        self.live_restore(on=False)
+        self.live_restore(on=True)
         self.start()
 
     def start(self) -> None:
@@ -152,6 +155,8 @@ class Machine:
         self.folder = tree.folder
         self.state_file = tree.folder / name / "lb-state.json"
         self._tree = tree
+        self.api = Engine(engine, timeout_s=LIMIT_S)
+        """For what needs no process of its own."""
         self._ips: dict[str, str] = {}
 
     def start(self) -> None:
@@ -181,19 +186,17 @@ class Machine:
 
     def find(self, *names: str) -> None:
         """Ask the engine for the addresses of containers that it started again, once they run."""
-        form = "{{.NetworkSettings.IPAddress}}"
         for name in names:
-            self._ips[name] = wait(f"{name} runs", lambda name=name: self.docker("inspect", "--format", form, name))
+            self._ips[name] = wait(f"{name} runs", lambda name=name: self.api.inspect(name).networks.get("bridge"))
 
     def place(self, name: str) -> str:
         """Where a container answers, as the table has it."""
         return f"{self._ips[name]}:{PORT}"
 
     def remove(self, *names: str) -> None:
-        """Remove containers, in whatever state they are; without names all that were started here."""
-        if gone := names or tuple(self._ips):
-            self.docker("rm", "--force", *gone)
-        for name in gone:
+        """Remove containers, in whatever state they are; without names all that the test has started."""
+        for name in names or [name for name in self._ips if name not in CALM]:
+            self.api.rm(name, force=True)
             del self._ips[name]
 
     def listens(self, *names: str) -> None:
@@ -268,6 +271,8 @@ class Machines:
         self._stack = ExitStack()
         self.events: list[Event] = []
         """The `lb.*` events of both balancers."""
+        self.calm: dict[str, int]
+        """What the table has of the calm containers."""
 
     def __enter__(self) -> Self:
         try:
@@ -302,10 +307,18 @@ class Machines:
         self.top.bus.wait_for(self._listen())
         for each in (self.top, self.low):
             wait(f"the balancer of {each.name}", each.balances)
+        for name in CALM:
+            self.top.run(name, "--label=treescale.balancer=quick,patient,storm")
+        self.top.listens(*CALM)
+        self.calm = {self.top.place(name): 1 for name in CALM}
+        for port in (84, 85, 86):
+            self.top.wait_table(port, self.calm)
 
     def __exit__(self, *_: object) -> None:
+        self.top.remove(*CALM)
         for each in (self.low, self.top):
             each.bus.close()
+            each.api.close()
             each.balancer.end()
             each.monitor.end()
         self._tree.kill("top", "low")

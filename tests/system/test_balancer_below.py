@@ -18,7 +18,7 @@ def test_a_balancer_behind_a_balancer(site: Machines) -> None:
     top.wait_table(82, {OWN: 2})
     low.listens("one", "two")
     assert answers(client, BELOW, 4) == {Answer("one", "10.0.0.1"): 2, Answer("two", "10.0.0.1"): 2}
-    low.docker("kill", "two")
+    low.api.kill("two")
     top.wait_table(82, {OWN: 1})
     top.wait_table(83, {OWN: 1})
 
@@ -35,12 +35,12 @@ def test_a_balancer_behind_a_balancer(site: Machines) -> None:
     wait("calm", lambda: site.told("trusting")[-1] == "calm")
     assert ask(client, BELOW) == Answer("one", "10.0.0.1")
 
-    low.docker("kill", "one")
+    low.api.kill("one")
     top.wait_table(82, {OWN: 0})
     assert top.show("below")["low"]["reason"] == "nothing is alive behind it"
     with pytest.raises(ConnectionRefusedError):
         ask(client, BELOW)
-    low.docker("start", "one")
+    low.api.start("one")
     top.wait_table(82, {OWN: 1})
     low.listens("one")
     assert ask(client, BELOW) == Answer("one", "10.0.0.1")

@@ -306,7 +306,8 @@ class LiveMirror(Mirror):
     async def wait_settled(self, timeout_s: float | None = None) -> bool:
         """Wait until each node has answered, or cannot. Returns whether all have within `timeout_s`."""
         with suppress(TimeoutError):
-            await asyncio.wait_for(self._settled.wait(), timeout_s)
+            async with asyncio.timeout(timeout_s):
+                await self._settled.wait()
         return self._settled.is_set()
 
     # What the bus says.

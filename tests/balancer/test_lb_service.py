@@ -66,6 +66,21 @@ async def test_nothing_changes_before_all_have_told(tmp_path: Path) -> None:
         await one.servers(c3=1)
 
 
+async def test_the_end_in_the_moment_of_an_event(tmp_path: Path) -> None:
+    """The service ends when it is told to, also when something happens in the same moment."""
+    async with site(tmp_path, KEYS, C2) as one:
+        for turns in range(4):
+            await one.servers(c2=1)
+            one.service.keeper.soon()
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            assert one.task is not None
+            one.task.cancel()
+            await one.until(one.task.done)
+            await one.stop()
+            await one.start()
+
+
 async def test_drain_and_wait(tmp_path: Path) -> None:
     """A drain takes the weight at once and answers, when asked to wait, once the last connection is over."""
     async with site(tmp_path, KEYS, C2, C3) as one:

@@ -313,7 +313,8 @@ class Keeper:
         if self._carried.failed:
             times.append(now + RETRY_S)
         with suppress(TimeoutError):
-            await asyncio.wait_for(self._due.wait(), max(0.0, min(times) - now))
+            async with asyncio.timeout(max(0.0, min(times) - now)):  # wait_for loses a cancel at an event
+                await self._due.wait()
         self._due.clear()
 
     async def _turn(self) -> None:

@@ -65,6 +65,9 @@ class MemoryMachine:
         self.prepared.append(tuple(each.name for each in fronts))
         return Done(problems=self.problems)
 
+    def retire_other(self, ours: Any) -> tuple[str, ...]:
+        return ()
+
     def close(self) -> None:
         pass
 

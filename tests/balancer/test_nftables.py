@@ -17,7 +17,7 @@ from lan import KINDS, LIMIT_S, PORT, Answer, Lan, address
 from tsbus.balancer import conntrack
 from tsbus.balancer.netfilter import HostEdge
 from tsbus.balancer.nft import News, Nft
-from tsbus.balancer.nftables import Impossible, Table, why_unavailable
+from tsbus.balancer.nftables import Impossible, Table, remove, why_unavailable
 from tsbus.balancer.programs import Failed, HostError
 from tsbus.balancer.rules import Front, Listen, Needs, needs
 from tsbus.balancer.steps import (
@@ -424,6 +424,16 @@ def test_a_share_of_less_than_a_slot(stage: Stage) -> None:
     assert {each.weight for each, _ in stage.services()[web()].destinations.values()} == {65535, 1}
     stage.apply(SetDestination(web(), place("c1", 0)))
     assert stage.servers("client") == {"c2": 4}
+
+
+def test_removal(stage: Stage) -> None:
+    """Another backend removes the table, once, and nothing else; connections that are open go on."""
+    stage.balance(web(), place("c1"))
+    flow = stage.lan.flow("client", "tcp", (address("host"), 80))
+    assert stage.host.call(remove)
+    assert stage.services() == {}
+    assert flow.ask().server == "c1"
+    assert not stage.host.call(remove)
 
 
 def test_half_a_change_heals(stage: Stage) -> None:

@@ -19,6 +19,7 @@ from tsbus.balancer.ipvs import (
     Missing,
     NoModule,
     NoScheduler,
+    remove,
     why_unavailable,
 )
 from tsbus.balancer.machine import Unusable, open_machine
@@ -179,6 +180,16 @@ def test_ownership(kernel: Kernel) -> None:
         }
         run("ipvsadm", "-E", "-t", "10.0.0.1:80", "-s", "rr")
         assert not again.services()[WEB].service.owned
+
+
+def test_removal(kernel: Kernel) -> None:
+    """Of the services that were written down those with our mark are removed, once, and no others."""
+    foreign = Mark(7)
+    for key in (WEB, WEB6, foreign):
+        kernel.add_service(Service(key, owned=key != foreign))
+    assert remove({WEB, foreign})
+    assert kernel.services().keys() == {WEB6, foreign}
+    assert not remove({WEB, foreign})
 
 
 def test_refusals(kernel: Kernel) -> None:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tsbus.balancer import statefile, steps
-from tsbus.balancer.machine import Machine
+from tsbus.balancer.machine import Machine, MachineError
 from tsbus.balancer.report import Problem
 from tsbus.balancer.rules import Front, listens_of
 from tsbus.balancer.statefile import State, StateError
@@ -51,6 +51,9 @@ class Carrier:
         self._configured = configured
         self.overrides = state.overrides if state else ()
         self._held: frozenset[Key] = frozenset()
+        self._retire = self._may_be_ours
+        """What the other backend may still have of ours."""
+        self._alone = False
         self._left: dict[Key, Pool] = {}
 
     def begin(self) -> dict[Key, Entry]:
@@ -105,15 +108,28 @@ class Carrier:
         untouched = refused | skipped.keys() | unwritten | set(change.clashes)
         self._left = {key: pool for key, pool in wanted.items() if key not in untouched}
         taken = tuple(step for step in todo if key_of(step) not in refused)
+        changes = done.changes if untouched else done.changes + self._retired(problems)
         repaired = tuple(step for step in taken if step in drift)
         return Carried(
-            taken, repaired, done.changes, frozenset(change.clashes), tuple(problems), frozenset(refused | unwritten)
+            taken, repaired, changes, frozenset(change.clashes), tuple(problems), frozenset(refused | unwritten)
         )
 
     def _different(self, wanted: Wanted) -> frozenset[Key] | None:
         """Return the services that were not left as they are wanted; None: all are to be looked at."""
         found = frozenset(key for key, pool in wanted.items() if self._left.get(key) != pool)
         return found if found and self._left and self._left.keys() <= wanted.keys() else None
+
+    def _retired(self, problems: list[tuple[Key | None, Problem]]) -> tuple[str, ...]:
+        """Take away what the other backend has, once, when this one has everything."""
+        if self._alone:
+            return ()
+        try:
+            changes = self.machine.retire_other(self._retire)
+        except MachineError as error:
+            problems.append((None, Problem(f"what another backend left is still there: {error}", "see the text")))
+            return ()
+        self._alone = True
+        return changes
 
     @property
     def _may_be_ours(self) -> frozenset[Key]:

@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from enum import IntEnum
 from functools import lru_cache
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, ip_address
+from pathlib import Path
 from socket import AF_INET, AF_INET6
 from types import TracebackType
 from typing import Final, Literal, Self
@@ -53,6 +54,8 @@ _TRAFFIC: Final = range(1, 11)
 _FAMILY_NAME, _FAMILY_ID = 2, 1
 _CONTROL, _GET_FAMILY = 16, 3
 """Of generic netlink: who knows the numbers of the others."""
+_AT_WORK: Final = Path("/proc/net/ip_vs")
+"""Is there when the kernel has IPVS loaded; to ask it in another way would load it."""
 _NO_SCHEDULER: Final = "the kernel has no scheduler {!r}: choose another, or install a kernel with the module ip_vs_{}"
 
 
@@ -138,6 +141,17 @@ def why_unavailable() -> str | None:
     except IpvsError as error:
         return str(error)
     return None
+
+
+def remove(keys: Collection[Key]) -> bool:
+    """Delete those services of `keys` that have our mark, and return whether there were any. Raises IpvsError."""
+    if not _AT_WORK.exists():
+        return False
+    with Kernel() as kernel:
+        ours = [key for key, each in kernel.services(keys, counted=False).items() if each.service.owned]
+        for key in ours:
+            kernel.delete_service(key)
+    return bool(ours)
 
 
 class Kernel:

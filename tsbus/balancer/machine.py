@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import NamedTuple, Protocol
 
-from tsbus.balancer import nftables, open_connections
+from tsbus.balancer import ipvs, nftables, open_connections
 from tsbus.balancer.ipvs import IpvsError, Kernel, NoPermission
 from tsbus.balancer.lock import Lock, Taken
 from tsbus.balancer.netfilter import Done, HostEdge
@@ -81,6 +81,13 @@ class Machine(Protocol):
 
     def prepare(self, fronts: Sequence[Front], *, anew: bool) -> Done:
         """Make the host as the balancers need it, and tell what had to be changed; `anew`: look at all of it again."""
+        ...
+
+    def retire_other(self, ours: Collection[Key]) -> tuple[str, ...]:
+        """Take away what balancers here have left with the other backend, now that all is in this one.
+
+        `ours` are the services that were written down as ours. Returns what was done, in words. Raises MachineError.
+        """
         ...
 
     def close(self) -> None:
@@ -210,6 +217,14 @@ class IpvsMachine:
         """See Machine."""
         return self._preparation.apply(fronts, anew=anew)
 
+    def retire_other(self, ours: Collection[Key]) -> tuple[str, ...]:
+        """See Machine."""
+        try:
+            gone = nftables.remove()
+        except HostError as error:
+            raise MachineError(error.text) from error
+        return ("IPVS balances now: the table of nftables is gone",) if gone else ()
+
     def close(self) -> None:
         """See Machine."""
         self._preparation.close()
@@ -272,6 +287,14 @@ class NftablesMachine:
     def prepare(self, fronts: Sequence[Front], *, anew: bool) -> Done:
         """See Machine."""
         return self._preparation.apply(fronts, anew=anew)
+
+    def retire_other(self, ours: Collection[Key]) -> tuple[str, ...]:
+        """See Machine."""
+        try:
+            left = ipvs.remove(ours)
+        except IpvsError as error:
+            raise MachineError(str(error)) from error
+        return ("nftables balances now: the services of IPVS are gone",) if left else ()
 
     def close(self) -> None:
         """See Machine."""

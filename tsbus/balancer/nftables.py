@@ -15,7 +15,7 @@ from typing import Final, Self
 
 from tsbus.balancer import conntrack
 from tsbus.balancer.nft import News, Nft
-from tsbus.balancer.programs import Failed, HostError, NoFeature, run
+from tsbus.balancer.programs import Failed, HostError, NoFeature, NoProgram, run
 from tsbus.balancer.rules import Listen
 from tsbus.balancer.slots import SCHEDULERS
 from tsbus.balancer.steps import (
@@ -46,6 +46,15 @@ def why_unavailable() -> str | None:
     except HostError as error:
         return str(error)
     return None
+
+
+def remove() -> bool:
+    """Remove the table with all its services, and return whether there was one. Raises HostError."""
+    try:
+        run("nft", "delete", "table", "inet", TABLE)
+    except (NoProgram, NoFeature):  # nft says "No such file or directory" of the one and of the other
+        return False
+    return True
 
 
 class Table:

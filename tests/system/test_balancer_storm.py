@@ -9,12 +9,14 @@ import random
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from itertools import cycle
 from typing import NamedTuple
 
 import pytest
-from clients import Visitors
+from clients import Flow, Visitors
 from ipvsadm import run
+from lan import Box
 from machines import CALM, Machine, Machines, wait
 
 pytestmark = pytest.mark.guest("docker")
@@ -22,6 +24,7 @@ pytestmark = pytest.mark.guest("docker")
 STORM_S = float(os.environ.get("TREESCALE_TEST_STORM_S", "25"))
 ACTORS = 2
 PORT = 85
+VIP = ("10.0.0.1", PORT)
 
 
 class Harm(NamedTuple):
@@ -35,8 +38,8 @@ class Harm(NamedTuple):
 class Actor:
     """Starts one container after another, and ends each in another way."""
 
-    def __init__(self, machine: Machine, number: int) -> None:
-        self._machine, self._number = machine, number
+    def __init__(self, machine: Machine, client: Box, number: int) -> None:
+        self._machine, self._client, self._number = machine, client, number
         ends = [self._drain, self._kill, self._stop]
         self._ends = cycle(ends[number % 3 :] + ends[: number % 3])
         self.made: list[str] = []
@@ -60,10 +63,26 @@ class Actor:
         self.made.append(name)
 
     def _drain(self, name: str) -> None:
-        told = self._machine.lb("drain", {"servers": [name], "once": True, "wait": True})
-        assert told["state"] == "removed"
+        place = self._machine.place(name)
+        flow = wait(f"a connection to {name}", lambda: self._flow(name))
+        with ThreadPoolExecutor(1) as elsewhere:
+            order = {"servers": [name], "once": True, "wait": True}
+            draining = elsewhere.submit(self._machine.lb, "drain", order)
+            wait(f"{name} drains", lambda: self._machine.table(PORT)[place] == 0)
+            assert flow.ask().server == name
+            assert not draining.done()
+            flow.close()
+            assert draining.result()["state"] == "removed"
         self.drained.append(name)
         self._machine.remove(name)
+
+    def _flow(self, name: str) -> Flow | None:
+        with suppress(OSError):
+            flow = Flow(self._client, VIP)
+            if flow.first.server == name:
+                return flow
+            flow.close()
+        return None
 
     def _kill(self, name: str) -> None:
         self._harm(name, self._machine.api.kill)
@@ -87,10 +106,10 @@ def our_rules() -> list[str]:
 def test_storm(site: Machines) -> None:
     """No client notices starts and drains, only its own clients that a container is killed; nothing is left over."""
     top, rules = site.top, our_rules()
-    actors = [Actor(top, number) for number in range(ACTORS)]
+    actors = [Actor(top, site.client, number) for number in range(ACTORS)]
     until = time.monotonic() + STORM_S
     with (
-        Visitors(site.client, ("10.0.0.1", PORT), holding=3) as visitors,
+        Visitors(site.client, VIP, holding=4) as visitors,
         ThreadPoolExecutor(ACTORS) as pool,
     ):
         visitors.wait_more(*CALM)

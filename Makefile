@@ -32,8 +32,10 @@ demo: setup
 
 test: lint
 	@command -v npm >/dev/null || $(APT) nodejs npm  # for the client in JavaScript
-	@PATH=$$PATH:/usr/sbin:/sbin which linux.uml modprobe ip ipvsadm iptables-legacy nft dockerd busybox openssl >/dev/null || \
-		$(APT) user-mode-linux kmod iproute2 ipvsadm iptables nftables docker.io busybox-static openssl
+	@PATH=$$PATH:/usr/sbin:/sbin which linux.uml modprobe ip ipvsadm iptables-legacy nft dockerd busybox openssl \
+		mmdebstrap ssh-agent >/dev/null || \
+		$(APT) user-mode-linux kmod iproute2 ipvsadm iptables nftables docker.io busybox-static openssl \
+		mmdebstrap openssh-client
 	$(BIN)/pytest
 
 lint: setup

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import in_guest
 import pytest
+import targets
 from dockerd import Dockerd
 from hypothesis import settings
 from lone_router import LoneRouter
@@ -19,6 +20,7 @@ settings.load_profile("treescale")
 
 def pytest_configure(config: pytest.Config) -> None:
     in_guest.pytest_configure(config)
+    config.pluginmanager.register(targets.Plugin(), "lab")
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:

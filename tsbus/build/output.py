@@ -16,9 +16,14 @@ class Lines:
         self._most = most
         self._rest = bytearray()
         self._left_out = 0
+        self._after_return = False
 
     def feed(self, data: bytes) -> list[str]:
         """Return the lines that `data` ends."""
+        again = self._after_return and data.startswith(b"\n")  # what it ends has been returned
+        if data:
+            self._after_return = data.endswith(b"\r")
+        data = data[again:]
         *whole, rest = data.replace(b"\r\n", b"\n").replace(b"\r", b"\n").split(b"\n")
         lines = []
         for piece in whole:

@@ -1,0 +1,46 @@
+"""Fixtures of the tests of the build: servers to log in to, and what a console knows of them."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from console_of_tests import Desk
+from targets import Lab, Target
+
+from tsbus.build.ssh import Shared
+
+
+@pytest.fixture(scope="session")
+def lab(request: pytest.FixtureRequest) -> Lab:
+    """Where targets are made; it has come up while other tests ran."""
+    lab = request.config.pluginmanager.get_plugin("lab").lab
+    if lab is None:
+        pytest.skip("targets need root")
+    return lab
+
+
+@pytest.fixture(scope="session")
+def server(lab: Lab) -> Target:
+    """A target with Python. Tests leave it as they find it."""
+    return lab.target()
+
+
+@pytest.fixture(scope="session")
+def neighbour(lab: Lab) -> Target:
+    """Another one, without systemd."""
+    return lab.target("plain")
+
+
+@pytest.fixture
+def shared() -> Iterator[Shared]:
+    """What sessions share; whatever waits is told to end with the test."""
+    shared = Shared()
+    yield shared
+    shared.cancelled.set()
+
+
+@pytest.fixture
+def desk(shared: Shared, lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Desk:
+    """A console with the lab's key, known_hosts of its own, and no agent."""
+    monkeypatch.delenv("SSH_AUTH_SOCK", raising=False)
+    return Desk(shared, tmp_path, lab.key)

@@ -1,0 +1,16 @@
+"""SSH: the edge between the console and its servers, and the only home of paramiko.
+
+A `Session` is one logged-in connection: it runs scripts as root and uploads files. Everything that can go wrong comes
+out as a `ServerTrouble`. What all sessions of a run share, from secrets to limits, is in `Shared`; the runner
+(runner.py) has many sessions at once.
+
+transport.py makes connections, authentication.py logs in, dialogue.py says what a shell is told and what its answers
+mean (pure), session.py puts them together; client_config.py reads ~/.ssh/config.
+"""
+
+from tsbus.build.ssh.client_config import client_config
+from tsbus.build.ssh.exchange import Outcome
+from tsbus.build.ssh.session import Session
+from tsbus.build.ssh.shared import Cancelled, ServerTrouble, Shared
+
+__all__ = ["Cancelled", "Outcome", "ServerTrouble", "Session", "Shared", "client_config"]

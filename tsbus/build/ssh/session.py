@@ -1,0 +1,196 @@
+"""Session: one logged-in connection to a server, which runs scripts as root and takes files."""
+
+import shlex
+import time
+from collections.abc import Callable, Sequence
+from io import BytesIO
+from pathlib import Path
+from typing import BinaryIO, Final, Self
+
+from tsbus.build.access import Login
+from tsbus.build.ssh import dialogue, transport
+from tsbus.build.ssh.authentication import authenticate
+from tsbus.build.ssh.exchange import FOR_EVER, Exchange, Outcome, Source, Tell
+from tsbus.build.ssh.shared import Cancelled, ServerTrouble, Shared
+from tsbus.build.ssh.transport import Fault, OtherKind, Transport, fault
+from tsbus.build.trouble import Failure, classify
+
+RUN_S: Final = 60.0
+
+
+class Session:
+    """A connection. Its own thread uses it; `abort` is for any."""
+
+    def __init__(self, login: Login, shared: Shared) -> None:
+        self.login = login
+        self.until = FOR_EVER
+        """The time on the monotonic clock when all that is under way ends as a trouble."""
+        self._shared = shared
+        self._hops: list[Transport] = []
+        self._aborted = False
+
+    def __enter__(self) -> Self:
+        self.connect()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.abort()
+
+    def __repr__(self) -> str:
+        return f"Session({self.login.place})"
+
+    @property
+    def connected(self) -> bool:
+        """Whether it can be used."""
+        return bool(self._hops) and all(hop.is_active() for hop in self._hops)
+
+    def connect(self) -> None:
+        """Log in, through other hosts where need be. Raises ServerTrouble, Cancelled."""
+        self._shared.acquire(self._shared.handshakes)
+        try:
+            for login in (*self.login.jumps, self.login):
+                self._hop(login)
+        except Fault as error:
+            self.abort()
+            raise self._trouble(error.failure) from error
+        except BaseException:
+            self.abort()
+            raise
+        finally:
+            self._shared.handshakes.release()
+
+    def abort(self) -> None:
+        """Cut the connection, whoever uses it. It does not wait."""
+        self._aborted = True
+        for hop in self._hops:
+            transport.end(hop)
+
+    def run(
+        self,
+        script: str | Sequence[str],
+        *,
+        stage: str,
+        what: str = "",
+        stdin: bytes | Source | None = None,
+        as_root: bool = True,
+        tell: Tell | None = None,
+        timeout_s: float = RUN_S,
+        check: bool = True,
+    ) -> Outcome:
+        """Run a shell script, or a program with its arguments, and wait for its end.
+
+        `stage` and `what` (the step in words) are for troubles. `tell` gets each line of output, masked. A script that
+        is cut off before it has arrived whole does not run. Raises ServerTrouble, also for an exit status other than 0
+        with `check`; Cancelled.
+        """
+        text = script if isinstance(script, str) else shlex.join(script)
+        rights: dialogue.Rights = "user"
+        if as_root:
+            rights = "root-freely" if self.login.sudo == "none" else "root"
+        try:
+            if not self.connected:
+                raise fault(self.login, EOFError(), stage=stage)
+            exchange = Exchange(self._hops[-1], self.login, self._shared, self.until, stage, what, tell)
+            return exchange.run(text, stdin, rights, timeout_s, check=check)
+        except Fault as error:
+            raise self._trouble(error.failure) from error
+
+    def upload(
+        self,
+        source: Path,
+        path: str,
+        digest: str,
+        *,
+        mode: int = 0o644,
+        progress: Callable[[int, int], None] | None = None,
+        timeout_s: float = FOR_EVER,
+    ) -> bool:
+        """Bring a file to the server, as root; returns whether that was needed.
+
+        `digest`: its SHA-256 in hexadecimal; `progress` gets how many bytes are there, and of how many. What had come
+        before a cut need not come again. Nothing is at `path` that does not have this digest. Raises ServerTrouble,
+        Cancelled.
+        """
+        total = source.stat().st_size
+        values = {"file": path, "digest": digest, "total": str(total), "mode": f"{mode:o}"}
+        head = "".join(f"{name}={shlex.quote(value)}\n" for name, value in values.items())
+        said: list[str] = []
+
+        def rest(line: str) -> BinaryIO:
+            said.append(line)
+            file = source.open("rb")
+            file.seek(int(line.removeprefix("from ")) if line.startswith("from ") else total)
+            return _Watched(file, total, progress) if progress else file
+
+        self._shared.acquire(self._shared.uploads)
+        try:
+            outcome = self.run(
+                head + dialogue.UPLOAD, stage="bundle", what="upload", stdin=rest, timeout_s=timeout_s, check=False
+            )
+        finally:
+            self._shared.uploads.release()
+        if outcome.status:
+            raise self._trouble(self._upload_failure(outcome))
+        return said != ["have"]
+
+    # Inside.
+
+    def _hop(self, login: Login) -> None:
+        """Go one host further."""
+        other: OtherKind | None = None
+        without: set[str] = set()
+        while True:
+            until = min(self.until, time.monotonic() + login.connect_timeout_s)
+            if self._hops:
+                before = self.login.jumps[len(self._hops) - 1]
+                link = transport.through(self._hops[-1], before, login, until)
+            else:
+                link = transport.dial(login, self._shared, until)
+            try:
+                hop = transport.shake_hands(login, link, self._shared, until, without)
+                break
+            except OtherKind as error:
+                other = other or error
+                without.add(error.shown)
+            except Fault:
+                if other:  # it has no further kind
+                    raise other from None
+                raise
+        self._hops.append(hop)
+        if self._aborted:
+            raise Cancelled
+        authenticate(hop, login, self._shared)
+
+    def _trouble(self, failure: Failure) -> ServerTrouble:
+        """Return the failure, classed, with no secret in it."""
+        mask = self._shared.secrets.mask
+        masked = Failure(
+            failure.stage, failure.place, failure.type, failure.errno, mask(failure.text), failure.status,
+            mask(failure.output), failure.command,
+        )  # fmt: skip
+        return ServerTrouble(classify(masked))
+
+    def _upload_failure(self, outcome: Outcome) -> Failure:
+        place = self.login.place
+        if outcome.status == dialogue.CUT_OFF:
+            return Failure("bundle", place, "EOFError", text="the upload was cut off")
+        if outcome.status == dialogue.DAMAGED:
+            return Failure("bundle", place, "EOFError", text="what arrived was not what was sent")
+        return Failure("bundle", place, status=outcome.status, output=outcome.shown, command="upload")
+
+
+class _Watched(BytesIO):
+    """Reads a file and says how far it is."""
+
+    def __init__(self, file: BinaryIO, total: int, progress: Callable[[int, int], None]) -> None:
+        super().__init__()
+        self._file, self._total, self._progress = file, total, progress
+
+    def read(self, size: int | None = -1) -> bytes:
+        data = self._file.read(-1 if size is None else size)
+        self._progress(self._file.tell(), self._total)
+        return data
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()

@@ -319,7 +319,9 @@ class ServerPool:
             return
         if not self._begun and was is None and not server.in_table:
             return  # the table does not change
-        cause = server.reason or ("ready" if moved else "its weight follows what is free or alive")
+        follows = self.balancer.weights == "cpu" or server.capacity is not None
+        changed = "its weight follows what is free or alive" if follows else "its weight was set"
+        cause = server.reason or ("ready" if moved else changed)
         topic = server.state.value if moved else "weight"
         self.events.append(Event(topic, self.balancer.name, cause, _report(server), was.value if was else "", weight))
 
@@ -333,9 +335,8 @@ class ServerPool:
         for name, (state, text) in now.items():
             if state != self._told.get(name, False):
                 self._told[name] = state
-                self.events.append(
-                    Event(name if state else _OVER[name], self.balancer.name, text if state else "it is over")
-                )
+                topic, over = _OVER[name]
+                self.events.append(Event(name if state else topic, self.balancer.name, text if state else over))
         self._flags = {name: state for name, (state, _) in now.items()}
 
     def _problems(self) -> Iterator[Problem]:
@@ -349,7 +350,11 @@ class ServerPool:
             yield Problem("no server can take connections", mend, note=not self._servers)
 
 
-_OVER: Final = {"empty": "filled", "sorry": "unsorry", "panic": "calm"}
+_OVER: Final = {
+    "empty": ("filled", "a server can take connections"),
+    "sorry": ("unsorry", "the sorry server is not needed any more"),
+    "panic": ("calm", "few enough links are lost"),
+}
 
 
 def _report(server: Server) -> ServerReport:

@@ -293,7 +293,7 @@ class _Inquiry:
             text = _some(f"{self._name(each.address)} ({each.address}, weight {each.weight})" for each in active)
             looked = f"; no more than these {MAX_SERVERS} are looked at" if len(active) == MAX_SERVERS else ""
             out = [each for each in report.servers if each.state not in (State.ACTIVE, State.KEPT)]
-            rest = f"; not {_some(map(_state, out))}" if out else ""
+            rest = f"; without weight: {_some(map(_state, out))}" if out else ""
             result: Result = "warn" if report.state in ("sorry", "panic") else "ok"
             what = {"sorry": "only the sorry server: ", "panic": "lost servers are kept: "}.get(report.state, "")
             yield Finding(result, f"{what}{text}{rest}{looked}")
@@ -335,7 +335,10 @@ class _Inquiry:
                 return None
             if settings.get(TRACKING) == 1:
                 return Finding("ok", "")
-            return Finding("fail", f"{TRACKING} is {settings.get(TRACKING)}: {why}", f"`sysctl -w {TRACKING}=1`")
+            if TRACKING not in settings:
+                text = f"this kernel's IPVS cannot track connections, it has no {TRACKING}: {why}"
+                return Finding("fail", text, 'take a kernel with CONFIG_IP_VS_NFCT, or backend = "nftables"')
+            return Finding("fail", f"{TRACKING} is {settings[TRACKING]}: {why}", f"`sysctl -w {TRACKING}=1`")
 
         yield from self._each("tracking", look, f"{TRACKING} is 1")
         count, most = settings.get(COUNT, 0), settings.get(MAX, 0)

@@ -282,7 +282,7 @@ async def test_roles(tmp_path: Path) -> None:
     async with site(tmp_path, KEYS, C2) as one:
         await one.servers(c2=1)
         watcher = await one.memory.connect("n1", uid=7, role=Role.OBSERVE)
-        for command in ("lb.ls", "lb.show", "lb.stats", "lb.capacity", "lb.check"):
+        for command in ("lb.ls", "lb.show", "lb.stats", "lb.capacity", "lb.check", "lb.cost"):
             assert await one.call(command, by=watcher)
         for command in ("lb.drain", "lb.undrain", "lb.weight"):
             assert "operate" in await one.fails(command, {"servers": ["c2"], "weight": 0}, by=watcher)

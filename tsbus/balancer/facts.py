@@ -43,6 +43,8 @@ class Facts:
     """Node -> percent of one core, and how many it has."""
     _ended: dict[str, Run] = field(default_factory=dict)
     """Runs of containers of this node that are over, as the kernel says."""
+    _runs: dict[str, dict[str, Run]] = field(default_factory=dict)
+    """By balancer: those of containers of this node that are in its table."""
 
     def __post_init__(self) -> None:
         self.nodes = self.tree.topology().subtree(self.node)
@@ -86,11 +88,12 @@ class Facts:
         """The first process of a container of this node has ended."""
         self._ended[id_] = run
 
-    def runs(self, reports: Iterable[Report]) -> dict[str, Run]:
-        """Return the containers of this node that are in a table, with the run that they are in."""
-        servers = (each for report in reports for each in report.servers)
-        ids = {each.id for each in servers if each.node == self.node and each.state is not State.REMOVED}
-        return {id_: run for id_ in ids if (run := self._run(id_)) is not None}
+    def runs(self, changed: Iterable[Report]) -> dict[str, Run]:
+        """Return the containers of this node that are in a table, with their runs, after these reports have changed."""
+        for report in changed:
+            here = (each.id for each in report.servers if each.node == self.node and each.state is not State.REMOVED)
+            self._runs[report.name] = {id_: run for id_ in here if (run := self._run(id_)) is not None}
+        return {id_: run for runs in self._runs.values() for id_, run in runs.items()}
 
     def world(self, now: float, time_ns: int) -> World:
         """Return the world of this moment."""

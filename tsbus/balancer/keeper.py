@@ -340,8 +340,8 @@ class Keeper:
         now, time_ns = self._planned, _ = self._loop.time(), self._wall_ns()
         plan = self._plan = planner.plan(self.facts.world(now, time_ns))
         self.facts.watch(plan.watched)
-        if any(self.reports.get(report.name) is not report for report in plan.reports):
-            self._deaths.watch(self.facts.runs(plan.reports))
+        if changed := [report for report in plan.reports if self.reports.get(report.name) is not report]:
+            self._deaths.watch(self.facts.runs(changed))
         self.reports = {report.name: report for report in plan.reports}
         if plan.spent:
             async with self._ordering:

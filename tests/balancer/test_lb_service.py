@@ -8,11 +8,13 @@ from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
-from model_kernel import box
-from site_of_balancer import KEYS, VIP, MemoryMachine, replace_struct, site
+import pytest
+from model_kernel import box, tree
+from site_of_balancer import KEYS, LIMIT_S, VIP, MemoryMachine, replace_struct, site
 
 from tsbus import Role, Worker
 from tsbus.balancer import statefile
+from tsbus.balancer.keeper import Keeper
 from tsbus.balancer.statefile import State
 from tsbus.balancer.steps import DeleteDestination
 from tsbus.balancer.table import Address, Destination, Entry, Protocol, Virtual
@@ -513,6 +515,22 @@ async def test_a_restart_tells_nothing_twice(tmp_path: Path) -> None:
         await one.advance(12)
         await one.servers(**{each.name: 100 for each in boxes})
         assert [each.topic for each in one.events] == ["lb.capacity"]
+
+
+@pytest.mark.parametrize("moments", range(4))
+async def test_a_stop_is_heard(tmp_path: Path, moments: int) -> None:
+    """A keeper that is told to end while a turn becomes due ends, whichever comes first."""
+    keeper = Keeper(tree(KEYS).with_current("n1"), "n1", tmp_path, MemoryMachine, lambda *_: None)
+    task = asyncio.create_task(keeper.run())
+    while not keeper.reports:
+        await keeper.in_thread(lambda: None)
+    await keeper.turn()
+    await keeper.in_thread(lambda: None)
+    keeper.soon()
+    for _ in range(moments):
+        await asyncio.sleep(0)
+    task.cancel()
+    assert (await asyncio.wait({task}, timeout=LIMIT_S))[0] == {task}
 
 
 async def test_another_treescale_on_this_kernel(tmp_path: Path) -> None:

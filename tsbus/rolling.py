@@ -108,6 +108,7 @@ class Replacement:
         self._order, self._patience_s = {**order, "names": {node: [name]}}, patience_s
         self._told: Told = lambda _: None
         self._old: Box | None = None
+        self._new: Box | None = None
         self._runs = self._making = self._stopped = False
 
     async def look(self) -> None:
@@ -157,7 +158,7 @@ class Replacement:
         self._told("starting")
         done = await _act(self._client, new, "start", {})
         if done.state not in _ALIVE:
-            raise NotActive(f"it ended at once ({done.state})")
+            raise NotActive(f"the new one ended at once ({done.state})")
         if before:
             self._told("waiting until it is active")
             await self._wait_active(new, before, wait_s)
@@ -172,13 +173,14 @@ class Replacement:
         except CallFailed:
             self._making = False
             raise
-        return Box(self._node, done.id, self._name)
+        self._new = Box(self._node, done.id, self._name)
+        return self._new
 
     async def _in_the_way(self, old: Box, new: Box) -> bool:
         """Tell whether the old one must be stopped first. Raises NotReplaced where it could not be started again."""
-        told = await self._inspect(old.id, new.id)
-        needed = in_the_way(told[old.id], told[new.id])
-        if needed and told[old.id]["HostConfig"].get("AutoRemove"):
+        there, wanted = await self._inspect(old.id, new.id)
+        needed = in_the_way(there, wanted)
+        if needed and there["HostConfig"].get("AutoRemove"):
             raise NotReplaced("the old one has its port and was made with --rm, so it could not be started again")
         return needed
 
@@ -201,7 +203,7 @@ class Replacement:
         with suppress(CallFailed):
             body = {"containers": [new.id], "for": "died"}
             done = await self._client.call_one(self._node, "containers.wait", body, timeout_s=wait_s)
-            return f"it ended with exit code {done.get('exit_code', '?')}"
+            return f"the new one ended with exit code {done.get('exit_code', '?')}"
         never: asyncio.Future[str] = asyncio.Future()
         return await never  # whoever waits for the balancers has better words
 
@@ -236,7 +238,7 @@ class Replacement:
             if self._making:
                 await self._remove_new()
             if old is not None:
-                if (await self._inspect(old.id))[old.id]["Name"] != f"/{self._name}":
+                if (await self._inspect(old.id))[0]["Name"] != f"/{self._name}":
                     await self._rename(old, self._name)
                 if self._stopped:
                     await _act(self._client, old, "stop", {})  # perhaps it was just stopping
@@ -247,29 +249,30 @@ class Replacement:
         return ""
 
     async def _remove_new(self) -> None:
-        found = await self._inspect(self._name)
-        for id_, told in found.items():
-            if told["Name"] != f"/{self._name}" or (self._old and id_ == self._old.id):
-                continue
-            new = Box(self._node, id_, self._name)
-            with suppress(NotDrained):
-                async with self._balancers.drain([new]):
-                    pass
-            await _act(self._client, new, "rm", {"force": True, "volumes": True, "if_here": True})
+        if (new := self._new or await self._find_new()) is None:
+            return
+        with suppress(NotDrained):
+            async with self._balancers.drain([new]):
+                pass
+        await _act(self._client, new, "rm", {"force": True, "volumes": True, "if_here": True})
+
+    async def _find_new(self) -> Box | None:
+        """Return what was made when we were interrupted, before its id was told."""
+        body = {"containers": [self._name]}
+        rows = (await self._client.call_one(self._node, "containers.find", body, timeout_s=ASK_S))["found"]
+        old = self._old.id if self._old else ""
+        found = (row["id"] for row in rows if row["name"] == self._name and row["id"] != old)
+        return next((Box(self._node, id_, self._name) for id_ in found), None)
 
     async def _rename(self, box: Box, name: str) -> None:
         body = {"container": box.id, "name": name}
         await self._client.call_one(self._node, "containers.rename", body, timeout_s=ASK_S)
 
-    async def _inspect(self, *names: str) -> dict[str, Any]:
-        """Return what the engine knows of containers, by id; of those that are there."""
-        told = {}
-        body = {"containers": names, "if_here": True}
+    async def _inspect(self, *ids: str) -> list[Any]:
+        """Return what the engine knows of containers. Raises CallFailed when one is not there."""
+        body = {"containers": ids}
         async with self._client.request(self._node, "containers.inspect", body, timeout_s=ASK_S) as call:
-            async for reply in call:
-                if reply.status is Outcome.OK and reply.body:
-                    each = reply.json()
-                    told[each["Id"]] = each
+            told = [reply.json() async for reply in call if reply.status is Outcome.OK and reply.body]
             (await call.result()).raise_for_status()
         return told
 

@@ -42,11 +42,14 @@ class Engine(Monitor):
 
     def _meant(self, body: Any) -> list[Container]:
         names = body.get("containers") or [body["container"]]
-        return [one for one in self.boxes.values() if one.id in names or one.name in names]
+        found = [one for name in names for one in self.boxes.values() if name in (one.id, one.name)]
+        if not found and not body.get("if_here"):
+            raise CommandError("no such container")
+        return found
 
     def find(self, call: Request) -> Any:
         names = call.json()["containers"]
-        rows = [(name, one) for name in names for one in self._meant({"containers": [name]})]
+        rows = [(name, one) for name in names for one in self._meant({"containers": [name], "if_here": True})]
         return {"found": [{"given": given, "id": one.id, "name": one.name, "state": one.state} for given, one in rows]}
 
     async def inspect(self, call: Request) -> Any:

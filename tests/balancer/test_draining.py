@@ -395,7 +395,10 @@ async def test_nothing_to_replace(tmp_path: Path) -> None:
     ("how", "words"),
     [
         ({"at_start": {"health": "unhealthy"}}, r"web on n1: joining, unhealthy; the old one serves as before"),
-        ({"at_start": {"state": "exited", "networks": {}}}, r"it ended at once \(exited\); the old one serves"),
+        (
+            {"at_start": {"state": "exited", "networks": {}}},
+            r"the new one ended at once \(exited\); the old one serves",
+        ),
         ({"fails": {"create": "no such image"}}, "no such image; the old one serves"),
         ({"fails": {"start": "no such network"}}, "no such network; the old one serves"),
         ({"fails": {"rename": "the engine is away"}}, "the engine is away; the old one serves"),
@@ -433,9 +436,22 @@ async def test_a_new_one_that_dies(tmp_path: Path) -> None:
         engine.site = None
         await engine._becomes(await engine._end(new), "died")
         await one.until(task.done)
-        with pytest.raises(NotReplaced, match="it ended with exit code 0; the old one serves as before"):
+        with pytest.raises(NotReplaced, match="the new one ended with exit code 0; the old one serves as before"):
             task.result()
         assert engine.boxes[C2.id].name == "c2"
+
+
+async def test_an_old_one_that_is_gone(tmp_path: Path) -> None:
+    """Somebody removed it meanwhile: the new one that does not serve is removed, and what is wrong is told."""
+    async with place(tmp_path, C2, C3) as (one, engine):
+        engine.at_start = {"health": "starting"}
+        task = asyncio.create_task(replaced(one))
+        await one.until(lambda: "start" in engine.asked)
+        await engine.has(engine.boxes[C2.id], "destroyed")
+        await one.until(task.done)
+        with pytest.raises(NotReplaced, match=r"nor could it be put back .*no such container"):
+            task.result()
+        assert {each.name for each in engine.boxes.values()} == {"c3"}
 
 
 async def test_a_fixed_port(tmp_path: Path) -> None:

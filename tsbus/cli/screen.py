@@ -11,7 +11,8 @@ import click
 async def within(event: asyncio.Event, timeout_s: float | None) -> bool:
     """Wait for the event; tell whether it came in time."""
     try:
-        return await asyncio.wait_for(event.wait(), timeout_s)
+        async with asyncio.timeout(timeout_s):
+            return await event.wait()
     except TimeoutError:
         return False
 

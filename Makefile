@@ -15,6 +15,7 @@ help:
 	@echo "make test          lint, types and every test"
 	@echo "make lint          ruff and mypy"
 	@echo "make bench         the benchmarks, next to other systems: installs those and takes long"
+	@echo "make pins          the wheels of a node, in the versions of .venv"
 	@echo "make clean         remove what was made"
 
 setup: .venv/ready
@@ -46,6 +47,10 @@ lint: setup
 bench: setup
 	bench/setup
 	bench/run all
+
+.PHONY: pins
+pins: setup
+	$(BIN)/python tools/pin.py
 
 supervisord.conf.example: tsbus/supervision/conf.py
 	$(BIN)/python -c 'from tsbus.supervision.conf import example; print(example(), end="")' > $@

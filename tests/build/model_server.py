@@ -71,7 +71,7 @@ def apply(step, facts: Facts, name: str = "a", config: str = "") -> Facts:
         case "activate":
             unit = facts.units["treescale"]
             units = {**facts.units, "treescale": Unit(unit.loaded, unit.enabled, facts.init != "none")}
-            return replace(facts, current=data["release"], units=units, ours=facts.ours | {4711})
+            return replace(facts, current=data["release"], units=units, ours=facts.ours | {4711}, pending="")
         case "prune":
             return replace(facts, releases=tuple(each for each in facts.releases if each.name not in data["releases"]))
     raise AssertionError(step.kind)

@@ -285,6 +285,8 @@ def test_a_half_finished_run_is_gone_on_with():
     )
     folders = {path: each for path, each in built().stats.items() if path != "/etc/treescale/conf.d"}
     assert [step.words for step in plan(want(keys=keys), built(stats=folders)).steps] == ["make /etc/treescale/conf.d"]
+    for told in ("reload", "restart"):
+        assert changed(want(keys=keys), built(pending=told)) == [("activate", told)]
     loose = {**built().stats, KEY: Stat(0o644, "root", "root")}
     assert [step.words for step in plan(want(keys=keys), built(stats=loose)).steps] == [
         "set the rights of its key",

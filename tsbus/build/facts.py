@@ -157,6 +157,8 @@ class Facts:
     current: str = ""
     """The release in use."""
     releases: tuple[Release, ...] = ()
+    pending: str = ""
+    """What the node's processes have not been told since a build broke off: reload or restart."""
     stats: Mapping[str, Stat] = field(default_factory=dict)
     digests: Mapping[str, str] = field(default_factory=dict)
     """Path -> SHA-256 of a file that a build has made."""
@@ -252,6 +254,7 @@ class _Reading:
             groups=dict(self._groups()),
             current=self._line("current").rpartition("/")[2],
             releases=tuple(self._releases()),
+            pending=self._line("pending"),
             stats=dict(self._stats()),
             digests={path: digest for digest, path in self._pairs("digest")},
             key=self._line("key"),

@@ -28,7 +28,9 @@ FOLDERS: Final[Mapping[str, Stat]] = {
     ETC: Stat(0o750, "root", USER),
     f"{ETC}/conf.d": Stat(0o750, "root", USER),
     "/var/lib/treescale": Stat(0o750, "root", "root"),
-    "/var/log/treescale": Stat(0o770, "root", USER),
+    # The group may read logs. Only root may make files where root writes: somebody else could put a link there.
+    "/var/log/treescale": Stat(0o2750, "root", USER),
+    "/var/log/treescale/docker": Stat(0o2750, DOCKER_USER, USER),
 }
 """What a build makes; /run/treescale is made by the unit at each start."""
 FILES: Final[Mapping[str, Stat]] = {

@@ -161,9 +161,9 @@ def _activation(wanted: Wanted, facts: Facts, steps: list[Step]) -> Iterator[Ste
         how, words, why = "start", f"start release {name}", "the node does not run"
     elif facts.current != name:
         how, words, why = "restart", f"go on with release {name}", f"it runs {facts.current or 'none'}"
-    elif _has(steps, "release", "unit", "accounts"):
+    elif _has(steps, "release", "unit", "accounts") or facts.pending == "restart":
         how, words, why = "restart", "start the node anew", "what it is started with is new"
-    elif _has(steps, "config", "key"):
+    elif _has(steps, "config", "key") or facts.pending:
         how, words, why = "reload", "take the new configuration", "links stay up"
     else:
         return

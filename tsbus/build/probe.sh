@@ -230,6 +230,7 @@ treescale() {
   done </etc/passwd
   while IFS=: read -r name _ gid members || [ -n "$name" ]; do say group "$name $gid $members"; done </etc/group
   say current "$(readlink /opt/treescale/current)"
+  say_line pending /var/lib/treescale/pending
   for folder in /opt/treescale/releases/*/; do
     [ -d "$folder" ] || continue
     python= since=
@@ -239,8 +240,8 @@ treescale() {
   done
   etc=/etc/treescale
   stat -c '%a %U %G %n' /opt/treescale /opt/treescale/releases $etc $etc/conf.d $etc/node.key $etc/treescale.toml \
-    $etc/supervisord.conf /var/lib/treescale /var/lib/treescale/manifest.json /var/log/treescale /run/treescale \
-    2>/dev/null | while IFS= read -r line; do say stat "$line"; done
+    $etc/supervisord.conf /var/lib/treescale /var/lib/treescale/manifest.json /var/log/treescale \
+    /var/log/treescale/docker /run/treescale 2>/dev/null | while IFS= read -r line; do say stat "$line"; done
   sha256sum $etc/treescale.toml /var/lib/treescale/manifest.json /etc/systemd/system/treescale.service \
     /etc/init.d/treescale /etc/modules-load.d/treescale.conf /etc/sysctl.d/90-treescale.conf 2>/dev/null |
     while read -r digest file; do say digest "$digest $file"; done

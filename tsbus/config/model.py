@@ -164,7 +164,7 @@ class ExecRule:
     """User names, uids, "@group"s or role names (that role or a higher one); empty: everybody who may call at all.
     A role name always means the role: for a user called admin, write the uid."""
     run_as: tuple[User, ...] = ()
-    """Users it may run as, "*" for any; empty: only as the executor itself runs."""
+    """Users it may run as, "*" for any; empty: only as programs run where nobody names a user."""
     shell: bool = False
     """Whether the rule also allows a command line for the shell."""
 
@@ -180,6 +180,9 @@ class ExecutorPolicy:
     """What the executor of a node runs, and its limits."""
 
     allow: tuple[ExecRule, ...] = DEFAULT_EXEC_RULES
+    user: Annotated[str, lambda value: forms.user(value) if value else None] = ""
+    """As whom programs run where nobody names a user; empty: treescale-exec on a server that was built, elsewhere as
+    the executor itself runs."""
     audit_file: Word = ""
     """Path of the audit log; empty: the executor's own place for it."""
     max_output_bytes: Bytes = 64 * MIB
@@ -245,7 +248,7 @@ class Handler:
     """Events that wait for their turn; the oldest goes when there are more."""
     timeout_s: Timeout = 60.0
     user: Annotated[str, lambda value: forms.user(value) if value else None] = ""
-    """The user it runs as; empty: as the executor itself runs."""
+    """The user it runs as; empty: as programs run where nobody names a user."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -89,7 +89,7 @@ class EventHandler:
         publish: Publish,
         grace_s: float,
     ) -> None:
-        """`account` finds a user, "" being the executor's own; `grace_s`: from SIGTERM to SIGKILL."""
+        """`account` finds a user, "" being the default user; `grace_s`: from SIGTERM to SIGKILL."""
         self.handler = handler
         self._nodes = nodes
         self._account = account

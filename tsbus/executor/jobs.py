@@ -35,7 +35,7 @@ class ExecRequest:
     env: Mapping[str, str] = field(default_factory=dict)
     """Added to the clean environment."""
     user: str = ""
-    """Name or uid; empty: as the executor itself runs."""
+    """Name or uid; empty: the executor's default user."""
     stdin: bool = False
     """Whether the call's input is the program's; otherwise it reads nothing."""
     max_output: int | None = None
@@ -131,7 +131,7 @@ class Denied:
 
 
 def decide(rules: Iterable[ExecRule], caller: Caller, request: ExecRequest, run_as: frozenset[str]) -> Allowed | Denied:
-    """Decide by the first rule that fits. `run_as`: name and uid of the wanted user, empty for the executor's own."""
+    """Decide by the first rule that fits. `run_as`: name and uid of the wanted user, empty for the default user."""
     bare = None
     for rule in rules:
         if not (_fits_command(rule, request) and _fits_caller(rule, caller) and _fits_user(rule, run_as)):

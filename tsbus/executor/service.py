@@ -38,15 +38,16 @@ AUDIT_NAME = "exec-audit.log"
 _log = Log("exec")
 
 
-def make_worker(tree: Tree, audit_dir: Path, address: str | None = None) -> Worker:
+def make_worker(tree: Tree, audit_dir: Path, address: str | None = None, user: str = "") -> Worker:
     """Return the executor of `tree.current_node`.
 
-    `audit_dir` is where the audit log goes unless the configuration names a file. Raises TargetError where a
+    `audit_dir` is where the audit log goes unless the configuration names a file; `user` is as whom programs run
+    where neither caller nor configuration says, "" for the executor's own user. Raises TargetError where a
     handler's `from` names what the tree does not have.
     """
     worker = Worker("exec", address)
     policy = tree.executor_for(tree.current_node)
-    executor = Executor(policy, AuditLog(Path(policy.audit_file or audit_dir / AUDIT_NAME)))
+    executor = Executor(policy, AuditLog(Path(policy.audit_file or audit_dir / AUDIT_NAME)), user)
     worker.command("run", role="operate")(executor.run)
     worker.command("jobs", role="observe")(executor.jobs)
     worker.command("kill", role="operate")(executor.kill)
@@ -72,8 +73,10 @@ def make_worker(tree: Tree, audit_dir: Path, address: str | None = None) -> Work
 class Executor:
     """Runs programs for callers, as far as `policy` allows, and writes all of it into `audit`."""
 
-    def __init__(self, policy: ExecutorPolicy, audit: AuditLog) -> None:
+    def __init__(self, policy: ExecutorPolicy, audit: AuditLog, user: str = "") -> None:
+        """`user`: as whom programs run where neither caller nor policy says, "" for the executor's own user."""
         self._policy = policy
+        self._user = policy.user or user
         self._audit = audit
         self._own = own_account()
         self._table = JobTable(policy.max_jobs)
@@ -125,8 +128,9 @@ class Executor:
         return {"jobs": len(self._table.running), **self._counters}
 
     def account(self, user: str) -> Account:
-        """Return the account with that name or uid, the executor's own for "". Raises StartError."""
-        return find_account(user) if user else self._own
+        """Return the account with that name or uid, the default one for "". Raises StartError."""
+        name = user or self._user
+        return find_account(name) if name else self._own
 
     async def stop(self) -> None:
         """Wait until all that is being ended has ended. The worker has cancelled every call before."""
@@ -137,10 +141,10 @@ class Executor:
         request, unknown = job.request, ""
         try:
             account = self.account(request.user)
-            run_as = frozenset() if account.uid == self._own.uid else account.names
+            run_as = frozenset() if self._is_default(account) else account.names
         except StartError as error:
             # The policy speaks first: who may not become others does not learn who exists.
-            account, run_as, unknown = self._own, frozenset({request.user}), str(error)
+            account, run_as, unknown = self._own, frozenset(filter(None, {request.user})), str(error)
         decision = decide(self._policy.allow, job.caller, request, run_as)
         if isinstance(decision, Denied):
             self._refuse(job, node, decision.reason)
@@ -150,6 +154,12 @@ class Executor:
             raise CommandError(unknown)
         return account
 
+    def _is_default(self, account: Account) -> bool:
+        try:
+            return account.uid == self.account("").uid
+        except StartError:
+            return False
+
     def _refuse(self, job: Job, node: str, reason: str) -> None:
         self._counters["refused"] += 1
         self._try_to_record(job.record("refused", node, _now(), reason=reason))
@@ -158,7 +168,7 @@ class Executor:
     def _start(self, job: Job, account: Account, node: str) -> Process:
         """Write the job down, then start it: nothing is run without a trace."""
         try:
-            self._audit.write(job.record("start", node, _now()))
+            self._audit.write(job.record("start", node, _now(), run_as=account.name))
         except AuditError as error:
             self._counters["audit_errors"] += 1
             _log.error("audit.failed", error=str(error))

@@ -8,16 +8,20 @@ import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 from tsbus.supervision import SupervisionError
 
 SERVICES = ("router", "executor", "docker", "events", "balancer")
 """All that a node may have: the balancer is for nodes with balancers."""
 USER = "treescale"
-"""The name that goes with the password on supervisord's own socket."""
+"""The name that goes with the password on supervisord's own socket; on a server, the user who is the router as well."""
+DOCKER_USER = "treescale-docker"
+EXEC_USER = "treescale-exec"
 _PLAIN_PATH = re.compile(r"[\w./@+,=-]+")
 _RETRIES = 1_000_000
 """FATAL for ever is wrong for a server. supervisord waits one second longer after each failed start."""
+_NOTHING: Mapping[str, Mapping[str, str]] = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,13 +74,34 @@ class NodeFiles:
         return self.run_dir / "supervisord.pid"
 
 
+SERVER_FILES = NodeFiles(
+    run_dir=Path("/run/treescale"),
+    config=Path("/etc/treescale/treescale.toml"),
+    key=Path("/etc/treescale/node.key"),
+    conf=Path("/etc/treescale/supervisord.conf"),
+    conf_dir=Path("/etc/treescale/conf.d"),
+    log_dir=Path("/var/log/treescale"),
+)
+"""Where they are on a server."""
+SERVER_PROGRAMS = Path("/opt/treescale/current/bin")
+CONFINE = SERVER_PROGRAMS / "ts-confine"
+
+
 def render(
-    node: str, files: NodeFiles, commands: Mapping[str, Sequence[str]], *, password: str, max_files: int, as_root: bool
+    node: str,
+    files: NodeFiles,
+    commands: Mapping[str, Sequence[str]],
+    *,
+    password: str,
+    max_files: int,
+    as_root: bool,
+    environments: Mapping[str, Mapping[str, str]] = _NOTHING,
 ) -> str:
     """Return the supervisord.conf of `node`.
 
     `commands` has the argv of each of SERVICES, without a balancer where there is none; `max_files` is how many files
-    its programs may open; `as_root` tells supervisord that running as root is meant.
+    its programs may open; `as_root` tells supervisord that running as root is meant; `environments` has variables of
+    single services.
 
     Raises SupervisionError for commands that it could not read.
     """
@@ -137,7 +162,7 @@ stderr_logfile_backups=5
 [program:router]
 command={_command(commands["router"])}
 priority=10
-{_lasting(files, "router")}
+{_lasting(files, "router", environments)}
 
 ; Runs the commands of `treescale exec`; what they leave behind stops with it.
 [program:executor]
@@ -145,13 +170,13 @@ command={_command(commands["executor"])}
 priority=30
 stopasgroup=true
 killasgroup=true
-{_lasting(files, "executor")}
+{_lasting(files, "executor", environments)}
 
 ; Watches and controls the containers of this machine. Without a Docker engine it waits for one.
 [program:docker]
 command={_command(commands["docker"])}
 priority=30
-{_lasting(files, "docker")}
+{_lasting(files, "docker", environments)}
 {_balancer(files, commands)}
 [include]
 files={files.conf_dir}/*.conf
@@ -186,9 +211,11 @@ killasgroup=true
 """
 
 
-def _lasting(files: NodeFiles, name: str) -> str:
+def _lasting(files: NodeFiles, name: str, environments: Mapping[str, Mapping[str, str]] = _NOTHING) -> str:
+    pairs = ",".join(f'{variable}="{value}"' for variable, value in environments.get(name, {}).items())
+    environment = f"environment={pairs}\n" if pairs else ""
     return f"""\
-autorestart=true
+{environment}autorestart=true
 startsecs=1
 startretries={_RETRIES}
 stopwaitsecs=15
@@ -209,15 +236,33 @@ def _escaped(text: str) -> str:
     return text.replace("%", "%%")
 
 
+def render_server(node: str, *, port: int, balancer: bool, password: str = "") -> str:
+    """Return the supervisord.conf of a server, where programs run as who they need to be (docs/build.md, On a node).
+
+    `port` is the router's. Without a password there is a place for one: it is made on the server.
+    """
+    low_port = ["--keep", "net_bind_service"] if port < 1024 else []
+    before = {
+        "router": [str(CONFINE), "--user", USER, *low_port, "--"],
+        "docker": [str(CONFINE), "--user", DOCKER_USER, "--"],
+        # As root without the rights that go with it: for it too, the router's socket is that of the group.
+        "balancer": [str(CONFINE), "--group", USER, "--keep", "net_admin", "--keep", "net_raw", "--"],
+    }
+    after = {"executor": ["--user", EXEC_USER]}
+    commands = {
+        service: [*before.get(service, ()), str(SERVER_PROGRAMS / f"ts-{service}"), *after.get(service, ())]
+        for service in SERVICES
+        if balancer or service != "balancer"
+    }
+    environments = {
+        # Folders of their own: whoever may write where root writes could put a link there.
+        "router": {"TREESCALE_RUN_DIR": f"{SERVER_FILES.run_dir}/router"},
+        "docker": {"TREESCALE_LOG_DIR": f"{SERVER_FILES.log_dir}/docker"},
+    }
+    return render(node, SERVER_FILES, commands, password=password, max_files=16384, as_root=True,
+                  environments=environments)  # fmt: skip
+
+
 def example() -> str:
-    """Return the text of supervisord.conf.example: node1 as it is laid out on a server."""
-    files = NodeFiles(
-        run_dir=Path("/run/treescale"),
-        config=Path("/etc/treescale/treescale.toml"),
-        key=Path("/etc/treescale/node.key"),
-        conf=Path("/etc/treescale/supervisord.conf"),
-        conf_dir=Path("/etc/treescale/conf.d"),
-        log_dir=Path("/var/log/treescale"),
-    )
-    commands = {service: [f"/opt/treescale/bin/ts-{service}"] for service in SERVICES}
-    return render("node1", files, commands, password="change-me", max_files=16384, as_root=True)  # noqa: S106
+    """Return the text of supervisord.conf.example: node1, with balancers."""
+    return render_server("node1", port=8888, balancer=True, password="change-me")  # noqa: S106

@@ -37,9 +37,7 @@ def _note_shared_kernels(tree: Tree, document: Document) -> None:
     owners: dict[str, Server] = {}
     for server in tree.servers.values():
         if server.balancers and (owner := owners.setdefault(server.ip, server)) is not server:
-            message = (
-                f"{quote(owner.name)} is on this machine and has balancers too; a kernel has those of one server"
-            )
+            message = f"{quote(owner.name)} is on this machine and has balancers too; a kernel has those of one server"
             hint = "fine if each has a network namespace of its own; else put them together on one"
             document.note("warning", ("servers", server.name, "balancers"), message, hint)
 

@@ -29,6 +29,8 @@ CONTESTANTS = {
     "ours-commands": "bench.ours_promises:OursCommands",
     "ours-container-events": "bench.ours_container_news:OursContainerEvents",
     "ours-container-list": "bench.ours_container_news:OursContainerList",
+    "ours-ssh": "bench.ssh:OursSsh",
+    "openssh": "bench.ssh:OpenSsh",
     "nftables": "bench.balancer:Nftables",
     "ipvs-uml": "bench.balancer:IpvsInGuest",
     "nftables drain": "bench.balancer:NftablesDrain",

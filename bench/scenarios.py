@@ -294,6 +294,7 @@ SCENARIOS: dict[str, list[Scenario]] = {
     "balancer-large": [balancing("100 services with 50 servers each", "large", HOSTS)],
     "balancer-floors": [balancing("what the hosts take for the smallest things", "floors", HOSTS)],
     "balancer-stop": [balancing("one of three containers stopped under load, five times", "stop", WAYS)],
+    "ssh": [Scenario("40 servers: log in, probe, 4 MiB, a script", ("ours-ssh", "openssh"), promises, ())],
     "statistics": [watchers("200 containers watched, 20 of them awake each second", awake=20)],
     "statistics-idle": [watchers("200 idle containers watched", awake=0)],
     "forest": [Scenario("111 nodes on this machine, a 10-10 tree", ("ours-forest",), forest, (), restarts=False)],

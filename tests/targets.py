@@ -76,7 +76,7 @@ PLAIN = "mkdir -p /run/sshd; /usr/sbin/sshd -D & wait"
 
 
 class Lab:
-    """An engine for targets, with their image and a way to packages. It comes up in the background: see `ready`."""
+    """An engine for targets, with their image and a way to packages. It comes up in the background: see `engine`."""
 
     def __init__(self) -> None:
         self._claim, number = claim_number()
@@ -92,14 +92,16 @@ class Lab:
         words = ["unshare", "--net", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc"]
         with self.log.open("w") as log:
             # It ends, and takes everything with it, when its standard input does: whatever happens to this process.
+            # The number is free again when both are gone.
             self._keeper = subprocess.Popen(
                 [*words, sys.executable, __file__, "--keep", str(number), self.folder],
                 stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True,
-                env={**os.environ, "TMPDIR": str(self.folder)},
+                env={**os.environ, "TMPDIR": str(self.folder)}, pass_fds=[self._claim.fileno()],
             )  # fmt: skip
         self._answer("here")
         children = Path(f"/proc/{self._keeper.pid}/task/{self._keeper.pid}/children").read_text()
-        link = f"tsv{number}"
+        self.link = link = f"tsv{number}"
+        """The end of the wire to them that is here."""
         self._run("ip", "link", "add", link, "type", "veth", "peer", "name", "outside", "netns", children.strip())
         self._run("ip", "address", "add", f"{self.address}/24", "dev", link)
         self._run("ip", "link", "set", link, "up")

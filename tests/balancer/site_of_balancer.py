@@ -68,6 +68,9 @@ class MemoryMachine:
     def retire_other(self, ours: Any) -> tuple[str, ...]:
         return ()
 
+    def finish(self) -> None:
+        pass
+
     def close(self) -> None:
         pass
 

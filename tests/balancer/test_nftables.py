@@ -50,6 +50,7 @@ class Stage:
 
     def apply(self, *steps: Step, **more: Any) -> None:
         self.host.call(self.table.apply, steps, **more)
+        self.host.call(self.table.finish)
 
     def balance(self, key: Key, *places: Destination, scheduler: str = "rr", listens: tuple[Listen, ...] = ()) -> None:
         """A service with these servers, and what its host needs."""

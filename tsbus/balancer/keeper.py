@@ -95,7 +95,8 @@ class Keeper:
         self._anew = False
         self._ordering = asyncio.Lock()
         self._planned = self._compared = 0.0
-        self._counted_s = 0.0
+        self._count_at = 0.0
+        """When connections are counted next; 0: there are none to count."""
         self._turns: list[asyncio.Future[Carried]] = []
         self._turned = asyncio.Condition()
         self._settled: tuple[Sequence[Report], Collection[str]] = (), ()
@@ -309,7 +310,8 @@ class Keeper:
         if self._plan is not None and self._plan.wake is not None and self._plan.wake > self._planned:
             times.append(self._plan.wake)
         if self._plan is not None and self._plan.watched:
-            times.append(now + max(COUNT_S, 10 * self._counted_s))
+            self._count_at = self._count_at or now + COUNT_S
+            times.append(self._count_at)
         if self._carried.failed:
             times.append(now + RETRY_S)
         with suppress(TimeoutError):
@@ -368,6 +370,7 @@ class Keeper:
         began, done = time.monotonic(), True
         try:
             carried = await self.in_thread(carrier.carry, self._fronts, adopt, anew=anew)
+            self._thread.submit(_finish, carrier)  # while it is told
         except MachineError as error:
             problem = Problem(str(error), "see what the kernel says")
             carried, done = Carried(problems=((None, problem),), failed=frozenset(wanted)), False
@@ -378,17 +381,19 @@ class Keeper:
         return carried
 
     async def _count(self, carrier: Carrier) -> None:
-        """Count the connections of the servers that drain."""
+        """Count the connections of the servers that drain, if it is time: other turns do not wait for it."""
         watched = self._plan.watched if self._plan else ()
-        if not watched:
-            return
         at, began = self._loop.time(), time.monotonic()
+        if not watched:
+            self._count_at = 0.0
+        if not 0 < self._count_at <= at:
+            return
         try:
             counted = await self.in_thread(carrier.count, watched, self._fronts)
         except MachineError as error:
             _log.warning("lb.not-counted", error=str(error))
             counted = {}
-        self._counted_s = time.monotonic() - began
+        self._count_at = self._loop.time() + max(COUNT_S, 10 * (time.monotonic() - began))
         self.facts.readings |= {place: Reading(at, number) for place, number in counted.items()}
 
     def _died(self, id_: str, run: Run) -> None:
@@ -439,6 +444,13 @@ class Keeper:
         if told != self._capacity:
             self._capacity = told
             self._publish("lb.capacity", told)
+
+
+def _finish(carrier: Carrier) -> None:
+    try:
+        carrier.machine.finish()
+    except MachineError as error:
+        _log.warning("lb.connections-stay", error=str(error))
 
 
 def _log_carried(carried: Carried) -> None:

@@ -75,6 +75,10 @@ class Machine(Protocol):
         """Take the steps in their order; of a service of which one is refused, the later ones are left out."""
         ...
 
+    def finish(self) -> None:
+        """Do what follows from the steps and takes longer, while what they led to is told. Raises MachineError."""
+        ...
+
     def connections(self, watched: Iterable[tuple[Key, Address]], listens: Listens) -> dict[tuple[Key, Address], int]:
         """Return how many connections of these servers are not over. Raises MachineError."""
         ...
@@ -195,6 +199,9 @@ class IpvsMachine:
                 refusals[key] = Refusal(key, Problem(f"{key}: the kernel refused it: {error}", "see the text"))
         return list(refusals.values())
 
+    def finish(self) -> None:
+        """See Machine."""
+
     def connections(self, watched: Iterable[tuple[Key, Address]], listens: Listens) -> dict[tuple[Key, Address], int]:
         """See Machine."""
         try:
@@ -275,6 +282,13 @@ class NftablesMachine:
         except ValueError as error:
             return [Refusal(key, Problem(str(error), "see the text")) for key in dict.fromkeys(map(key_of, steps))]
         return []
+
+    def finish(self) -> None:
+        """See Machine."""
+        try:
+            self._table.finish()
+        except HostError as error:
+            raise MachineError(str(error)) from error
 
     def connections(self, watched: Iterable[tuple[Key, Address]], listens: Listens) -> dict[tuple[Key, Address], int]:
         """See Machine."""

@@ -8,6 +8,7 @@ import json
 import time
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from itertools import product
 from types import TracebackType
@@ -65,6 +66,8 @@ class Table:
         self._news: News | None = None
         self._known: Listing | None = None
         """What is there, until somebody else changes it."""
+        self._ended: dict[Key, Held] = {}
+        """Deleted servers whose connections are to be forgotten."""
         self._at_once = True
         """Whether the kernel lets go of a chain in the transaction in which its last user goes."""
         self._measured: dict[tuple[Key, Address], tuple[float, Tally]] = {}
@@ -80,6 +83,8 @@ class Table:
 
     def close(self) -> None:
         """End what works for this; the table stays in force."""
+        with suppress(HostError):
+            self.finish()
         self._nft.close()
         if self._news is not None:
             self._news.close()
@@ -123,8 +128,8 @@ class Table:
     def apply(self, steps: Iterable[Step], listens: Mapping[Mark, tuple[Listen, ...]] | None = None) -> None:
         """Take all steps at once; `listens` says what the marks among the services stand for.
 
-        Connections of a server that is deleted are forgotten: its clients get a reset with TCP, another server with
-        UDP. Raises Impossible before anything is changed, and HostError.
+        Connections of a server that is deleted go on until finish(). Raises Impossible before anything is changed,
+        and HostError.
         """
         found, self._known = self._listing(), None
         try:
@@ -143,14 +148,22 @@ class Table:
         if self._carry_out(todo):
             self._known = todo.left
         before = {key: pool for key, pool in found.pools.items() if key in different}
-        gone = {
-            (key, address)
-            for key, pool in before.items()
-            for address in pool.destinations
-            if key not in wanted or address not in wanted[key].destinations
-        }
-        if gone:
-            conntrack.end([flow for place, flow in _flows_of(before) if place in gone])
+        for key, pool in before.items():
+            there = wanted[key].destinations if key in wanted else {}
+            gone = {address: each for address, each in pool.destinations.items() if address not in there}
+            if gone:
+                earlier = self._ended[key].destinations if key in self._ended else {}
+                self._ended[key] = replace(pool, destinations={**earlier, **gone})
+
+    def finish(self) -> None:
+        """Have the connections of deleted servers forgotten: clients get a reset with TCP, another server with UDP.
+
+        It is apart from apply() since the kernel looks through its whole table of connections for it, 9 ms where that
+        is large. Raises HostError; then these connections stay until they are over.
+        """
+        ended, self._ended = self._ended, {}
+        if ended:
+            conntrack.end([flow for _, flow in _flows_of(ended)])
 
     def _carry_out(self, todo: Script) -> bool:
         """Change the table; tell whether nobody else has changed it since it was read."""

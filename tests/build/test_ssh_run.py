@@ -2,14 +2,15 @@
 
 import threading
 import time
+import traceback
 from pathlib import Path
 
 import pytest
 from console_of_tests import TREE, cutter, trouble_of, wait
 
-from tsbus.build.access import Given
+from tsbus.build.access import Given, Password
 from tsbus.build.output import MAX_KEPT, MAX_LINE
-from tsbus.build.ssh import Cancelled, exchange
+from tsbus.build.ssh import Cancelled, ServerTrouble, exchange
 from tsbus.config import Secret
 
 WHO = "id -un"
@@ -249,3 +250,23 @@ def test_nothing_is_left_behind(desk, server):
 
 def _files():
     return list(Path("/proc/self/fd").iterdir())
+
+
+def test_no_secret_in_anything_that_is_said(desk, server, caplog, capfd):
+    """Whatever goes wrong with passwords, they are in no log, no error and its causes, no repr and no output."""
+    caplog.set_level(0)
+    said = []
+    secrets = "canary of the right", "canary of the wrong"
+    right, wrong = (Given(Secret(text)) for text in secrets)
+    server.run(f"echo 'tree:{secrets[0]}' | chpasswd")
+    for password, script in ((wrong, "true"), (right, f"echo '{secrets[0]}' >&2; exit 3"), (right, "kill -9 $$")):
+        session = desk.session(server, "tree", ways=(desk.key, Password(password)), password=password)
+        with session, pytest.raises(ServerTrouble) as caught:
+            session.run(script, stage="probe", what="say it", tell=said.append)
+        said += [*traceback.format_exception(caught.value), repr(caught.value.trouble), repr(session)]
+    with pytest.raises(ServerTrouble) as caught:
+        desk.session(server, "tree", ways=(Password(wrong),)).connect()
+    server.run("echo tree:tree | chpasswd")
+    said += [*traceback.format_exception(caught.value), repr(vars(desk.shared)), caplog.text, *capfd.readouterr()]
+    assert "***" in "".join(said)
+    assert not any(text in "".join(said) for text in secrets)

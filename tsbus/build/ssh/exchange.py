@@ -26,8 +26,10 @@ ALIVE_S: Final = 15.0
 """A server that has been silent for so long is asked whether it is there, and has as long to answer."""
 FOR_EVER: Final = float("inf")
 _CHUNK: Final = 32_768
-_IDLE_S: Final = 0.1
-_SOON_S: Final = 0.002
+_IDLE_S: Final = 0.5
+"""How often a session looks around that waits for output, which wakes it: hundreds of them wait for minutes."""
+_SOON_S: Final = 0.02
+"""How often one looks that waits for what nothing wakes it for: room to send, an exit status after the last output."""
 _OPEN_TRIES: Final = 5
 _LINGER_S: Final = 2.0
 """After a script's end, how long to wait for those it has left behind with its output open."""
@@ -103,7 +105,7 @@ class Exchange:
                 # Where sshd allows one session at a time, it may not have put away the last one yet.
                 with contextlib.suppress(paramiko.ChannelException):
                     return self._link.open_session(timeout=self._left())
-                self._shared.wait(threading.Event(), time.monotonic() + _IDLE_S)
+                self._shared.wait(threading.Event(), time.monotonic() + 0.1)
             raise self._fault("ChannelException", f"it allows no session: {self._link.refusal}")
         except (paramiko.SSHException, EOFError, OSError) as error:
             self._shared.check()
@@ -148,6 +150,7 @@ class Exchange:
             secret = self._shared.secrets.get(self._login.password)
         except SecretUnavailable as error:
             raise self._sudo(str(error)) from None
+        self._limit(OPENING_S)  # somebody may have had to unlock it
         self._send_all(BytesIO(f"{secret.reveal()}\n".encode()), take=False)
 
     def _send_all(self, source: BinaryIO, *, take: bool = True) -> None:
@@ -165,7 +168,7 @@ class Exchange:
                 if self._ended():
                     return
                 took = take and self._take(*self._receive())
-                if not sent and not took and not self._wait():
+                if not sent and not took and not self._wait(_SOON_S):
                     raise self._too_long()
 
     def _first_line(self, source: Source) -> BinaryIO:
@@ -185,7 +188,7 @@ class Exchange:
                 raise self._too_long()
         # A daemon that it has started may keep its output open for ever.
         linger = time.monotonic() + _LINGER_S
-        while self._take(*self._receive()) or (self._is_open() and time.monotonic() < linger and self._wait()):
+        while self._take(*self._receive()) or (self._is_open() and time.monotonic() < linger and self._wait(_SOON_S)):
             pass
         status: int = self._channel.exit_status
         return status if status >= 0 else None
@@ -207,17 +210,16 @@ class Exchange:
     def _is_open(self) -> bool:
         return not self._channel.closed and self._link.is_active()
 
-    def _wait(self) -> bool:
+    def _wait(self, idle_s: float = _IDLE_S) -> bool:
         """Wait a little for something to happen; False when the time is over. Raises Fault when nobody is there."""
         self._shared.check()
         left = self._left()
         if left <= 0:
             return False
         if self._channel.eof_received:  # the end of output is always ready to be read
-            self._channel.status_event.wait(min(left, _IDLE_S))
-            time.sleep(_SOON_S)
+            time.sleep(min(left, _SOON_S))
         else:
-            self._poll.poll(min(left, _IDLE_S) * 1000)
+            self._poll.poll(min(left, idle_s) * 1000)
         self._check_alive()
         return True
 

@@ -90,6 +90,8 @@ def _causes(error: BaseException | None) -> list[BaseException]:
 class Transport(paramiko.Transport):  # type: ignore[misc]
     """A connection to one host. `refusal` is what the server said when it last refused a channel."""
 
+    _active_check_timeout = 1.0
+    """How often its thread looks around when nothing comes; data and the end of the connection wake it."""
     _preferred_ciphers = _CIPHERS
     _preferred_macs = _MACS
 

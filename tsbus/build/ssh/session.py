@@ -11,7 +11,7 @@ from tsbus.build.access import Login
 from tsbus.build.ssh import dialogue, transport
 from tsbus.build.ssh.authentication import authenticate
 from tsbus.build.ssh.exchange import FOR_EVER, Exchange, Outcome, Source, Tell
-from tsbus.build.ssh.shared import Cancelled, ServerTrouble, Shared
+from tsbus.build.ssh.shared import ServerTrouble, Shared
 from tsbus.build.ssh.transport import Fault, OtherKind, Transport, fault
 from tsbus.build.trouble import Failure, classify
 
@@ -158,7 +158,8 @@ class Session:
                 raise
         self._hops.append(hop)
         if self._aborted:
-            raise Cancelled
+            self._shared.check()
+            raise fault(login, EOFError())
         authenticate(hop, login, self._shared)
 
     def _trouble(self, failure: Failure) -> ServerTrouble:

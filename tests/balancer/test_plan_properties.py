@@ -150,7 +150,13 @@ class Life:
         for address, run in self.served.items():
             if expected.get(address) and self.runs().get(address) == run:
                 assert table.get(address), "who serves well goes on to serve, whatever is known of it"
-        self.served = {address: run for address, run in self.runs().items() if table.get(address)}
+        # One that was started again while its node told nothing is new to the balancer when it hears of it.
+        told = {i for node in NODES if scene.nodes[node].picture == "complete" for i in self.truth[node]}
+        self.served = {
+            address: run
+            for address, run in self.runs().items()
+            if table.get(address) and (run[0] in told or self.served.get(address) == run)
+        }
 
     def runs(self):
         """Address -> (container, run), by the truth."""

@@ -13,7 +13,7 @@ from machines import wait
 
 LIMIT_S = 60.0
 """How long a connection or an answer may take."""
-PAUSE_S = 0.04
+PAUSE_S = 0.06
 """Between two visits of a client."""
 _CLONE_NEWNET = 0x40000000
 
@@ -118,7 +118,7 @@ class Visitors:
                 while True:
                     end.send(b"who?\n")
                     _hear(end)
-                    if time.monotonic() > began + hold_s or self._over.wait(3 * PAUSE_S):
+                    if time.monotonic() > began + hold_s or self._over.wait(2 * PAUSE_S):
                         break
         except OSError as error:
             self.failed.append(Failure(began, time.monotonic(), server, repr(error)))

@@ -38,8 +38,8 @@ T = TypeVar("T")
 HERE: Final = Path(__file__).parent
 LIMIT_S: Final = 120.0
 """How long something may take that must come: a container needs 4 s here when nothing else runs on the machine."""
-PAUSE_S: Final = 0.1
-"""Between two looks: a look is a process, and takes half of that from those who are looked at."""
+PAUSE_S: Final = 0.25
+"""Between two looks: a look is a process, and takes time from those who are looked at."""
 ADDRESSES: Final = {"top": "10.0.0.1", "client": "10.0.0.2", "low": "10.0.0.3"}
 HOLD_S: Final = 3.0
 PATIENT: Final = BusSettings(heartbeat_ms=500, heartbeat_timeout_ms=5000, steady_s=0.5, adopt_after_s=0.5)

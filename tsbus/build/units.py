@@ -5,8 +5,8 @@ Both start supervisord, make the folders of sockets before, and know nothing of 
 What is not in the systemd unit is left out on purpose. The executor is one of these processes, and an administrator
 uses it to administer: whatever the unit forbids (ProtectSystem, ProtectHome, PrivateTmp, NoNewPrivileges,
 CapabilityBoundingSet, system call filters, RestrictNamespaces and so on) would be forbidden to `treescale exec
---sudo-user root apt-get install` as well, with errors that nobody understands. So each process gives away by itself what it does
-not need: see supervision/confine.py.
+--sudo-user root apt-get install` as well, with errors that nobody understands. So each process gives away by itself
+what it does not need: see supervision/confine.py.
 """
 
 from collections.abc import Mapping

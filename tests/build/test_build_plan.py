@@ -93,7 +93,7 @@ def test_a_plan_says_what_and_why():
         "install Docker from Docker's own packages: there is no engine",
         "add the users treescale, treescale-docker, treescale-exec: they are not there",
         "make /opt/treescale, /opt/treescale/releases, /etc/treescale, /etc/treescale/conf.d, /var/lib/treescale, "
-        "/var/log/treescale: they are not there",
+        "/var/log/treescale, /var/log/treescale/docker: they are not there",
         "upload and install release 0.2.0-abc: it has none",
         "make its key pair: it has none",
         "write its copy of the tree: there is none",

@@ -230,8 +230,8 @@ def rights(data: Mapping[str, str]) -> tuple[int, int, int]:
     """Return the mode, uid and gid in an order. Raises Failed for users and groups that are not there."""
     try:
         return int(data["mode"], 8), pwd.getpwnam(data["user"]).pw_uid, grp.getgrnam(data["group"]).gr_gid
-    except KeyError as error:
-        raise Failed(f"no user or group {error.args[0]} on this machine") from None
+    except KeyError:
+        raise Failed(f"no user {data['user']} or no group {data['group']} on this machine") from None
 
 
 # The manifest.

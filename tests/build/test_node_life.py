@@ -1,0 +1,260 @@
+"""A whole node in a sandbox: built from the real bundle, it runs as who it should, follows, goes back, and goes."""
+
+import json
+from collections.abc import Iterator
+
+import pytest
+from installing import (
+    ACCOUNTS,
+    STEP_FOLDERS,
+    STEP_KEY,
+    TINY,
+    activate_step,
+    config_step,
+    in_box,
+    install,
+    parcel_of,
+    release_step,
+    states,
+    tiny,
+    uninstall,
+)
+from node_bundle import made
+from sandbox import Sandbox
+
+from tsbus.build import orders, units
+from tsbus.build.places import CONFIG, SUPERVISOR
+from tsbus.supervision.conf import render_server
+
+PROGRAMS = "/opt/treescale/current/bin"
+PORT = 888
+"""Below 1024: nobody but root may listen there by himself."""
+TREE = """\
+current_node = "a"
+[servers.a]
+ip = "10.9.9.9"
+service_port = 888
+public_key = "{key}"
+[servers.a.balancers.web]
+address = "10.9.9.9:80"
+[servers.a.balancers.web.servers]
+a = 8080
+[balancing]
+backend = "nftables"
+[policy.users]
+root = "admin"
+"@treescale" = "operate"
+"""
+
+
+class Node:
+    """A sandbox with a node."""
+
+    def __init__(self) -> None:
+        self.box = Sandbox()
+        self.box.run("ip address add 10.9.9.9/32 dev lo")
+        self.release = made().release
+        bundle = made().path.read_bytes()
+        steps = [ACCOUNTS, STEP_FOLDERS, release_step(self.release), STEP_KEY]
+        first = self.do(*steps, bundle=bundle)
+        self.texts = {
+            CONFIG: TREE.format(key=first[-1].told["public_key"]),
+            SUPERVISOR: render_server("a", port=PORT, balancer=True),
+        }
+        self.reports = first + self.do(config_step(self.texts), activate_step("start", self.release))
+
+    def do(self, *steps, bundle=None, release=""):
+        parcel = parcel_of(bundle) if bundle is not None else None
+        told = [orders.order(step, getattr(self, "texts", {}), parcel) for step in steps]
+        return install(self.box, orders.document(release or self.release, told, parcel), bundle)
+
+    def treescale(self, *words, check=True):
+        return self.box.run(f"{PROGRAMS}/treescale {' '.join(words)}", check=check)
+
+    def pid(self, program):
+        return self.box.run(f"{PROGRAMS}/supervisorctl -c {SUPERVISOR} pid {program}")
+
+    def status(self, program):
+        """What the kernel says of a program: names in /proc/PID/status -> words."""
+        lines = self.box.run(f"cat /proc/{self.pid(program)}/status").splitlines()
+        return {line.split(":")[0]: line.split(":")[1].split() for line in lines}
+
+
+@pytest.fixture(scope="module")
+def node() -> Iterator[Node]:
+    one = Node()
+    yield one
+    one.box.end()
+
+
+def uid(node, name):
+    return node.box.run(f"id -u {name}")
+
+
+def test_all_of_it_is_done_and_the_router_answers(node):
+    """Every order changes something, and at the end all programs run and the node answers."""
+    assert states(node.reports) == ["changed"] * 6
+    assert "up" in node.treescale("status")
+    assert set(node.reports[-1].told["programs"]) == {"router", "executor", "docker", "events", "balancer"}
+
+
+@pytest.mark.parametrize(
+    ("program", "user", "capabilities", "gains"),
+    [
+        ("router", "treescale", {10}, False),
+        ("docker", "treescale-docker", set(), False),
+        ("balancer", "root", {12, 13}, False),
+        ("executor", "root", None, True),
+        ("events", "root", None, True),
+    ],
+)
+def test_each_program_runs_as_who_it_needs_to_be(node, program, user, capabilities, gains):
+    """With that user, those capabilities and no way to more; only the executor and the listener are all of root."""
+    status = node.status(program)
+    assert set(status["Uid"]) == {uid(node, user)}
+    assert status["NoNewPrivs"] == [str(int(not gains))]
+    if capabilities is not None:
+        mask = sum(1 << number for number in capabilities)
+        assert {int(status[each][0], 16) for each in ("CapPrm", "CapEff", "CapBnd", "CapInh", "CapAmb")} == {mask}
+    if program in ("docker", "balancer"):
+        assert node.box.run("getent group treescale").split(":")[2] in status["Groups"]
+
+
+def test_nobody_else_can_write_where_root_writes(node):
+    """Folders are closed to others; the router and the monitor have their own, so that neither can set a trap."""
+    ask = "stat -c '%a %U %G'"
+    assert node.box.run(f"{ask} /run/treescale /run/treescale/router /run/treescale/router/bus") == (
+        "750 root treescale\n750 treescale treescale\n770 treescale treescale"
+    )
+    assert node.box.run(f"{ask} /run/treescale/ctl /var/log/treescale /var/log/treescale/docker") == (
+        "700 root root\n2750 root treescale\n2750 treescale-docker treescale"
+    )
+    for user in ("treescale", "treescale-docker", "treescale-exec"):
+        touch = f"setpriv --reuid {user} --regid {user} --init-groups touch"
+        assert node.box.run(f"{touch} /run/treescale/x /var/log/treescale/x /etc/treescale/x", check=False)
+    assert node.box.run("find /run/treescale /var/log/treescale /etc/treescale -name x") == ""
+
+
+def test_programs_of_the_executor_are_of_an_ordinary_user(node):
+    """Whoever names no user gets treescale-exec, an administrator root if he says so; the audit log has both."""
+    assert node.treescale("exec a --no-prefix -q -- id -un") == "treescale-exec"
+    assert node.treescale("exec a --no-prefix -q --sudo-user root -- id -un") == "root"
+    audit = [json.loads(line) for line in node.box.run("cat /var/log/treescale/exec-audit.log").splitlines()]
+    assert [line["run_as"] for line in audit if line["record"] == "start"] == ["treescale-exec", "root"]
+
+
+def test_an_operator_is_no_root(node):
+    """A member of the group treescale may use the bus and run programs, but not as root; others cannot even ask."""
+    node.box.run("useradd --system --groups treescale olga; useradd --system paul")
+    as_olga = f"setpriv --reuid olga --regid olga --init-groups {PROGRAMS}/treescale"
+    assert node.box.run(f"{as_olga} exec a --no-prefix -q -- id -un") == "treescale-exec"
+    assert "no rule lets" in node.box.run(f"{as_olga} exec a --sudo-user root -- id", check=False)
+    as_paul = as_olga.replace("olga", "paul").replace("--init-groups", "--clear-groups")
+    assert "no router answers" in node.box.run(f"{as_paul} status", check=False)
+    node.box.run("userdel olga; userdel paul")
+
+
+def test_the_balancer_works_with_two_capabilities(node):
+    """The table is in the kernel, and nothing is wrong."""
+    assert "1 balancer: 1 ok" in node.treescale("lb ls")
+    assert "dnat ip to 10.9.9.9:8080" in node.box.run("nft list ruleset")
+
+
+def test_a_worker_is_kept_running_as_its_user(node):
+    """It is started, shown, started again when it is killed, changed only on demand, and removed."""
+    node.box.run("useradd --system --groups treescale walter")
+    worker = f"{PROGRAMS}/python -c 'import time, tsbus; print(1); time.sleep(1000)'"
+    add = f"{PROGRAMS}/treescale worker add mine --cwd / --user walter"
+    assert "a: mine runs (pid " in node.box.run(f"{add} -- {worker}")
+    status = node.status("mine")
+    assert set(status["Uid"]) == {uid(node, "walter")}
+    assert (status["NoNewPrivs"], int(status["CapBnd"][0], 16)) == (["1"], 0)
+    before = node.pid("mine")
+    assert f"runs already (pid {before})" in node.box.run(f"{add} -- {worker}")
+    assert "another worker mine already" in node.box.run(f"{add} -- sleep 1000", check=False)
+    (listed,) = map(json.loads, node.treescale("worker ls --json").splitlines())
+    assert (listed["name"], listed["state"], str(listed["pid"])) == ("mine", "RUNNING", before)
+    assert "mine  RUNNING" in node.treescale("worker ls")
+    node.box.run(f"kill -9 {before}; while [ $({PROGRAMS}/supervisorctl -c {SUPERVISOR} pid mine) = {before} ]; do "
+                 "sleep 0.1; done")  # fmt: skip
+    assert "a: mine is gone" in node.treescale("worker remove mine")
+    assert "no workers of your own" in node.treescale("worker ls")
+    assert node.box.run("pgrep -u walter", check=False) == ""
+    node.box.run("userdel walter")
+
+
+@pytest.mark.parametrize(
+    ("words", "text"),
+    [
+        ("add mine -- sleep 1", "as whom? Give --user NAME"),
+        ("add mine --user nemo -- sleep 1", "no user 'nemo'"),
+        ("add mine --user root -- no-such-program", "no program no-such-program"),
+        ("add router --user root -- sleep 1", "cannot be the name of a worker"),
+        ("add mine --user root -- false", "does not stay, and is tried again"),
+        ("remove nothing", "has no worker 'nothing'"),
+        ("ls --conf /etc/passwd", "is no supervisord.conf of TreeScale"),
+        ("ls --conf /nowhere", "No such file"),
+    ],
+)
+def test_a_worker_that_cannot_be_is_told(node, words, text):
+    """One line says what is wrong and what to do, and the node goes on."""
+    assert text in node.treescale("worker", words, check=False)
+    node.treescale("worker remove mine", check=False)
+    assert node.box.run("ls /etc/treescale/conf.d") == ""
+
+
+def test_a_new_tree_is_followed_without_a_restart(node):
+    """The router goes on, the others start anew; the password of supervisord stays."""
+    before, password = node.pid("router"), node.box.run(f"grep ^password {SUPERVISOR}")
+    node.texts = {**node.texts, CONFIG: node.texts[CONFIG].replace('current_node = "a"', 'current_node = "a"\n')}
+    reports = node.do(config_step(node.texts), activate_step("reload", node.release))
+    assert states(reports) == ["changed", "changed"]
+    assert node.pid("router") == before
+    assert node.box.run(f"grep ^password {SUPERVISOR}") == password
+    assert not in_box(node.box, "/var/lib/treescale/pending").exists()
+
+
+def test_a_release_whose_router_does_not_run_is_left_again(node):
+    """The node goes back to the release before, which answers, and what was wrong is told."""
+    bundle = tiny()
+    step = orders.order(release_step(), {}, parcel_of(bundle))
+    step["data"]["check"] = ""
+    document = orders.document(TINY, [step], parcel_of(bundle))
+    assert states(install(node.box, document, bundle)) == ["changed"]
+    (failed,) = node.do(activate_step("restart", TINY), release=TINY)
+    assert f"it is back to releases/{node.release}" in failed.told["error"]
+    assert node.box.run("readlink /opt/treescale/current") == f"releases/{node.release}"
+    node.box.run(f"for i in $(seq 100); do {PROGRAMS}/treescale ping . && exit; sleep 0.1; done; exit 1")
+    assert states(node.do(activate_step("restart", node.release))) == ["changed"]
+
+
+def test_the_same_code_is_the_same_release_wherever_it_runs(node):
+    """A console that was installed makes the release that a checkout makes."""
+    program = "from tsbus.build.bundle import Bundler; print(Bundler().release.name)"
+    assert node.box.run(f"{PROGRAMS}/python -c '{program}'") == node.release
+
+
+def test_a_release_has_all_that_its_modules_import(node):
+    """Every module can be loaded on a node but the console's SSH, whose packages are left out."""
+    program = (
+        "import importlib, pkgutil, tsbus\n"
+        "for each in pkgutil.walk_packages(tsbus.__path__, \"tsbus.\", onerror=lambda _: None):\n"
+        "    if not each.name.startswith(\"tsbus.build.\"): importlib.import_module(each.name)\n"
+    )  # fmt: skip
+    assert node.box.run(f"{PROGRAMS}/python -c '{program}'") == ""
+
+
+def test_systemd_finds_nothing_wrong_with_the_unit(node):
+    """Its own check knows every key of the unit, and finds the programs that it starts."""
+    path = "/etc/systemd/system/treescale.service"
+    in_box(node.box, path).write_text(units.SYSTEMD)
+    said = node.box.run(f"systemd-analyze verify {path} 2>&1 | grep -i treescale", check=False)
+    node.box.run(f"rm {path}")
+    assert said == ""
+
+
+def test_an_uninstalled_node_is_a_server_as_before(node):
+    """Its processes end, the kernel's table is empty, and no file of it is left."""
+    assert states(uninstall(node.box)) == ["changed"]
+    assert node.box.changes() == {}
+    assert node.box.run("find /run -name 'treescale*'; nft list ruleset; pgrep -f /opt/treescal[e]", check=False) == ""

@@ -21,6 +21,7 @@ COMMANDS = {
     "config": ("tsbus.cli.config:config", "Check and show configuration files."),
     "keys": ("tsbus.cli.keys:keys", "Make and show CURVE keys."),
     "up": ("tsbus.cli.up:up", "Start the nodes of a tree file on this machine."),
+    "worker": ("tsbus.cli.worker:worker", "Keep programs of your own running on this node."),
     "demo": ("tsbus.cli.demo:demo", "Show a small living tree on this machine."),
     "version": ("tsbus.cli.version:version", "Print the version."),
     "completion": ("tsbus.cli.completion:completion", "Print the completion script for a shell."),

@@ -130,13 +130,7 @@ class NodeFolder:
 
     def last_words(self, program: str) -> str:
         """Return the last line of a program's log."""
-        try:
-            with (self.files.log_dir / f"{program}.log").open("rb") as log:
-                log.seek(max(0, log.seek(0, os.SEEK_END) - 2000))
-                lines = log.read().decode(errors="replace").split("\n")
-        except OSError:
-            return ""
-        return next((line for line in reversed(lines) if line.strip()), "")
+        return last_line(self.files.log_dir / f"{program}.log")
 
     def clear_sockets(self) -> None:
         """Remove what only a running node has; keys and logs stay."""
@@ -330,6 +324,17 @@ def _bind_error(family: int, kind: int, address: Any) -> int | None:
         except OSError as error:
             return error.errno
     return None
+
+
+def last_line(path: Path) -> str:
+    """Return the last line of a file that says anything, "" if there is none."""
+    try:
+        with path.open("rb") as log:
+            log.seek(max(0, log.seek(0, os.SEEK_END) - 2000))
+            lines = log.read().decode(errors="replace").split("\n")
+    except OSError:
+        return ""
+    return next((line for line in reversed(lines) if line.strip()), "")
 
 
 def write(path: Path, text: str, mode: int) -> bool:

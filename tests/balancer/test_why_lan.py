@@ -322,7 +322,7 @@ async def test_servers(lan: Lan, backend: str, tmp_path: Path) -> None:
         assert (await one.why())["works"] is True
 
 
-@WITH_BOTH
+@WITH_NFTABLES
 async def test_addresses(lan: Lan, backend: str, tmp_path: Path) -> None:
     """An address that is not here, one of the loopback device, one that nobody has, and a port that a program has."""
     async with stage(lan, backend, tmp_path, f'addresses = ["10.0.0.50:81-82"]\n{LOCAL}', "c1") as one:
@@ -356,15 +356,10 @@ async def test_addresses(lan: Lan, backend: str, tmp_path: Path) -> None:
         assert [each["result"] for each in (await one.why())["checks"] if each["name"] == "listener"] == ["ok"]
 
 
-@WITH_BOTH
+@WITH_NFTABLES
 async def test_what_the_kernel_lacks(lan: Lan, backend: str, tmp_path: Path) -> None:
     """A scheduler that the kernel has not is told with those that it has; with one of these it works."""
-    if backend == "ipvs":
-        with lan.host.call(Kernel) as kernel:
-            there = lan.host.call(kernel.schedulers)
-    else:
-        there = slots.SCHEDULERS
-    lacking = next(name for name in SCHEDULERS if name not in there)
+    lacking = next(name for name in SCHEDULERS if name not in slots.SCHEDULERS)
     async with stage(lan, backend, tmp_path, LOCAL, "c1", alg=lacking) as one:
         found = await one.failing()
         assert (found["name"], lacking in found["text"]) == ("backend", True)
@@ -374,7 +369,7 @@ async def test_what_the_kernel_lacks(lan: Lan, backend: str, tmp_path: Path) -> 
         assert (await one.why())["works"] is True
 
 
-@WITH_BOTH
+@WITH_NFTABLES
 async def test_without_the_right(lan: Lan, backend: str, tmp_path: Path) -> None:
     """Where nothing can be balanced the command answers all the same, with what is missing and what else is seen."""
     async with stage(lan, backend, tmp_path, LOCAL, "c1", right=False) as one:

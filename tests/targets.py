@@ -211,6 +211,13 @@ class Target:
         host = name or self.ip
         return f"{host if port == 22 else f'[{host}]:{port}'} {self.host_key}\n"
 
+    def restart(self) -> None:
+        """Switch it off and on again."""
+        self._container.restart()
+        self._container.reload()
+        assert self._container.attrs["NetworkSettings"]["IPAddress"] == self.ip
+        self.wait_ssh()
+
     def remove(self) -> None:
         """Switch it off and throw it away."""
         self._container.remove(force=True, v=True)

@@ -31,6 +31,7 @@ from tsbus.build import orders
 from tsbus.build.places import CONFIG, KEY, SUPERVISOR
 from tsbus.build.steps import Step
 from tsbus.build.trouble import classify
+from tsbus.build.wanted import digest
 
 BUNDLE = tiny()
 DOCUMENT = tiny_orders(BUNDLE, TEXTS)
@@ -207,21 +208,6 @@ def test_the_password_of_supervisord_is_made_there_and_stays(box):
     assert password not in in_box(box, "/var/lib/treescale/manifest.json").read_text()
 
 
-def test_a_new_key_is_made_beside_the_old_one_and_takes_its_place(box):
-    """Rotation in two orders: the old key is used until the new one is told everywhere; each may come twice."""
-    install(box, DOCUMENT, BUNDLE)
-    made = {"kind": "key", "data": {**STEP_KEY.data, "rotate": "make"}}
-    swap = {"kind": "key", "data": {**STEP_KEY.data, "rotate": "swap", "public_key": "p" * 40}}
-    assert states(install(box, document(made))) == ["changed"]
-    (again,) = install(box, document(made))
-    assert (again.state, again.told["public_key"]) == ("ok", "p" * 40)
-    assert in_box(box, f"{KEY}.next").stat().st_mode & 0o777 == 0o600
-    # The two keys of the tiny release are equal, so here the swap is done already.
-    assert states(install(box, document(swap))) == ["ok"]
-    uninstall(box)
-    assert box.changes() == {}
-
-
 def test_scripts_say_what_they_do_and_end_as_they_end(box):
     """Lines are passed on as they come; a status other than 0 is a failure with the last line."""
     step = Step("packages", "install nftables", "", {"packages": ["nftables"]}, "echo one; echo two >&2; exit 75")
@@ -247,12 +233,18 @@ def test_a_script_outlives_its_console(box):
     box.run("echo on > /go; while [ ! -e /done ]; do sleep 0.05; done")
 
 
-def test_a_script_has_a_limit(box):
-    """One that does not end is ended with all that it has started."""
-    order = {"kind": "script", "data": {"script": "sleep 1000 & sleep 1000", "limit_s": 0.3}}
-    (failed,) = install(box, document(order))
-    assert failed.told["error"] == "the script has not ended within 0.3 s"
-    assert "sleep" not in box.run("ps -e -o comm")
+@pytest.mark.parametrize(
+    ("script", "limit_s", "why"),
+    [("sleep 1000 & sleep 1000", 0.3, "has not ended within 0.3 s"), ("yes", 60, "writes without end")],
+)
+def test_a_script_has_limits(box, script, limit_s, why):
+    """One that does not end, or fills the memory, is ended with all that it has started; what is told is bounded."""
+    console = Console(box)
+    console.send(document({"kind": "script", "data": {"script": script, "limit_s": limit_s}}))
+    said = console.end()
+    assert said[-1].told["error"] == f"the script {why}"
+    assert sum(len(each.told["text"]) for each in said if each.state == "output") <= 1 << 20
+    assert not {"sleep", "yes"} & set(box.run("ps -e -o comm").split())
 
 
 def test_only_one_changes_a_server_at_a_time(box):
@@ -272,7 +264,7 @@ def test_only_one_changes_a_server_at_a_time(box):
         ({"kind": "modules", "data": {"now": ["a b"], "file": "/etc/x", "text": ""}}, "'a b' is no name"),
         ({"kind": "nonsense", "data": {}}, "'nonsense'"),
         (
-            orders.order(config_step(TEXTS), {**TEXTS, CONFIG: "other"}),
+            {"kind": "config", "data": {"files": {CONFIG: {"text": "cut of", "digest": digest("cut off")}}}},
             f"{CONFIG} came with another digest than it has",
         ),
         (orders.order(STEP_KEY, {}), "no user treescale or no group treescale on this machine"),

@@ -253,6 +253,29 @@ def test_systemd_finds_nothing_wrong_with_the_unit(node):
     assert said == ""
 
 
+def test_a_new_key_takes_the_place_of_the_old_one(node):
+    """It is made beside the old one and told; the swap is for this key alone, and may be asked for again."""
+    old = node.treescale("keys public /etc/treescale/node.key")
+
+    def key(**more):
+        order = {"kind": "key", "data": {**STEP_KEY.data, **more}}
+        (report,) = install(node.box, orders.document(node.release, [order]))
+        return report
+
+    made = key(rotate="make")
+    new = made.told["public_key"]
+    assert (made.state, new == old) == ("changed", False)
+    assert key(rotate="make").told["public_key"] == new
+    assert key().told["public_key"] == old
+    assert "is not the key" in key(rotate="swap", public_key="x" * 40).told["error"]
+    for state in ("changed", "ok"):
+        swapped = key(rotate="swap", public_key=new)
+        assert (swapped.state, swapped.told["public_key"]) == (state, new)
+    assert node.box.run("ls /etc/treescale | grep key; stat -c '%a %U' /etc/treescale/node.key") == (
+        "node.key\n600 treescale"
+    )
+
+
 def test_an_uninstalled_node_is_a_server_as_before(node):
     """Its processes end, the kernel's table is empty, and no file of it is left."""
     assert states(uninstall(node.box)) == ["changed"]

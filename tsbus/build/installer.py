@@ -45,6 +45,8 @@ UP_S: Final = 30.0
 DOWN_S: Final = 60.0
 MAX_OUTPUT: Final = 1 << 20
 """Bytes of a script's output that are passed on."""
+MAX_SAID: Final = 64 << 20
+"""Bytes that a program may write before it is ended: they are kept in memory."""
 MAX_UNPACKED: Final = 256 << 20
 MAX_KEPT: Final = 1 << 20
 """Bytes of a file that was there before and is kept to be put back."""
@@ -138,10 +140,12 @@ def _run(
                 told = _tell_new(output.fileno(), told, tell, last=process.returncode is not None)
             if process.returncode is not None:
                 break
-            if time.monotonic() > until:
+            is_too_much = os.fstat(output.fileno()).st_size > MAX_SAID
+            if is_too_much or time.monotonic() > until:
                 os.killpg(process.pid, signal.SIGKILL)
                 process.wait()
-                raise Failed(f"{name} has not ended within {limit_s:g} s", output=_end_of(output.fileno()))
+                why = "writes without end" if is_too_much else f"has not ended within {limit_s:g} s"
+                raise Failed(f"{name} {why}", output=_end_of(output.fileno()))
         said = _end_of(output.fileno())
     if check and process.returncode:
         last = next((line for line in reversed(said.splitlines()) if line.strip()), "")

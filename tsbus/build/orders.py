@@ -13,6 +13,7 @@ from typing import Any, Final
 
 from tsbus.build.steps import Step
 from tsbus.build.trouble import Failure
+from tsbus.build.wanted import digest
 
 FORMAT: Final = 1
 SELF_CHECK: Final = """\
@@ -70,8 +71,8 @@ class Report:
 def order(step: Step, texts: Mapping[str, str], parcel: Parcel | None = None) -> dict[str, Any]:
     """Return a step as an order.
 
-    `texts`: path -> what is to be in files and units whose digest the step has; in supervisord.conf without its
-    password. `parcel` is the bundle, for the release. Raises KeyError for a text that is missing.
+    `texts`: path -> what is to be in files and units, in supervisord.conf without its password; `parcel` is the
+    bundle, for the release. Raises KeyError for a text that is missing.
     """
     data = dict(step.data)
     if step.script:
@@ -79,9 +80,11 @@ def order(step: Step, texts: Mapping[str, str], parcel: Parcel | None = None) ->
     if step.kind == "release":
         data |= {"bundle": parcel.digest if parcel else "", "check": SELF_CHECK}
     elif step.kind == "config":
-        data["files"] = {path: {**each, "text": texts[path]} for path, each in data["files"].items()}
+        # When it was planned, its own key may have been missing in it.
+        files = data["files"].items()
+        data["files"] = {path: {**each, "text": texts[path], "digest": digest(texts[path])} for path, each in files}
     elif step.kind == "unit":
-        data["text"] = texts[data["path"]]
+        data |= {"text": texts[data["path"]], "digest": digest(texts[data["path"]])}
     return {"kind": step.kind, "data": data}
 
 

@@ -7,12 +7,13 @@ APT = sh -c 'if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
 	apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "$$@" >/dev/null; \
 	else echo "missing on this machine: install $$*, then try again" >&2; exit 1; fi' apt
 
-.PHONY: help setup demo test lint bench clean
+.PHONY: help setup demo test test-long tools lint bench clean
 
 help:
 	@echo "make setup         the environment in .venv, with all that development needs"
 	@echo "make demo          a tree of seven nodes, shown; it stays up until Ctrl-C (ONCE=1: it ends by itself)"
-	@echo "make test          lint, types and every test"
+	@echo "make test          lint, types and every test but the longest"
+	@echo "make test-long     those: minutes in a real kernel with Docker inside"
 	@echo "make lint          ruff and mypy"
 	@echo "make bench         the benchmarks, next to other systems: installs those and takes long"
 	@echo "make pins          the wheels of a node, in the versions of .venv"
@@ -31,13 +32,18 @@ setup: .venv/ready
 demo: setup
 	@bin/treescale demo $(if $(ONCE),--once)
 
-test: lint
+test: lint tools
+	$(BIN)/pytest -m 'not long'
+
+test-long: setup tools
+	$(BIN)/pytest -m long
+
+tools:
 	@command -v npm >/dev/null || $(APT) nodejs npm  # for the client in JavaScript
 	@PATH=$$PATH:/usr/sbin:/sbin which linux.uml modprobe ip ipvsadm iptables-legacy nft dockerd busybox openssl \
 		mmdebstrap ssh-agent >/dev/null || \
 		$(APT) user-mode-linux kmod iproute2 ipvsadm iptables nftables docker.io busybox-static openssl \
 		mmdebstrap openssh-client
-	$(BIN)/pytest
 
 lint: setup
 	$(BIN)/ruff check

@@ -19,6 +19,7 @@ settings.load_profile("treescale")
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "long: takes minutes in a guest; `make test-long` runs these and no others")
     in_guest.pytest_configure(config)
     config.pluginmanager.register(targets.Plugin(), "lab")
 

@@ -25,7 +25,7 @@ from typing import Any
 import pytest
 
 LAB = Path(__file__).parent / "lab"
-LIMIT_S = 600
+LIMIT_S = 900
 PASSED = "TREESCALE_TEST_"
 """Variables whose names begin so are for tests, and those in a guest get them, too."""
 REPORTS = "TREESCALE_GUEST_REPORTS"

@@ -32,6 +32,7 @@ REMOTE = f"servers = {{n2 = {PORT}}}\n{HOST}"
 _NET_ADMIN = 12
 CLIENT = "the client's own address"
 IPVS = pytest.param("ipvs", marks=pytest.mark.guest)
+LONG_IPVS = pytest.param("ipvs", marks=[pytest.mark.guest, pytest.mark.long])
 WITH_BOTH = pytest.mark.parametrize("backend", [IPVS, "nftables"], scope="module")
 WITH_IPVS = pytest.mark.parametrize("backend", [IPVS], scope="module")
 WITH_NFTABLES = pytest.mark.parametrize("backend", ["nftables"], scope="module")
@@ -239,7 +240,7 @@ REMOTE_FAULTS = (
 CLIENTS = {"remote": "client", "local": "host", "container": "c1"}
 
 
-@WITH_BOTH
+@pytest.mark.parametrize("backend", [LONG_IPVS, "nftables"], scope="module")
 @pytest.mark.parametrize(("keys", "faults"), [(LOCAL, LOCAL_FAULTS), (REMOTE, REMOTE_FAULTS)], ids=["local", "remote"])
 async def test_faults(lan: Lan, backend: str, tmp_path: Path, keys: str, faults: tuple[Fault, ...]) -> None:
     """What stands in a packet's way is found at its check; no client gets an answer until its mend is done."""

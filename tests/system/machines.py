@@ -106,25 +106,22 @@ class Service:
 
 
 class Dockerd:
-    """The engine of low."""
+    """The engine of low; its containers outlive it."""
 
     host = "unix:///run/low/docker.sock"
 
     def __init__(self, box: Box) -> None:
         self._box = box
-        self._settings = Path("/run/low/daemon.json")
         data = Path("/var/lib/docker-low")
-        for folder in (data, self._settings.parent):
+        for folder in (data, Path("/run/low")):
             folder.mkdir()
         subprocess.run(["mount", "-t", "tmpfs", "docker-low", data], check=True)
-        self.live_restore(on=True)
         self.start()
 
     def start(self) -> None:
         """Run it, and wait until it answers."""
         argv = ["dockerd", "--data-root", "/var/lib/docker-low", "--exec-root", "/run/low/run", "--pidfile",
-                "/run/low/pid", "--host", self.host, "--config-file", self._settings, "--storage-driver",
-                "overlay2"]  # fmt: skip
+                "/run/low/pid", "--host", self.host, "--storage-driver", "overlay2", "--live-restore"]  # fmt: skip
         with Path("/run/low/log").open("ab") as log:
             self._process = self._box.call(subprocess.Popen, argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
         wait("the engine of low", self._answers)
@@ -135,10 +132,6 @@ class Dockerd:
             probe.send(b"GET /_ping HTTP/1.0\r\n\r\n")
             return b" 200 " in probe.recv(64)
         return False
-
-    def live_restore(self, *, on: bool) -> None:
-        """Whether containers outlive it; it learns of it at its start."""
-        self._settings.write_text(json.dumps({"live-restore": on}))
 
     def end(self) -> None:
         """As `systemctl stop docker` ends it."""

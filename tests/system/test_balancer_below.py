@@ -4,7 +4,7 @@ import pytest
 from clients import Answer, answers, ask
 from machines import Machines, wait
 
-pytestmark = pytest.mark.guest("docker")
+pytestmark = [pytest.mark.guest("docker"), pytest.mark.long]
 
 BELOW, OWN = ("10.0.0.1", 82), "10.0.0.3:80"
 

@@ -6,7 +6,7 @@ import pytest
 from clients import Visitors
 from machines import ANSWER, Machines, wait
 
-pytestmark = pytest.mark.guest("docker")
+pytestmark = [pytest.mark.guest("docker"), pytest.mark.long]
 
 QUICK, PATIENT = ("10.0.0.1", 84), ("10.0.0.1", 86)
 

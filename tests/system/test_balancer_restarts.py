@@ -7,7 +7,7 @@ import pytest
 from clients import Visitors, ask
 from machines import CALM, Machines, wait
 
-pytestmark = pytest.mark.guest("docker")
+pytestmark = [pytest.mark.guest("docker"), pytest.mark.long]
 
 
 def test_the_balancers_process(site: Machines) -> None:
@@ -55,18 +55,17 @@ def test_the_engine(site: Machines) -> None:
         assert low.saved() == before
     assert visitors.failed == []
 
-    # Nobody but the kernel can tell of this end.
-    lives = {name: low.api.inspect(name).pid for name in ("one", "two")}
+    # Containers that end with their engine: nobody but the kernel can tell.
+    lives = [low.api.inspect(name).pid for name in ("one", "two")]
     site.dockerd.end()
-    os.kill(lives["two"], signal.SIGKILL)
+    os.kill(lives[1], signal.SIGKILL)
     low.wait_table(80, {low.place("one"): 1})
     site.top.wait_table(82, {"10.0.0.3:80": 1})
     assert {ask(site.client, ("10.0.0.3", 80)).server for _ in range(3)} == {"one"}
-
-    # An engine without live-restore ends what it finds running, and starts all anew.
-    site.dockerd.live_restore(on=False)
+    os.kill(lives[0], signal.SIGKILL)
+    low.wait_table(80, {})
+    site.top.wait_table(82, {"10.0.0.3:80": 0})
     site.dockerd.start()
-    wait("another life", lambda: low.api.inspect("one").pid not in (0, lives["one"]))
     low.find("one", "two")
     low.wait_table(80, {low.place(name): 1 for name in ("one", "two")})
     site.top.wait_table(82, {"10.0.0.3:80": 2})

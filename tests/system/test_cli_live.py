@@ -452,6 +452,7 @@ def test_events_shows_what_happens_in_the_tree(root):
     """Without a pattern it is the bus's own events, in words."""
     process = start("main", "events", "--count", "1", bus=root)
     wait_until(lambda: is_there("treescale-events", root), "it listens")
+    is_there("treescale-events", root)  # what asked until now may have come before it listened
     line = output_of(process)[0]
     assert "worker." in line
     assert "treescale-call (uid:" in line

@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 from model_server import PROBES, apply_all, key_of, recorded
 
 from tsbus.build.facts import Disk, Holder, Listener, Python, Release, Stat, Unit, parse
-from tsbus.build.fleet import groups, waiting, waves
+from tsbus.build.fleet import careful_waves, groups, waiting, waves
 from tsbus.build.places import CONFIG, FILES, FOLDERS, KEY, MODULES_FILE, USERS
-from tsbus.build.plan import plan
+from tsbus.build.plan import HostPlan, plan
 from tsbus.build.steps import STAGES
 from tsbus.build.wanted import Copies, Wanted, digest, known_keys, supervisor_digest, wanted
 from tsbus.build.wanted import Release as NewRelease
@@ -362,6 +362,21 @@ def test_the_root_is_activated_first_and_nodes_wait_for_the_nearest_failed_one()
     assert waves(plan(wishes[name], D13) for name in ("c", "a", "b")) == (("a",), ("b",), ("c",))
     assert waiting(tree.topology(), {"a"}) == {"b": "a", "c": "a"}
     assert waiting(tree.topology(), {"a", "b"}) == {"c": "b"}
+
+
+@given(st.lists(st.integers(1, 5), max_size=60))
+def test_an_upgrade_begins_with_one_leaf_and_ends_with_the_root(depths):
+    """Every host goes once, the first alone, then a tenth, and after that no host before one below its depth."""
+    hosts = [HostPlan(f"n{number}", depth) for number, depth in enumerate([0, *depths])]
+    found = careful_waves(hosts)
+    assert sorted(name for wave in found for name in wave) == sorted(each.name for each in hosts)
+    depth_of = {each.name: each.depth for each in hosts}
+    assert len(found[0]) == 1 and depth_of[found[0][0]] == max(depth_of.values())
+    assert found[-1] == ("n0",)
+    flat = [depth_of[name] for wave in found for name in wave]
+    assert flat == sorted(flat, reverse=True)
+    if len(hosts) > 19:
+        assert len(found[1]) == len(hosts) // 10
 
 
 def test_keys_of_others_are_one_more_round():

@@ -47,6 +47,20 @@ def waves(plans: Iterable[HostPlan]) -> tuple[tuple[str, ...], ...]:
     return tuple(tuple(by_depth[depth]) for depth in sorted(by_depth))
 
 
+def careful_waves(plans: Iterable[HostPlan]) -> tuple[tuple[str, ...], ...]:
+    """Return the hosts in the order of an upgrade: one leaf, a tenth of all, then the others, the root last.
+
+    Whoever is below goes first, and of the others one depth at a time: a node that starts anew drops its links for a
+    moment, and what goes wrong should be seen first where nobody is below.
+    """
+    upward = waves(plans)[::-1]
+    order = [name for wave in upward for name in wave]
+    tenth = order[1 : 1 + len(order) // 10]
+    early = {*order[:1], *tenth}
+    others = (tuple(name for name in wave if name not in early) for wave in upward)
+    return tuple(wave for wave in (tuple(order[:1]), tuple(tenth), *others) if wave)
+
+
 def waiting(topology: Topology, failed: Collection[str]) -> dict[str, str]:
     """Return who waits for whom: each node below a failed one -> the nearest failed one above it.
 

@@ -220,6 +220,15 @@ def test_ping_tells_who_did_not_answer_and_why(root):
     assert "unreachable 1: gone" in partly.stderr
 
 
+def test_ping_waits_for_those_that_do_not_answer(root):
+    """They are asked again until the time is over, and only they."""
+    result = run("ping", "a,gone", "--wait", "1", "--json", bus=root)
+    asked = [json.loads(line).get("node") for line in result.stdout.splitlines()]
+    assert (result.exit_code, asked.count("a")) == (3, 1)
+    assert asked.count("gone") > 1
+    assert run("ping", "a", "--wait", "1", bus=root).exit_code == 0
+
+
 def test_an_operators_console_uses_its_key(tree, monkeypatch):
     """With tcp:// and the operator's key, commands work from outside the tree."""
     monkeypatch.setenv("TREESCALE_OPERATOR_KEY", str(tree.folder / "operator" / "key"))

@@ -32,6 +32,8 @@ class Entered:
 
     name: str
     stage: StageName
+    doing: str = ""
+    """The step that begins, in its words; empty where it is the stage as a whole."""
 
 
 @dataclass(frozen=True, slots=True)

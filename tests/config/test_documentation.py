@@ -22,6 +22,7 @@ SECTIONS = {
     model.ExecRule: "Each `[[executor.allow]]`",
     model.DockerPolicy: "### `[docker]`",
     model.Balancing: "### `[balancing]`",
+    model.Dashboard: "### `[dashboard]`",
     model.Handler: "### `[handlers.NAME]`",
     model.BusSettings: "### `[bus]`",
     model.Console: "## console.toml",

@@ -363,6 +363,15 @@ TOML_CASES = {
         "t.toml:5:16: error: servers.node1.docker: TLS is for a host like tcp://10.0.0.1:2376; "
         "give host, or take tls_* out",
     ),
+    "dashboard with half a certificate": (
+        NODE + "[dashboard]\ncertificate = 'cert.pem'",
+        "t.toml:5:2: error: dashboard: certificate and key go together; give both, or neither",
+    ),
+    "dashboard in the clear": (
+        NODE + "[servers.node1.dashboard]\nhost = '0.0.0.0'",
+        "t.toml:5:16: error: servers.node1.dashboard: would send passwords over the network in the clear from 0.0.0.0; "
+        "give certificate and key, or put it behind a proxy on this machine (behind_proxy = true)",
+    ),
     "handler without program": (
         NODE + "[handlers.h]\non = 'a'\nrun = []",
         "t.toml:7:1: error: handlers.h.run: no program is named; "

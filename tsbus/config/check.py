@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from tsbus.config.balancing import check_balancers
 from tsbus.config.document import Document
-from tsbus.config.forms import quote
+from tsbus.config.forms import is_loopback, quote
 from tsbus.config.model import MAX_CHILDS, BusSettings, Console, Server, Tree
 from tsbus.config.problem import Severity
 
@@ -29,6 +29,7 @@ def check_tree(tree: Tree, document: Document, *, strict: bool) -> None:
     check_balancers(tree, document)
     _check_bus(tree.bus, document)
     _check_docker(tree, document)
+    _check_dashboard(tree, document)
 
 
 def check_together(console: Console, tree: Tree, document: Document) -> None:
@@ -119,6 +120,19 @@ def _check_docker(tree: Tree, document: Document) -> None:
             document.note("error", path, "tls_cert and tls_key go together", "give both, or neither")
         if (docker.tls_ca or docker.tls_cert) and not docker.host.startswith("tcp://"):
             document.note("error", path, "TLS is for a host like tcp://10.0.0.1:2376", "give host, or take tls_* out")
+
+
+def _check_dashboard(tree: Tree, document: Document) -> None:
+    own = [(("servers", name, "dashboard"), server.dashboard) for name, server in tree.servers.items()]
+    for path, dashboard in [(("dashboard",), tree.dashboard), *own]:
+        if dashboard is None:
+            continue
+        if bool(dashboard.certificate) != bool(dashboard.key):
+            document.note("error", path, "certificate and key go together", "give both, or neither")
+        elif not (dashboard.certificate or dashboard.behind_proxy or is_loopback(dashboard.host)):
+            message = f"would send passwords over the network in the clear from {dashboard.host}"
+            hint = "give certificate and key, or put it behind a proxy on this machine (behind_proxy = true)"
+            document.note("error", path, message, hint)
 
 
 def _check_bus(bus: BusSettings, document: Document) -> None:

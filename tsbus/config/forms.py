@@ -96,6 +96,19 @@ def host(value: str) -> Complaint | None:
     return (f"{value} cannot be dialled", "give the address others reach this node at") if unspecified else None
 
 
+def listen(value: str) -> Complaint | None:
+    """A host of this machine to listen at; 0.0.0.0 or :: for all its addresses."""
+    return None if value in ("0.0.0.0", "::") else host(value)  # noqa: S104  (words, nothing is bound)
+
+
+def is_loopback(value: str) -> bool:
+    """Tell whether only this machine reaches what listens at a host."""
+    try:
+        return ipaddress.ip_address(value).is_loopback
+    except ValueError:
+        return value == "localhost"
+
+
 def address(value: str) -> Complaint | None:
     """The address of a balancer: IP and port, or a range of ports."""
     try:

@@ -235,6 +235,26 @@ class Balancing:
 
 
 @dataclass(frozen=True, slots=True)
+class Dashboard:
+    """Where the dashboard of a node listens, and who is let in. See docs/dashboard.md."""
+
+    enabled: bool = False
+    """Whether `treescale up` keeps one running on the node."""
+    host: Annotated[str, forms.listen] = "127.0.0.1"
+    port: Port = 8800
+    users: Word = ""
+    """Path of the users file; empty: dashboard-users.json beside the configuration."""
+    certificate: Word = ""
+    """Path of the certificate that browsers are shown, and those above it."""
+    key: Word = ""
+    """Path of its key."""
+    behind_proxy: bool = False
+    """Whether a proxy on this machine speaks TLS for it, and says in X-Forwarded-For who asks."""
+    allowed_hosts: tuple[Annotated[str, forms.host], ...] = ()
+    """Names that it is reached by, besides localhost, the machine's own name and addresses."""
+
+
+@dataclass(frozen=True, slots=True)
 class Handler:
     """A program that the executor runs whenever an event arrives."""
 
@@ -294,12 +314,20 @@ class Server:
     tags: tuple[Tag, ...] = field(default=(), metadata=_SHOWN)
     childs: tuple[Name, ...] = field(default=(), metadata=_SHOWN)
     public_key: PublicKey = ""
+    other_public_key: PublicKey = ""
+    """While its key is exchanged: the one before or after, which the other nodes know it by as well."""
     balancers: dict[str, Balancer] = field(default_factory=dict)
     policy: Policy | None = None
     executor: ExecutorPolicy | None = None
     docker: DockerPolicy | None = None
     balancing: Balancing | None = None
+    dashboard: Dashboard | None = None
     handlers: dict[str, Handler] = field(default_factory=dict)
+
+    @property
+    def public_keys(self) -> tuple[str, ...]:
+        """The keys that others know it by; none: nobody has a link to it."""
+        return tuple(key for key in (self.public_key, self.other_public_key) if key)
 
 
 @dataclass(frozen=True, slots=True)
@@ -324,6 +352,7 @@ class Tree:
     executor: ExecutorPolicy = field(default_factory=ExecutorPolicy)
     docker: DockerPolicy = field(default_factory=DockerPolicy)
     balancing: Balancing = field(default_factory=Balancing)
+    dashboard: Dashboard = field(default_factory=Dashboard)
     handlers: dict[str, Handler] = field(default_factory=dict)
     bus: BusSettings = field(default_factory=BusSettings)
     path: Path | None = field(default=None, compare=False, metadata=_LOCAL)
@@ -357,6 +386,10 @@ class Tree:
     def balancing_for(self, node: str) -> Balancing:
         """Return how the balancers of `node` reach its kernel. Raises KeyError for an unknown node."""
         return self.servers[node].balancing or self.balancing
+
+    def dashboard_for(self, node: str) -> Dashboard:
+        """Return where the dashboard of `node` listens. Raises KeyError for an unknown node."""
+        return self.servers[node].dashboard or self.dashboard
 
     def handlers_for(self, node: str) -> dict[str, Handler]:
         """Return the handlers of `node`: its own override the tree's by name. Raises KeyError for an unknown node."""

@@ -19,7 +19,7 @@ def tree_to_plain(tree: "Tree") -> dict[str, Any]:
     result = struct_to_plain(tree)
     for name, server in tree.servers.items():
         table = result["servers"][name]
-        for section in ("policy", "executor", "docker", "balancing"):
+        for section in ("policy", "executor", "docker", "balancing", "dashboard"):
             own = getattr(server, section)
             if own is not None:
                 table[section] = struct_to_plain(own, base=getattr(tree, section))

@@ -12,7 +12,18 @@ from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
 
 from tsbus.config.document import Document
 from tsbus.config.forms import quote
-from tsbus.config.model import Balancer, Balancing, Console, DockerPolicy, ExecutorPolicy, Name, Policy, Secret, Tree
+from tsbus.config.model import (
+    Balancer,
+    Balancing,
+    Console,
+    Dashboard,
+    DockerPolicy,
+    ExecutorPolicy,
+    Name,
+    Policy,
+    Secret,
+    Tree,
+)
 from tsbus.config.plain import default_of, file_key, has_default
 from tsbus.config.problem import Path
 from tsbus.config.scanner import BALANCER_TABLES
@@ -21,7 +32,7 @@ from tsbus.core.roles import Role
 _BAD = object()
 """What a value becomes that was noted as a problem."""
 _WANTED = {str: "text in quotes", int: "a whole number", float: "a number", bool: "true or false", Secret: "text"}
-_INHERITED = (Policy, ExecutorPolicy, DockerPolicy, Balancing)
+_INHERITED = (Policy, ExecutorPolicy, DockerPolicy, Balancing, Dashboard)
 _DIGITS = re.compile(r"[0-9]{1,5}")
 
 

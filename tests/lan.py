@@ -86,6 +86,12 @@ def address(name: str, version: int = 4) -> str:
     return f"{v4}.{number}" if version == 4 else f"{v6}:{number}"
 
 
+def enter(fd: int) -> None:
+    """Take this thread to another network namespace."""
+    if ctypes.CDLL(None, use_errno=True).setns(fd, _CLONE_NEWNET):
+        raise OSError(ctypes.get_errno(), "setns")
+
+
 class Answer(NamedTuple):
     """Which server answered, and whom it thinks it answered."""
 

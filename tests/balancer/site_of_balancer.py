@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+from lan import Lan, enter
 from model_kernel import Kernel, tree
 
 from tsbus import Client, Event, Request, Worker
-from tsbus.balancer.machine import Machine, MachineError, Refusal, Unusable
+from tsbus.balancer.machine import Machine, MachineError, Refusal, Unusable, open_machine
 from tsbus.balancer.netfilter import Done
 from tsbus.balancer.report import Problem
 from tsbus.balancer.service import Service
@@ -73,6 +74,12 @@ class MemoryMachine:
 
     def close(self) -> None:
         pass
+
+
+def opened(lan: Lan, backend: str) -> Machine:
+    """Take this thread, the balancer's, to the host of the network, and open the kernel there."""
+    enter(lan.host.fd)
+    return open_machine(backend, "set")
 
 
 class Monitor(Worker):

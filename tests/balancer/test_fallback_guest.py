@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from lan import Lan
 from model_kernel import box
-from site_of_balancer import KEYS, site
-from test_service_paths import VIP, opened
+from site_of_balancer import KEYS, opened, site
+from test_service_paths import VIP
 
 pytestmark = pytest.mark.guest
 

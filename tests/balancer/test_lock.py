@@ -1,6 +1,5 @@
 """One balancer for each kernel's network: the lock, in namespaces, and what the service says without it."""
 
-import ctypes
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -8,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from lan import Box
+from lan import Box, enter
 from lone_router import ROOT
 from model_kernel import box
 from site_of_balancer import KEYS, site
@@ -17,7 +16,6 @@ from tsbus.balancer import lock
 from tsbus.balancer.lock import NAME, Lock, Taken
 from tsbus.balancer.machine import Machine, open_machine
 
-_CLONE_NEWNET = 0x40000000
 HOLD = "lock = Lock('n1'); print(flush=True); time.sleep(1000)"
 NOBODY = 65534
 STRANGER = f"""
@@ -87,8 +85,7 @@ async def test_the_service_says_who_has_the_kernel(host: Box, tmp_path: Path) ->
     """Where another node balances nothing is done, `lb.check` says who it is, and it begins when that one is gone."""
 
     def opened() -> Machine:
-        if ctypes.CDLL(None, use_errno=True).setns(host.fd, _CLONE_NEWNET):
-            raise OSError(ctypes.get_errno(), "setns")
+        enter(host.fd)
         return open_machine("nftables", "leave", "n1")
 
     holder = host.call(Lock, "n9")

@@ -1,7 +1,6 @@
 """The balancer's service over real kernels, in namespaces: what clients meet while containers come, drain and go."""
 
 import asyncio
-import ctypes
 import subprocess
 import time
 from collections import Counter
@@ -11,14 +10,12 @@ from pathlib import Path
 import pytest
 from lan import Lan
 from model_kernel import box
-from site_of_balancer import KEYS, LIMIT_S, Site, site
+from site_of_balancer import KEYS, LIMIT_S, Site, opened, site
 
 from tsbus.balancer import statefile
 from tsbus.balancer.clear import clear
-from tsbus.balancer.machine import Machine, open_machine
 from tsbus.config import Balancing
 
-_CLONE_NEWNET = 0x40000000
 VIP = ("10.0.0.1", 80)
 BOXES = {"c1": "172.17.0.2", "c2": "172.17.0.3"}
 
@@ -79,13 +76,6 @@ async def _story(folder: Path, backend: str) -> None:
             tool = ("iptables-save",) if backend == "ipvs" else ("nft", "list", "ruleset")
             assert "treescale" not in lan.host.run(*tool).lower()
             assert not (folder / statefile.NAME).exists()
-
-
-def opened(lan: Lan, backend: str) -> Machine:
-    """Take the thread of the balancer to the host of the network, and open the kernel there."""
-    if ctypes.CDLL(None, use_errno=True).setns(lan.host.fd, _CLONE_NEWNET):
-        raise OSError(ctypes.get_errno(), "setns")
-    return open_machine(backend, "set")
 
 
 async def _states(one: Site, **wanted: str) -> None:

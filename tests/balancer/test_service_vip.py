@@ -9,8 +9,7 @@ import pytest
 from ipvsadm import saved
 from lan import PORT, Answer, Lan, address
 from model_kernel import box
-from site_of_balancer import KEYS, Site, site
-from test_service_paths import opened
+from site_of_balancer import KEYS, Site, opened, site
 
 from tsbus.balancer.clear import clear
 from tsbus.config import Balancing, Tree

@@ -16,8 +16,7 @@ from typing import Any, NamedTuple
 import pytest
 from lan import PATIENCE_S, PORT, Lan, address
 from model_kernel import box
-from site_of_balancer import Site, site
-from test_service_paths import opened
+from site_of_balancer import Site, opened, site
 
 from tsbus.balancer import slots
 from tsbus.balancer.ipvs import SCHEDULERS, Kernel

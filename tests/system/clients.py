@@ -1,6 +1,5 @@
 """Clients: who connects to balancers, once or all the time, from another machine; and what came of it."""
 
-import ctypes
 import random
 import socket
 import threading
@@ -8,21 +7,13 @@ import time
 from collections import Counter
 from typing import NamedTuple, Self
 
-from lan import Box
+from lan import Answer, Box, enter
 from machines import wait
 
 LIMIT_S = 60.0
 """How long a connection or an answer may take."""
 PAUSE_S = 0.06
 """Between two visits of a client."""
-_CLONE_NEWNET = 0x40000000
-
-
-class Answer(NamedTuple):
-    """Which server answered, and whom it thinks it answered."""
-
-    server: str
-    source: str
 
 
 class Flow:
@@ -105,8 +96,7 @@ class Visitors:
         wait(f"visits to {servers}", lambda: all(self.answered[name] >= before[name] + 2 for name in servers))
 
     def _come(self, holds: bool) -> None:
-        if ctypes.CDLL(None, use_errno=True).setns(self._box.fd, _CLONE_NEWNET):
-            raise OSError(ctypes.get_errno(), "setns")
+        enter(self._box.fd)
         while not self._over.wait(PAUSE_S):
             self._visit(random.uniform(0, self._hold_s) if holds else 0)
 

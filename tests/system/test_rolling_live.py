@@ -4,7 +4,6 @@ Engine, balancer (nftables) and client each live in a network namespace of their
 """
 
 import contextlib
-import ctypes
 import json
 import os
 import pty
@@ -24,7 +23,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 from dockerd import Dockerd
-from lan import Box
+from lan import Box, enter
 from lone_router import LoneRouter
 
 from tsbus import connect_blocking
@@ -47,7 +46,6 @@ backend = "nftables"
 """
 SERVER = "cat /etc/hostname > /www/index.html; httpd -f -p 8080 -h /www & trap 'kill $!; exit' TERM; wait"
 """It closes its port and ends at once when it is told to stop, as most programs do."""
-_CLONE_NEWNET = 0x40000000
 
 
 def wait(what: str, is_so: Callable[[], Any]) -> Any:
@@ -65,12 +63,6 @@ def read_until(terminal: int, text: bytes) -> None:
     while text not in seen:
         assert select.select([terminal], [], [], LIMIT_S)[0], f"{text!r} did not come: {seen!r}"
         seen += os.read(terminal, 4096)
-
-
-def enter(fd: int) -> None:
-    """Take this thread to another network namespace."""
-    if ctypes.CDLL(None, use_errno=True).setns(fd, _CLONE_NEWNET):
-        raise OSError(ctypes.get_errno(), "setns")
 
 
 @contextlib.contextmanager

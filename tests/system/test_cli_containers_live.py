@@ -9,15 +9,14 @@ import select
 import struct
 import subprocess
 import sys
-import tempfile
 import termios
-import threading
 import time
 from fcntl import ioctl
 from pathlib import Path
 
 import msgspec
 import pytest
+from background import LIMIT_S, Background
 from click.testing import CliRunner
 from standin import StandIn, container
 from tree import Tree
@@ -25,34 +24,23 @@ from tree import Tree
 from tsbus.cli.main import cli
 
 ROOT = Path(__file__).parents[2]
-LIMIT_S = 20
 FIRST_A, SECOND_A = container("cache", "a", id="ab1" + 61 * "0"), container("db", "a", id="ab2" + 61 * "0")
 
 
-class Site:
-    """root - (a, b, gone): monitors on a and b, none on root, and gone is lost. Its loop runs in a thread."""
+class Site(Background):
+    """root - (a, b, gone): monitors on a and b, none on root, and gone is lost."""
 
-    def __init__(self, folder):
-        self.nodes = {}
-        self._folder = folder
-        self._ready = threading.Event()
-        self._over = None
-        self._thread = threading.Thread(target=lambda: asyncio.run(self._run()), daemon=True)
-        self._thread.start()
-        assert self._ready.wait(LIMIT_S)
-
-    async def _run(self):
-        self._over, self._loop = asyncio.Event(), asyncio.get_running_loop()
-        async with Tree("root:a b gone", Path(self._folder), tags={"a": ("web",), "b": ("web",)}) as tree:
+    @contextlib.asynccontextmanager
+    async def live(self, folder):
+        self.nodes = {node: StandIn(node, []) for node in ("a", "b")}
+        async with Tree("root:a b gone", folder, tags={"a": ("web",), "b": ("web",)}) as tree:
             self.bus = tree.bus("root")
-            for node in ("a", "b"):
-                self.nodes[node] = StandIn(node, [])
-                for worker in self.nodes[node].workers:
+            for node, one in self.nodes.items():
+                for worker in one.workers:
                     await tree.run(worker, node)
             tree.kill("gone")
             await tree.wait_seen("root", {"root", "a", "b"})
-            self._ready.set()
-            await self._over.wait()
+            yield
 
     def reset(self):
         """Let both nodes have a `web`, and each something of its own."""
@@ -69,21 +57,11 @@ class Site:
         """What the node was asked for, but for names."""
         return [(name, body) for name, body in self.nodes[node].asked if name != "containers.find"]
 
-    def do(self, work):
-        """Run a coroutine in the site's loop."""
-        return asyncio.run_coroutine_threadsafe(work, self._loop).result(LIMIT_S)
-
-    def close(self):
-        self._loop.call_soon_threadsafe(self._over.set)
-        self._thread.join(LIMIT_S)
-
 
 @pytest.fixture(scope="module")
 def one_site():
-    with tempfile.TemporaryDirectory(prefix="ts-") as folder:
-        site = Site(folder)
+    with Site() as site:
         yield site
-        site.close()
 
 
 @pytest.fixture

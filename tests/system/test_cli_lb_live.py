@@ -6,7 +6,6 @@ import json
 import signal
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from dataclasses import replace
@@ -14,6 +13,7 @@ from pathlib import Path
 
 import click
 import pytest
+from background import LIMIT_S, Background
 from click.testing import CliRunner
 from tree import Tree
 
@@ -29,7 +29,6 @@ sys.path.append(str(ROOT / "tests/balancer"))  # the kernels in memory live ther
 from model_kernel import box  # noqa: E402
 from site_of_balancer import MemoryMachine, Monitor  # noqa: E402
 
-LIMIT_S = 20
 ALL = {"root": ("web1", "web2", "web3", "c"), "a": ("web3",)}
 """The servers of the balancers `web`."""
 FORWARDING = Problem("net.ipv4.ip_forward is 0", "`sysctl -w net.ipv4.ip_forward=1`")
@@ -98,21 +97,13 @@ class Child(Worker):
         return say
 
 
-class Site:
+class Site(Background):
     """root - (a, b, c, gone): balancers on root and a, a stand-in on c, none on b; gone had one, and is lost."""
 
-    def __init__(self, folder):
-        self._folder = Path(folder)
-        self._ready = threading.Event()
-        self._over = None
-        self._thread = threading.Thread(target=lambda: asyncio.run(self._run()), daemon=True)
-        self._thread.start()
-        assert self._ready.wait(LIMIT_S)
-
-    async def _run(self):
-        self._over, self._loop = asyncio.Event(), asyncio.get_running_loop()
+    @contextlib.asynccontextmanager
+    async def live(self, folder):
         config = loads(CONFIG)
-        tree = Tree("root:a b c gone", self._folder)
+        tree = Tree("root:a b c gone", folder)
         servers = {
             name: replace(one, balancers=config.servers[name].balancers) for name, one in tree.config.servers.items()
         }
@@ -124,8 +115,8 @@ class Site:
             self.machines, serving = {}, []
             for node in ("root", "a"):
                 machine = self.machines[node] = MemoryMachine()
-                (self._folder / node / "lb").mkdir()
-                service = Service(config.with_current(node), self._folder / node / "lb", lambda one=machine: one)
+                (folder / node / "lb").mkdir()
+                service = Service(config.with_current(node), folder / node / "lb", lambda one=machine: one)
                 serving.append(asyncio.create_task(service.serve(await tree.connect(node, name="lb"))))
                 await service.wait_ready()
             self.machines["a"].problems = (FORWARDING,)
@@ -134,27 +125,16 @@ class Site:
             for node, one in (("root", box("web1", "198.51.100.2")), ("root", box("web2", "198.51.100.3")),
                               ("a", box("web3", "198.51.100.4", host_port=8080))):  # fmt: skip
                 await self.monitors[node].has(one, "started")
-            self._ready.set()
-            await self._over.wait()
+            yield
             for task in serving:
                 task.cancel()
             await asyncio.gather(*serving, return_exceptions=True)
 
-    def do(self, work):
-        """Run a coroutine in the site's loop."""
-        return asyncio.run_coroutine_threadsafe(work, self._loop).result(LIMIT_S)
-
-    def close(self):
-        self._loop.call_soon_threadsafe(self._over.set)
-        self._thread.join(LIMIT_S)
-
 
 @pytest.fixture(scope="module")
 def one_site():
-    with tempfile.TemporaryDirectory(prefix="ts-") as folder:
-        site = Site(folder)
+    with Site() as site:
         yield site
-        site.close()
 
 
 @pytest.fixture

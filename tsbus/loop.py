@@ -21,7 +21,7 @@ from tsbus.core import message as wire
 from tsbus.core.message import Type
 from tsbus.identity import role_of
 from tsbus.router import Router
-from tsbus.transport import Curve, SocketTransport, TransportError, public_of, read_secret
+from tsbus.transport import Curve, SocketTransport, TransportError, own_secret, public_of
 
 _log = log.Log("router")
 _STUCK_MS = 2.0
@@ -42,10 +42,9 @@ class SystemClock:
 
 def allowed_keys(tree: Tree) -> dict[str, str]:
     """Return whose keys may connect to a node's port: the other nodes' and the operators' (protocol 1.2)."""
-    keys = {server.public_key: f"node:{name}" for name, server in tree.servers.items() if name != tree.current_node}
-    keys |= {operator.public_key: f"operator:{name}" for name, operator in tree.operators.items()}
-    keys.pop("", None)
-    return keys
+    others = (server for name, server in tree.servers.items() if name != tree.current_node)
+    keys = {key: f"node:{server.name}" for server in others for key in server.public_keys}
+    return keys | {operator.public_key: f"operator:{name}" for name, operator in tree.operators.items()}
 
 
 def endpoint(ip: str, port: int) -> str:
@@ -53,34 +52,42 @@ def endpoint(ip: str, port: int) -> str:
     return f"tcp://[{ip}]:{port}" if ":" in ip else f"tcp://{ip}:{port}"
 
 
-def dial_addresses(tree: Tree) -> dict[str, tuple[str, str]]:
-    """Return the address and the public key of every node that has a key."""
+def dial_addresses(tree: Tree) -> dict[str, tuple[str, tuple[str, ...]]]:
+    """Return the address and the public keys of every node that has one."""
     return {
-        name: (endpoint(server.ip, server.service_port), server.public_key)
+        name: (endpoint(server.ip, server.service_port), server.public_keys)
         for name, server in tree.servers.items()
-        if server.public_key
+        if server.public_keys
     }
+
+
+def own_keys(tree: Tree, secret: str | None) -> Curve | None:
+    """Return the keys of `tree.current_node`. Raises TransportError when it has another, or none and needs one."""
+    server = tree.servers[tree.current_node]
+    if secret is None:
+        if len(tree.servers) > 1:
+            raise TransportError("a node of a tree needs its secret key: treescale keys new PATH, then --key PATH")
+        return None
+    keys = Curve(public_of(secret), secret)
+    if server.public_key not in ("", keys.public):
+        raise TransportError(
+            f"this node's secret key is not that of servers.{server.name}.public_key; one of them is wrong"
+        )
+    return keys
 
 
 class RouterProcess:
     """One router on real sockets."""
 
-    def __init__(self, tree: Tree, secret: str | None, run_dir: Path, reload: Callable[[], Tree]) -> None:
+    def __init__(
+        self, tree: Tree, secret: str | None, run_dir: Path, reload: Callable[[], tuple[Tree, str | None]]
+    ) -> None:
         """`secret`: this node's secret key, None only for a tree of one node, which then opens no port.
 
-        `reload` reads the configuration again, on SIGHUP; it raises ConfigError. The constructor raises TransportError
-        when the sockets cannot be opened or the key is not the one of the configuration.
+        `reload` reads both again, on SIGHUP; it raises ConfigError or TransportError. The constructor raises
+        TransportError when the sockets cannot be opened or the key is not the one of the configuration.
         """
-        server = tree.servers[tree.current_node]
-        keys = None
-        if secret is not None:
-            keys = Curve(public_of(secret), secret)
-            if server.public_key and server.public_key != keys.public:
-                raise TransportError(
-                    f"this node's secret key is not that of servers.{server.name}.public_key; one of them is wrong"
-                )
-        elif len(tree.servers) > 1:
-            raise TransportError("a node of a tree needs its secret key: treescale keys new PATH, then --key PATH")
+        keys = own_keys(tree, secret)
         clock = SystemClock()
         self.transport = SocketTransport(
             clock,
@@ -100,9 +107,10 @@ class RouterProcess:
         self.transport.serve(self.router)
         self.transport.bind_local(run_dir / "bus")
         if keys is not None:
-            self.transport.bind_tcp(endpoint(server.ip, server.service_port))
+            self.transport.bind_tcp(_port_of(tree))
+        self._keys = keys
         self._clock = clock
-        self._read_tree = reload
+        self._read_again = reload
         self._reload_due = False
         self._running = True
 
@@ -141,12 +149,14 @@ class RouterProcess:
         self._reload_due = True
 
     def _reload(self) -> None:
-        """Follow the configuration file; one that is not in order changes nothing."""
+        """Follow the configuration file and the key; what is not in order changes nothing."""
         self._reload_due = False
         router, old = self.router, self.router.tree
         try:
-            tree = self._read_tree()
-        except ConfigError as error:
+            tree, secret = self._read_again()
+            if tree.current_node == old.current_node:
+                keys = own_keys(tree, secret)
+        except (ConfigError, TransportError) as error:
             router.counters["config-refused"] += 1
             _log.error("config.refused", hint="the running configuration stays", text=str(error))
             return
@@ -154,19 +164,24 @@ class RouterProcess:
             router.counters["config-refused"] += 1
             _log.error("config.refused", hint="restart this router to make it another node", node=tree.current_node)
             return
-        if tree.version == old.version:
+        if tree.version == old.version and keys == self._keys:
             _log.info("config.unchanged", config=tree.version)
             return
-        before, after = allowed_keys(old), allowed_keys(tree)
-        self.transport.allowed = after
-        self.transport.dial_addresses = dial_addresses(tree)
-        router.reload(tree, frozenset(name for key, name in before.items() if after.get(key) != name))
-        _log.info("config.loaded", config=tree.version, before=old.version)
+        allowed, is_new_key = allowed_keys(tree), keys != self._keys
+        self._keys = keys
+        self.transport.follow(keys, _port_of(tree), allowed, dial_addresses(tree))
+        router.reload(tree, allowed)
+        _log.info("config.loaded", config=tree.version, before=old.version, new_key=is_new_key)
 
     def _say_bye(self) -> None:
         frame = wire.encode_frame(wire.local(Type.BYE, wire.Bye("bye", f"{self.router.me} stops")))
         for peer in list(self.router.peers):
             self.transport.send(peer.conn, frame)
+
+
+def _port_of(tree: Tree) -> str:
+    server = tree.servers[tree.current_node]
+    return endpoint(server.ip, server.service_port)
 
 
 def _keep_freed_memory() -> None:
@@ -197,15 +212,16 @@ def main() -> int:
     log.setup(options.log_level)
     _take_all_descriptors()
 
-    def load_tree() -> Tree:
-        return load(options.config, current_node=options.node)
+    def read() -> tuple[Tree, str | None]:
+        tree = load(options.config, current_node=options.node)
+        server = tree.servers.get(tree.current_node)
+        return tree, own_secret(options.key, server.public_key if server else "") if options.key else None
 
     try:
-        tree = load_tree()
+        tree, secret = read()
         if not tree.current_node:
             parser.error("the configuration has no current_node; give --node NAME")
-        secret = read_secret(options.key) if options.key else None
-        process = RouterProcess(tree, secret, options.run_dir, load_tree)
+        process = RouterProcess(tree, secret, options.run_dir, read)
     except (ConfigError, TransportError) as error:
         print(f"ts_router: {error}", file=sys.stderr)
         return 2

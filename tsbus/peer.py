@@ -32,6 +32,8 @@ class Conn:
 
     kind: ConnKind
     name: str = ""
+    key: str = ""
+    """The public key that the other end has proved to have; empty for LOCAL."""
     uid: int = -1
     gid: int = -1
     pid: int = -1

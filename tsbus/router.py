@@ -7,7 +7,7 @@ the world only through `Transport` and `Clock` (peer.py), so the same router run
 import json
 import random
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from tsbus.commands import Commands
 from tsbus.config import Tree
@@ -488,20 +488,23 @@ class Router:
         if peer.conn.malformed >= _MALFORMED_LIMIT:
             self.cut(peer, "malformed", f"{peer.conn.malformed} malformed messages; the last: {error}")
 
-    def reload(self, tree: Tree, revoked: frozenset[str]) -> None:
+    def reload(self, tree: Tree, names: Mapping[str, str]) -> None:
         """Follow a new configuration without touching any link that it keeps.
 
-        `revoked`: connection names ("node:NAME", "operator:NAME") whose key changed or is gone; these are cut (P9).
-        New bounds hold for connections from now on.
+        `names`: public key -> "node:NAME" or "operator:NAME". Whoever has proved a key that is not his any more is cut,
+        and so is a client with another role. New bounds hold for connections from now on.
         """
         self.tree, self.settings, self.topology = tree, tree.bus, tree.topology()
         self.directory.replace_topology(self.topology)
         self.routing.topology = self.topology
         self.links.reload()
         for peer in list(self.peers):
-            name = f"node:{peer.conn.name}" if peer.conn.kind is ConnKind.DIAL else peer.conn.name
-            if name in revoked:
+            conn = peer.conn
+            name = f"node:{conn.name}" if conn.kind is ConnKind.DIAL else conn.name
+            if conn.kind is not ConnKind.LOCAL and names.get(conn.key) != name:
                 self.cut(peer, "revoked", f"the configuration no longer has this key of {name}")
+            elif peer.kind in _CLIENTS and peer.role != self.role_of(conn):
+                self.cut(peer, "revoked", f"{peer.who} has another role in the new configuration")
         self.invalidate()
 
     def invalidate(self) -> None:

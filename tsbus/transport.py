@@ -11,6 +11,7 @@ import fcntl
 import os
 import random
 import select
+import socket as tcp
 import stat
 from collections import deque
 from collections.abc import Callable, Mapping
@@ -47,6 +48,10 @@ _MAX_DEAD = 10_000
 _SOCKET_BUFFER = 1024 * 1024
 _REDIAL_MS = (100, 400)
 _REDIAL_REFUSED_MS = (700, 1300)
+_REBIND_MS = (5, 5000)
+"""The first and the longest pause between two tries to bind the port again: libzmq lets go of it in its own thread."""
+_LAST_WORDS_MS = 200
+"""So long has what was sent to leave, BYE above all, before a connection is ended."""
 _HANDSHAKE_MS = 5000
 _MONITORED = (
     zmq.EVENT_ACCEPTED
@@ -111,6 +116,24 @@ def read_secret(path: str | os.PathLike[str]) -> str:
     return secret
 
 
+def own_secret(path: str | os.PathLike[str], public_key: str) -> str:
+    """Read the secret key that belongs to `public_key`: that in the file, or else the next one beside it, PATH.next.
+
+    So the configuration alone says when a node goes on with its next key (docs/build.md, Keys). Where neither fits, and
+    where there is no `public_key`, it is that in the file. Raises TransportError like `read_secret`.
+    """
+    secret, following = read_secret(path), next_key(path)
+    if public_key not in ("", public_of(secret)) and following.exists():
+        other = read_secret(following)
+        return other if public_of(other) == public_key else secret
+    return secret
+
+
+def next_key(path: str | os.PathLike[str]) -> Path:
+    """Return where the key is that follows the one at `path`."""
+    return Path(f"{os.fspath(path)}.next")
+
+
 # The router's side ----------------------------------------------------------------------------------------------------
 
 
@@ -128,11 +151,15 @@ class _Dial:
     """A node to dial: the socket while there is one, and when to make the next."""
 
     node: str
+    key: str = ""
+    """Which of the node's keys its socket expects."""
+    address: str = ""
     socket: "zmq.Socket[Any] | None" = None
     descriptor: int = -1
     monitor: "zmq.Socket[Any] | None" = None
     conn: Conn | None = None
     again_ms: float = 0.0
+    tries: int = 0
     failures: int = 0
 
 
@@ -145,19 +172,26 @@ class SocketTransport:
         *,
         keys: Curve | None,
         allowed: Mapping[str, str],
-        dial_addresses: Mapping[str, tuple[str, str]],
+        dial_addresses: Mapping[str, tuple[str, tuple[str, ...]]],
         heartbeat_ms: int = 500,
         heartbeat_timeout_ms: int = 1500,
         context: "zmq.Context[Any] | None" = None,
     ) -> None:
         """Open nothing yet.
 
-        `allowed`: public key -> name ("node:NAME", "operator:NAME"); `dial_addresses`: node -> (address, its key).
+        `allowed`: public key -> name ("node:NAME", "operator:NAME"); `dial_addresses`: node -> (address, its keys).
         """
         self._clock = clock
         self._keys = keys
-        self.allowed = dict(allowed)
-        self.dial_addresses = dict(dial_addresses)
+        self._allowed = dict(allowed)
+        self._dial_addresses = dict(dial_addresses)
+        self._port = ""
+        """The address of the service port, once it was bound."""
+        self._rebind_ms: float | None = None
+        """When to try to bind it again."""
+        self._rebind_pause_ms = 0
+        self._ending: deque[tuple[float, tcp.socket]] = deque()
+        """TCP connections to end, and when: what was sent last gets a moment to leave."""
         self._heartbeat = (heartbeat_ms, heartbeat_timeout_ms)
         self._context = context or zmq.Context(io_threads=1)
         self._context.set(zmq.MAX_SOCKETS, 65_000)
@@ -219,6 +253,7 @@ class SocketTransport:
         """Bind the service port, `tcp://ip:port`. Raises TransportError without a key, or when the port is taken."""
         if self._keys is None:
             raise TransportError("a router without a key does not open a port (P10); give it one: treescale keys new")
+        self._port = address
         self._bind(ConnKind.TCP, address)
 
     def _bind(self, kind: ConnKind, address: str) -> None:
@@ -239,6 +274,62 @@ class SocketTransport:
             listener.close()
             raise TransportError(f"cannot listen on {address}: {error}; is another router running there?") from None
         self._listeners.append(listener)
+
+    # Following another configuration ------------------------------------------------------------------------------
+
+    def follow(
+        self,
+        keys: Curve | None,
+        port: str,
+        allowed: Mapping[str, str],
+        dial_addresses: Mapping[str, tuple[str, tuple[str, ...]]],
+    ) -> None:
+        """Use these from now on, as in the constructor; `port` is the address of the service port.
+
+        Another key or port of our own makes all TCP connections anew. Otherwise those that stand are left alone: the
+        router cuts whom it does not want any more.
+        """
+        self._allowed, self._dial_addresses = dict(allowed), dict(dial_addresses)
+        if keys is not None and (keys, port) != (self._keys, self._port):
+            self._keys, self._port = keys, port
+            self._reopen()
+        for dial in self._dials.values():
+            address, known = self._dial_addresses.get(dial.node, ("", ()))
+            if dial.conn is None and (dial.address != address or dial.key not in known):
+                # libzmq would go on to try with these, and the wrong one may answer one day.
+                self._hang_up(dial, again_ms=(0, 0))
+
+    def _reopen(self) -> None:
+        """Make everything over TCP anew, as soon as libzmq has let go of the port."""
+        for listener in [each for each in self._listeners if each.kind is ConnKind.TCP]:
+            self._listeners.remove(listener)
+            listener.close(_LAST_WORDS_MS)
+            for conn in listener.conns():
+                self._homes.pop(conn, None)
+                self._sink.disconnected(conn)
+        for dial in list(self._dials.values()):
+            dialled = dial.conn
+            self._hang_up(dial, again_ms=(0, 0))
+            if dialled is not None:
+                self._sink.disconnected(dialled)
+        self._rebind_pause_ms = _REBIND_MS[0]
+        self._rebind_ms = self._clock.monotonic_ms()
+
+    def _rebind_due(self) -> float | None:
+        """Bind the service port again if it is time to; returns when it is."""
+        now = self._clock.monotonic_ms()
+        if self._rebind_ms is None or self._rebind_ms > now:
+            return self._rebind_ms
+        try:
+            self._bind(ConnKind.TCP, self._port)
+        except TransportError as error:
+            self._rebind_ms = now + self._rebind_pause_ms
+            self._rebind_pause_ms = min(2 * self._rebind_pause_ms, _REBIND_MS[1])
+            if self._rebind_pause_ms == _REBIND_MS[1]:
+                _log.error("port.not-bound", text=str(error))
+        else:
+            self._rebind_ms = None
+        return self._rebind_ms
 
     # Dialling -----------------------------------------------------------------------------------------------------
 
@@ -264,10 +355,11 @@ class SocketTransport:
         return min(waiting, default=None)
 
     def _dial(self, dial: _Dial) -> None:
-        if dial.node not in self.dial_addresses or self._keys is None:
+        if dial.node not in self._dial_addresses or self._keys is None:
             dial.again_ms = self._clock.monotonic_ms() + _REDIAL_REFUSED_MS[1]
             return
-        address, server_key = self.dial_addresses[dial.node]
+        dial.address, known = self._dial_addresses[dial.node]
+        dial.key = known[dial.tries % len(known)]  # while a key is exchanged it has one or the other
         socket = self._context.socket(zmq.DEALER)
         _options(socket)
         _heartbeat(socket, *self._heartbeat)
@@ -276,7 +368,7 @@ class SocketTransport:
         socket.setsockopt(zmq.TCP_MAXRT, 5000)
         # P5: with RECONNECT_IVL_MAX set libzmq has no jitter at all, so the interval itself is random.
         socket.setsockopt(zmq.RECONNECT_IVL, random.randint(*_REDIAL_MS))  # noqa: S311
-        _curve(socket, Curve(self._keys.public, self._keys.secret, server_key))
+        _curve(socket, Curve(self._keys.public, self._keys.secret, dial.key))
         dial.socket = socket
         dial.descriptor = _fd(socket)
         dial.monitor = socket.get_monitor_socket(_MONITORED)
@@ -284,9 +376,9 @@ class SocketTransport:
         self._watch(dial.monitor, partial(self._read_dial_monitor, dial))
         self._watch(socket, partial(self._read_dial, dial))
         try:
-            socket.connect(address)
+            socket.connect(dial.address)
         except zmq.ZMQError as error:
-            _log.warning("dial.bad-address", node=dial.node, address=address, error=str(error))
+            _log.warning("dial.bad-address", node=dial.node, address=dial.address, error=str(error))
             self._hang_up(dial, again_ms=_REDIAL_REFUSED_MS)
 
     def _hang_up(self, dial: _Dial, again_ms: tuple[int, int] | None = None) -> None:
@@ -300,6 +392,7 @@ class SocketTransport:
         if dial.conn is not None:
             self._homes.pop(dial.conn, None)
         dial.socket = dial.monitor = dial.conn = None
+        dial.tries += 1
         self._undialled = True
         if again_ms is not None:
             dial.again_ms = self._clock.monotonic_ms() + random.randint(*again_ms)  # noqa: S311
@@ -310,7 +403,7 @@ class SocketTransport:
             event = parse_monitor_message(monitor.recv_multipart(_NOBLOCK))["event"]
             if event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
                 dial.failures = 0
-                dial.conn = Conn(ConnKind.DIAL, dial.node)
+                dial.conn = Conn(ConnKind.DIAL, dial.node, dial.key)
                 self._homes[dial.conn] = dial
                 self._sink.connected(dial.conn)
             elif event == zmq.EVENT_DISCONNECTED:
@@ -367,7 +460,7 @@ class SocketTransport:
         """End a connection; see peer.Transport."""
         home = self._homes.get(conn)
         if isinstance(home, _Listener):
-            home.deafen(conn)
+            home.close_one(conn)
         elif home is not None:
             self._hang_up(home, again_ms=_REDIAL_REFUSED_MS)
 
@@ -375,9 +468,10 @@ class SocketTransport:
 
     def wait(self, timeout_ms: float) -> set[int]:
         """Wait at most so long for anything to happen; hand what it returns to `read`."""
-        next_dial = self._dial_due()
-        if next_dial is not None:
-            timeout_ms = min(timeout_ms, max(0.0, next_dial - self._clock.monotonic_ms()))
+        dues = (self._dial_due(), self._rebind_due(), self._end_due())
+        due = min((each for each in dues if each is not None), default=None)
+        if due is not None:
+            timeout_ms = min(timeout_ms, max(0.0, due - self._clock.monotonic_ms()))
         ready: set[int] = set()
         for descriptor in self._hot:
             reader = self._readers.get(descriptor)
@@ -413,27 +507,41 @@ class SocketTransport:
         while _readable(self._zap):
             version, request, _, address, _, mechanism, *credentials = self._zap.recv_multipart()
             key = z85.encode(credentials[0]).decode() if mechanism == b"CURVE" and credentials else ""
-            name = self.allowed.get(key)
-            if name is None:
+            if key not in self._allowed:
                 self._sink.key_refused()
                 _log.warning("key.refused", address=address.decode(errors="replace"), key=key)
                 answer = [version, request, b"400", b"key not allowed", b"", b""]
-            else:
-                answer = [version, request, b"200", b"OK", name.encode(), b""]
+            else:  # its name is looked up when it speaks: it may be silent until the key is another's, or nobody's
+                answer = [version, request, b"200", b"OK", key.encode(), b""]
             self._zap.send_multipart(answer)
         return False
+
+    def _end_later(self, connection: tcp.socket) -> None:
+        """End a TCP connection, which libzmq cannot do with one of a ROUTER (P9), after its last words have left."""
+        self._ending.append((self._clock.monotonic_ms() + _LAST_WORDS_MS, connection))
+
+    def _end_due(self) -> float | None:
+        """End the connections whose time has come; returns when the next one's does."""
+        while self._ending and self._ending[0][0] <= self._clock.monotonic_ms():
+            connection = self._ending.popleft()[1]
+            with contextlib.suppress(OSError):
+                connection.shutdown(tcp.SHUT_RDWR)
+            connection.close()
+        return self._ending[0][0] if self._ending else None
 
     def stop(self) -> None:
         """Close everything; what was sent gets 200 ms to leave (BYE)."""
         for dial in self._dials.values():
             if dial.socket is not None:
-                dial.socket.linger = 200
+                dial.socket.linger = _LAST_WORDS_MS
                 if dial.monitor is not None:
                     dial.socket.disable_monitor()
                     dial.monitor.close(0)
                 dial.socket.close()
         for listener in self._listeners:
-            listener.close(200)
+            listener.close(_LAST_WORDS_MS)
+        for _, connection in self._ending:
+            connection.close()
         self._zap.close(0)
         self._context.term()
         self._epoll.close()
@@ -445,14 +553,16 @@ class _Listener:
     """One bound ROUTER socket and its connections, which are known by their routing id and by their descriptor."""
 
     def __init__(self, transport: SocketTransport, kind: ConnKind, socket: "zmq.Socket[Any]") -> None:
+        self.kind = kind
         self._transport = transport
-        self._kind = kind
         self._socket = socket
         self._descriptor = _fd(socket)
         self._by_id: dict[bytes, Conn | None] = {}
-        """None: a connection that was closed from this side, which libzmq cannot do; it is only not heard (P9)."""
+        """None: a connection that was closed from this side; it is not heard any more (P9)."""
         self._ids: dict[Conn, bytes] = {}
         self._by_fd: dict[int, bytes] = {}
+        self._inodes: dict[Conn, int] = {}
+        """Which socket of the kernel a connection is: its descriptor may be another's by the time it is closed."""
         self._open: set[int] = set()
         self._dying: dict[bytes, int] = {}
         """Connections that ended, and in how many rounds to report it: what was sent before the end is read first."""
@@ -511,9 +621,10 @@ class _Listener:
             self._by_fd[descriptor] = identity
         else:  # it spoke and ended at once
             self._dying[identity] = _LAST_ROUNDS
-        conn = Conn(self._kind)
-        if self._kind is ConnKind.TCP:
-            conn.name = str(frame.get("User-Id"))
+        conn = Conn(self.kind)
+        if self.kind is ConnKind.TCP:
+            conn.key = str(frame.get("User-Id"))
+            conn.name = self._transport._allowed.get(conn.key, "")
         else:
             # "localhost:UID:GID:PID" (measured); the kernel says so, not the peer
             with contextlib.suppress(ValueError, zmq.ZMQError):
@@ -522,7 +633,14 @@ class _Listener:
             conn.name = f"uid:{conn.uid}"
         self._by_id[identity] = conn
         self._ids[conn] = identity
+        with contextlib.suppress(OSError):  # it ended just now
+            self._inodes[conn] = os.fstat(descriptor).st_ino
         self._transport._homes[conn] = self
+        if not conn.name:
+            _log.warning("key.refused", key=conn.key, hint="it was taken away after the handshake")
+            self._transport._sink.key_refused()
+            self.close_one(conn)
+            return None
         return conn
 
     def _read_monitor(self) -> bool:
@@ -550,6 +668,7 @@ class _Listener:
         self._dead.append(identity)
         if conn is not None:
             self._ids.pop(conn, None)
+            self._inodes.pop(conn, None)
             self._transport._homes.pop(conn, None)
             self._transport._sink.disconnected(conn)
 
@@ -566,12 +685,23 @@ class _Listener:
             self._transport._hot.add(self._descriptor)
         return True
 
-    def deafen(self, conn: Conn) -> None:
-        """Stop listening to a connection until it says HELLO on a new one."""
-        identity = self._ids.pop(conn, None)
-        if identity is not None:
-            self._by_id[identity] = None
+    def conns(self) -> list[Conn]:
+        return list(self._ids)
+
+    def close_one(self, conn: Conn) -> None:
+        """Do not hear a connection any more, and end it behind libzmq's back, which has no call for that (P9)."""
+        identity, inode = self._ids.pop(conn, None), self._inodes.pop(conn, None)
         self._transport._homes.pop(conn, None)
+        if identity is None:
+            return
+        self._by_id[identity] = None
+        for descriptor in [each for each, owner in self._by_fd.items() if owner == identity]:
+            with contextlib.suppress(OSError):
+                connection = tcp.socket(fileno=os.dup(descriptor))
+                if os.fstat(connection.fileno()).st_ino == inode:
+                    self._transport._end_later(connection)
+                else:
+                    connection.close()
 
     def close(self, linger: int = 0) -> None:
         self._transport._unwatch(self._monitor)

@@ -10,4 +10,4 @@ from tsbus.loop import RouterProcess
 if __name__ == "__main__":
     file, secret, run_dir = sys.argv[1:]
     setup("warning")
-    RouterProcess(load(file), secret, Path(run_dir), reload=lambda: load(file)).run()
+    RouterProcess(load(file), secret, Path(run_dir), reload=lambda: (load(file), secret)).run()

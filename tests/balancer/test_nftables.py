@@ -1,5 +1,7 @@
 """The balancer of a kernel without IPVS, in namespaces of this one: who answers, and what connections meet."""
 
+import socket
+import struct
 import threading
 import time
 from collections import Counter
@@ -12,7 +14,7 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
-from lan import KINDS, LIMIT_S, PORT, Answer, Lan, address
+from lan import KINDS, LIMIT_S, PORT, Answer, Flow, Lan, address
 
 from tsbus.balancer import conntrack
 from tsbus.balancer.netfilter import HostEdge
@@ -284,6 +286,36 @@ def test_many_connections(stage: Stage) -> None:
     assert {flow.ask().server for flow in flows} == {"c2"}
 
 
+def test_ports_that_are_used_again(stage: Stage) -> None:
+    """The end of old connections leaves alone those that clients have made since from the same ports."""
+    ports = range(40_000, 40_010)
+
+    def connections() -> list[Flow]:
+        found = []
+        for port in ports:
+            end = stage.lan["client"].call(socket.socket)
+            end.bind(("", port))
+            end.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # close() frees the port
+            end.settimeout(LIMIT_S)
+            end.connect((address("host"), 80))
+            found.append(Flow(end, LIMIT_S))
+        return found
+
+    stage.balance(web(), place("c1"), place("c2", 0))
+    for flow in connections():
+        assert flow.ask().server == "c1"
+        flow.end.close()
+    old = stage.host.call(lambda: list(conntrack.flows(4)))
+    stage.apply(SetDestination(web(), place("c2")), SetDestination(web(), place("c1", 0)))
+    flows = connections()
+    assert {flow.ask().server for flow in flows} == {"c2"}
+    stage.apply(SetDestination(web(), place("c1")), SetDestination(web(), place("c2", 0)))
+    stage.host.call(conntrack.end, old)
+    assert {flow.ask().server for flow in flows} == {"c2"}
+    for flow in flows:
+        flow.end.close()
+
+
 def test_counts_outlive_changes(stage: Stage) -> None:
     """Changes of weights and of other servers leave what was counted as it is."""
     key = web("udp")  # no packet comes later, as the last ones of TCP
@@ -300,7 +332,7 @@ def test_counts_outlive_changes(stage: Stage) -> None:
 
 def test_a_change_has_no_empty_moment(stage: Stage) -> None:
     """While servers take turns in having a weight, no connection of clients that come without pause fails."""
-    stage.balance(web(), place("c1"), place("c2", 0))
+    stage.balance(web(), place("c1"), place("c2", 0), place("c3"))
     over = threading.Event()
     found: Counter[str] = Counter()
 
@@ -317,6 +349,17 @@ def test_a_change_has_no_empty_moment(stage: Stage) -> None:
             stage.apply(SetDestination(web(), place("c1", 0)), SetDestination(web(), place("c2", 1)))
         over.set()
         asking.result()
+
+
+@pytest.mark.parametrize("scheduler", ["rr", "wrr", "sh"])
+def test_a_map_without_its_elements(stage: Stage, scheduler: str) -> None:
+    """A packet for which there is no slot gets a server: kernels empty a map before the last packet has left it."""
+    stage.balance(web(), place("c1", 1), place("c2", 2), scheduler=scheduler)
+    chain = ("chain", "inet", "treescale-lb", "s/tcp/10.0.0.1/80")
+    rules = stage.host.run("nft", "--handle", "list", *chain).splitlines()
+    handle = next(rule.split()[-1] for rule in rules if " vmap " in rule)
+    stage.host.run("nft", "delete", "rule", *chain[1:], "handle", handle)
+    assert stage.servers("client").total() == 4
 
 
 @st.composite

@@ -41,7 +41,11 @@ class Flow(NamedTuple):
     over: bool
     established: bool
     name: bytes
-    """What the kernel knows it by."""
+    """What the kernel knows it by: the answers, which come from the server.
+
+    Its other half, what the client sends, may be another connection's soon: to another server from the same port, and
+    with the same id, which is made of the place in memory that the kernel has just freed.
+    """
     version: int
 
 
@@ -82,7 +86,7 @@ def _flow(body: bytes, version: int) -> Flow | None:
         established=state is not None and state == _ESTABLISHED.get(protocol),
         name=b"".join(
             attribute(kind | flag, read[kind])
-            for kind, flag in ((_ORIGINAL, NESTED), (_ID, 0), (_ZONE, 0))
+            for kind, flag in ((_REPLY, NESTED), (_ID, 0), (_ZONE, 0))
             if kind in read
         ),
         version=version,

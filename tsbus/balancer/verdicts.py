@@ -1,8 +1,8 @@
 """Verdicts: a table of services in the words of nft, and back. Pure.
 
-The table `treescale-lb` has a map from what clients connect to, to the chain of its service; this chain has one rule
-that gives a slot (slots.py) to the chain of a server; and this one has one rule that translates. So all that a change
-touches is the rule of one service, and a transaction replaces it without a moment in between.
+The table `treescale-lb` has a map from what clients connect to, to the chain of its service; this chain gives a slot
+(slots.py) to the chain of a server; and this one has one rule that translates. So all that a change touches is the
+chain of one service, and a transaction replaces what is in it without a moment in between.
 
 Of a connection only the first packet comes here, the others are translated by the kernel's tracking. Two sets, with the
 packets to servers and from them, count.
@@ -188,17 +188,20 @@ def _rules(key: Key, pool: Held, before: Held | None) -> Iterator[str]:
                 f'comment "weight {each.weight}"'
             )
     yield f"flush chain inet {TABLE} {_name(key)}"
-    yield f'add rule inet {TABLE} {_name(key)} {_choice(key, pool)} comment "{pool.service.scheduler}"'
+    for rule in _choice(key, pool):
+        yield f"add rule inet {TABLE} {_name(key)} {rule}"
 
 
-def _choice(key: Key, pool: Held) -> str:
-    order = slots(pool.service.scheduler, pool.destinations.values())
-    if not order:
-        return "reject"
-    if len(set(order)) == 1:
-        return f"goto {_name(key, order[0])}"
+def _choice(key: Key, pool: Held) -> Iterator[str]:
+    """Which server a connection gets; the first rule bears the scheduler's name."""
+    scheduler = pool.service.scheduler
+    order = slots(scheduler, pool.destinations.values())
+    first = f"goto {_name(key, order[0])}" if order else "reject"
+    if len(set(order)) < 2:
+        yield f'{first} comment "{scheduler}"'
+        return
     number = f"numgen inc mod {len(order)}"
-    if pool.service.scheduler == "sh":
+    if scheduler == "sh":
         number = f"jhash {_FAMILIES[key.version]} saddr mod {MANY} seed {_SEED:#x}"
     parts = []
     position = 0
@@ -207,7 +210,10 @@ def _choice(key: Key, pool: Held) -> str:
         span = f"{position}-{last}" if last > position else str(position)
         parts.append(f"{span} : goto {_name(key, address)}")
         position = last + 1
-    return f"{number} vmap {{ {', '.join(parts)} }}"
+    yield f'{number} vmap {{ {", ".join(parts)} }} comment "{scheduler}"'
+    # A kernel that replaces the rule above takes the elements from its map while packets are still in it (seen with
+    # 6.18): such a packet finds none, and would be refused by the host itself.
+    yield first
 
 
 @lru_cache(maxsize=20_000)
@@ -249,7 +255,7 @@ def parse(listed: Iterable[Mapping[str, Any]]) -> Listing:
                     if address:
                         servers[key][address] = each
                     else:
-                        choices[key] = each
+                        choices.setdefault(key, each)  # what follows it is for the moment of a change
                 case "map":
                     for place, verdict in each.get("elem", ()):
                         listen, chain = _listen(_concat(place)), verdict["goto"]["target"]

@@ -29,7 +29,7 @@ import tsbus
 from bench.harness import ROOT, BenchError, Fleet
 from bench.ours import Ours, connect
 from bench.shop import PORT
-from bench.visitors import Visitors
+from bench.visitors import Failure, Visitors
 from tests.dockerd import Dockerd
 from tsbus.config import Balancer, Balancing, DockerPolicy
 from tsbus.config import Tree as Config
@@ -392,14 +392,25 @@ async def stop(way: str, backend: str) -> Figures:
                 await asyncio.sleep(AFTER_S)
                 await site.start(number)
         seconds = [1e3 * each for each in visitors.seconds]
-        failed = sum(begun - 0.2 < at < end + AFTER_S for begun, end in spans for at, _ in visitors.errors)
+        failed = sum(begun - 0.2 < each.begun < end + AFTER_S for begun, end in spans for each in visitors.failures)
+        for each in visitors.failures:
+            print(f"a request failed: {_words(each, spans)}", flush=True)
         return {
-            "requests": len(seconds) + len(visitors.errors),
+            "requests": len(seconds) + len(visitors.failures),
             "failed": failed,
-            "failed, other times": len(visitors.errors) - failed,
+            "failed, other times": len(visitors.failures) - failed,
             **percentiles("answer", seconds),
             "stop s": statistics.median(end - begun for begun, end in spans),
         }
+
+
+def _words(failure: Failure, spans: list[tuple[float, float]]) -> str:
+    """What failed, and where in the order of stops."""
+    number, (begun, end) = next(
+        (pair for pair in reversed([*enumerate(spans, 1)]) if pair[1][0] - 0.2 < failure.begun), (0, (0.0, 0.0))
+    )
+    when = f"{failure.begun - begun:.3f} s after stop {number} began, which took {end - begun:.3f} s"
+    return f"{failure.error} while {failure.step} from port {failure.port} for {failure.took_s:.3f} s; {when}"
 
 
 SHOP = Balancer("shop", f"{VIP}:80", manage_vip=True)

@@ -36,6 +36,7 @@ class Balanced:
         lines = done.stdout.strip().splitlines()
         if done.returncode or not lines or not lines[-1].startswith("{"):
             raise BenchError(f"{' '.join(words)} ended with {done.returncode}\n{(done.stdout + done.stderr)[-4000:]}")
+        print(*lines[:-1], sep="\n", end="\n" * (len(lines) > 1), file=sys.stderr)  # what it has to say beside figures
         figures: dict[str, float] = json.loads(lines[-1])
         return figures
 

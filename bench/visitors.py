@@ -3,11 +3,26 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import time
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 LIMIT_S = 5.0  # a visitor who waits longer goes away, and that is a failure
 REQUEST = b"GET / HTTP/1.0\r\n\r\n"
+
+
+class Failure(NamedTuple):
+    """A request that was not answered."""
+
+    begun: float
+    """On the monotonic clock."""
+    took_s: float
+    port: int
+    """The client's; 0: it has none any more, as it was refused."""
+    step: str
+    """What it was at: connecting, asking."""
+    error: str
 
 
 @dataclass
@@ -19,8 +34,7 @@ class Visitors:
     rate: float
     seconds: list[float] = field(default_factory=list)
     """How long each took that was answered."""
-    errors: list[tuple[float, str]] = field(default_factory=list)
-    """When those came that were not, on the monotonic clock, and what became of them."""
+    failures: list[Failure] = field(default_factory=list)
 
     async def __aenter__(self) -> Visitors:
         self._over = False
@@ -33,11 +47,9 @@ class Visitors:
 
     async def answered(self) -> bool:
         """Whether one request is answered."""
-        before = len(self.seconds), list(self.errors)
-        await self._visit()
-        done = len(self.seconds) > before[0]
-        self.seconds, self.errors = self.seconds[: before[0]], before[1]
-        return done
+        probe = Visitors(self.host, self.port, self.rate)
+        await probe._visit()
+        return bool(probe.seconds)
 
     async def _come(self) -> None:
         begun = time.monotonic()
@@ -53,18 +65,21 @@ class Visitors:
         await asyncio.gather(*visits)
 
     async def _visit(self) -> None:
-        begun = time.monotonic()
-        try:
-            async with asyncio.timeout(LIMIT_S):
-                reader, writer = await asyncio.open_connection(self.host, self.port)
-                try:
-                    writer.write(REQUEST)
-                    said = await reader.read()
-                finally:
-                    writer.close()
-            if b" 200 " not in said:
-                raise ConnectionResetError("no answer")
-        except OSError as error:  # a timeout is one, too
-            self.errors.append((begun, type(error).__name__))
-        else:
-            self.seconds.append(time.monotonic() - begun)
+        loop, begun, step = asyncio.get_running_loop(), time.monotonic(), "connecting"
+        with socket.socket() as end:
+            end.setblocking(False)
+            try:
+                async with asyncio.timeout(LIMIT_S):
+                    await loop.sock_connect(end, (self.host, self.port))
+                    step = "asking"
+                    await loop.sock_sendall(end, REQUEST)
+                    said = b""
+                    while more := await loop.sock_recv(end, 4096):
+                        said += more
+                if b" 200 " not in said:
+                    raise ConnectionResetError("no answer")
+            except OSError as error:  # a timeout is one, too
+                took_s = time.monotonic() - begun
+                self.failures.append(Failure(begun, took_s, end.getsockname()[1], step, repr(error)))
+            else:
+                self.seconds.append(time.monotonic() - begun)

@@ -29,6 +29,8 @@ class HostPlan:
     troubles: tuple[Trouble, ...] = ()
     platform: Platform | None = None
     """What its bundle is made for; None where it cannot be built."""
+    python: str = ""
+    """The interpreter that it runs on, and the installer; empty where it cannot be built."""
 
     @property
     def can_go(self) -> bool:
@@ -67,7 +69,7 @@ def plan(wanted: Wanted, facts: Facts, offset_s: float = 0.0) -> HostPlan:
         return HostPlan(wanted.name, wanted.depth, (), tuple(troubles))
     # Scripts that install packages come first, whichever part asked for them.
     steps.sort(key=lambda step: not step.script)
-    return HostPlan(wanted.name, wanted.depth, tuple(steps), tuple(troubles), _platform(facts, python))
+    return HostPlan(wanted.name, wanted.depth, tuple(steps), tuple(troubles), _platform(facts, python), python.path)
 
 
 def _has(steps: list[Step], *kinds: StepKind) -> bool:

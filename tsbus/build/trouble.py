@@ -12,7 +12,7 @@ from typing import Final, Literal, NamedTuple, get_args
 Kind = Literal[
     "access", "name", "refused", "unreachable", "timeout", "host-key-unknown", "host-key-changed", "authentication",
     "sudo", "probe", "platform", "python", "disk", "clock", "port", "address", "kernel", "docker", "identity",
-    "download", "package-lock", "lost", "step",
+    "download", "package-lock", "lost", "silent", "step",
 ]  # fmt: skip
 """As docs/build.md explains them."""
 KINDS: Final[tuple[Kind, ...]] = get_args(Kind)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 
+from tsbus.config import Tree
 from tsbus.supervision import SupervisionError
 
 SERVICES = ("router", "executor", "docker", "events", "balancer")
@@ -261,6 +262,14 @@ def render_server(node: str, *, port: int, balancer: bool, password: str = "") -
     }
     return render(node, SERVER_FILES, commands, password=password, max_files=16384, as_root=True,
                   environments=environments)  # fmt: skip
+
+
+def render_servers(tree: Tree) -> dict[str, str]:
+    """Return the supervisord.conf of every server of a tree, with a place for its password."""
+    return {
+        name: render_server(name, port=server.service_port, balancer=bool(server.balancers))
+        for name, server in tree.servers.items()
+    }
 
 
 def example() -> str:

@@ -55,10 +55,18 @@ class Exchange:
     """A shell becomes root, takes a script, says things, ends."""
 
     def __init__(
-        self, link: Transport, login: Login, shared: Shared, until: float, stage: str, what: str, tell: Tell | None
+        self,
+        link: Transport,
+        login: Login,
+        shared: Shared,
+        until: float,
+        stage: str,
+        what: str,
+        tell: Tell | None,
+        hear: Tell | None,
     ) -> None:
         self._link, self._login, self._shared = link, login, shared
-        self._stage, self._what, self._tell = stage, what, tell
+        self._stage, self._what, self._tell, self._raw = stage, what, tell, hear
         self._last = until
         self._mark = f"ts-{token_hex(16)}"
         self._out, self._err = Lines(), Lines()
@@ -254,6 +262,8 @@ class Exchange:
             if kept:
                 self._kept.add(line)
                 self._first = line if self._first is None else self._first
+                if self._raw:
+                    self._raw(line)
             masked = self._shared.secrets.mask(line)
             self._shown.add(masked)
             if self._tell:

@@ -52,7 +52,7 @@ class Session:
                 self._hop(login)
         except Fault as error:
             self.abort()
-            raise self._trouble(error.failure) from error
+            raise self.trouble(error.failure) from error
         except BaseException:
             self.abort()
             raise
@@ -74,13 +74,15 @@ class Session:
         stdin: bytes | Source | None = None,
         as_root: bool = True,
         tell: Tell | None = None,
+        hear: Tell | None = None,
         timeout_s: float = RUN_S,
         check: bool = True,
     ) -> Outcome:
         """Run a shell script, or a program with its arguments, and wait for its end.
 
-        `stage` and `what` (the step in words) are for troubles. `tell` gets each line of output, masked. A script that
-        is cut off before it has arrived whole does not run. Raises ServerTrouble, also for an exit status other than 0
+        `stage` and `what` (the step in words) are for troubles. `tell` gets each line of output, masked; `hear`
+        each of standard output as it came, for programs that read it. A script that is cut off before it has arrived
+        whole does not run. Raises ServerTrouble, also for an exit status other than 0
         with `check`; Cancelled.
         """
         text = script if isinstance(script, str) else shlex.join(script)
@@ -90,10 +92,10 @@ class Session:
         try:
             if not self.connected:
                 raise fault(self.login, EOFError(), stage=stage)
-            exchange = Exchange(self._hops[-1], self.login, self._shared, self.until, stage, what, tell)
+            exchange = Exchange(self._hops[-1], self.login, self._shared, self.until, stage, what, tell, hear)
             return exchange.run(text, stdin, rights, timeout_s, check=check)
         except Fault as error:
-            raise self._trouble(error.failure) from error
+            raise self.trouble(error.failure) from error
 
     def upload(
         self,
@@ -130,8 +132,17 @@ class Session:
         finally:
             self._shared.uploads.release()
         if outcome.status:
-            raise self._trouble(self._upload_failure(outcome))
+            raise self.trouble(self._upload_failure(outcome))
         return said != ["have"]
+
+    def trouble(self, failure: Failure) -> ServerTrouble:
+        """Return the failure, classed, with no secret in it."""
+        mask = self._shared.secrets.mask
+        masked = Failure(
+            failure.stage, failure.place, failure.type, failure.errno, mask(failure.text), failure.status,
+            mask(failure.output), failure.command,
+        )  # fmt: skip
+        return ServerTrouble(classify(masked))
 
     # Inside.
 
@@ -161,15 +172,6 @@ class Session:
             self._shared.check()
             raise fault(login, EOFError())
         authenticate(hop, login, self._shared)
-
-    def _trouble(self, failure: Failure) -> ServerTrouble:
-        """Return the failure, classed, with no secret in it."""
-        mask = self._shared.secrets.mask
-        masked = Failure(
-            failure.stage, failure.place, failure.type, failure.errno, mask(failure.text), failure.status,
-            mask(failure.output), failure.command,
-        )  # fmt: skip
-        return ServerTrouble(classify(masked))
 
     def _upload_failure(self, outcome: Outcome) -> Failure:
         place = self.login.place

@@ -1,0 +1,62 @@
+"""Sites: a tree of targets, and a console that builds it."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from node_bundle import CACHE
+from targets import Target
+
+from tsbus.build.bundle import Bundler
+from tsbus.build.campaign import Campaign, Options
+from tsbus.build.reports import Report
+from tsbus.build.store import Store
+from tsbus.config import Console, Server, SshEntry, Tree
+from tsbus.supervision.conf import render_servers
+
+PORT = 8888
+
+
+class Site:
+    """Servers, the first of which is the root; each of the others is a child of the one before, or as `childs` says."""
+
+    def __init__(
+        self, targets: Mapping[str, Target], folder: Path, key: Path, childs: Mapping[str, list[str]] | None = None
+    ) -> None:
+        self.targets = dict(targets)
+        names = list(targets)
+        below = childs if childs is not None else {one: [two] for one, two in zip(names, names[1:], strict=False)}
+        self.tree = Tree(
+            servers={name: Server(name, each.ip, PORT, childs=list(below.get(name, []))) for name, each in targets.items()}
+        )
+        self.console = Console(
+            ssh={name: SshEntry(name=name, host=each.ip, username="root", key=str(key), host_key=each.host_key)
+                 for name, each in targets.items()},
+            path=folder / "console.toml",
+        )  # fmt: skip
+        self.folder = folder
+        self.said: list[Report] = []
+        """By the last campaign."""
+
+    def entry(self, name: str, **changes: Any) -> None:
+        """Change how the console logs in to a server."""
+        self.console.ssh[name] = replace(self.console.ssh[name], **changes)
+
+    def campaign(self, **options: Any) -> Campaign:
+        """Return a new run. Docker is left out: the targets have none."""
+        options = {"docker": False} | options
+        store = Store.beside(self.console)
+        return Campaign(self.tree, self.console, Options(**options), store, render_servers(self.tree),
+                        bundler=Bundler(CACHE, offline=False))  # fmt: skip
+
+    def build(self, **options: Any) -> Campaign:
+        """Do all of it; `said` is what it said."""
+        campaign = self.campaign(**options)
+        self.said = [*campaign.look(), *campaign.apply()]
+        return campaign
+
+    def each(self, script: str) -> Iterator[str]:
+        """Run a script on every server, and yield what it prints."""
+        for target in self.targets.values():
+            yield target.run(script, check=False)

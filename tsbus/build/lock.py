@@ -1,0 +1,224 @@
+"""Lock: nobody else builds meanwhile. A folder on the root's server, which its holder touches as long as it builds.
+
+The holder keeps a session of its own, in which a script has made the folder and waits for a line every BEAT_S. At the
+end of these lines, however it comes about (the run is over, Ctrl-C, the console is killed), the script takes the folder
+away. When nothing at all comes any more, a cable that is out, the folder is stale after STALE_S, and whoever comes next
+takes it over.
+"""
+
+import json
+import shlex
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from io import BytesIO
+from queue import Empty, SimpleQueue
+from secrets import token_hex
+from typing import BinaryIO, Final
+
+from tsbus.build.access import Login
+from tsbus.build.jobs import Log
+from tsbus.build.ssh import Cancelled, ServerTrouble, Session, Shared
+from tsbus.build.ssh.exchange import FOR_EVER
+from tsbus.build.trouble import Failure, clean
+
+PLACE: Final = "/run/treescale-build.lock"
+"""/run is on every server, and empty after a start of the machine."""
+BEAT_S: Final = 20.0
+STALE_S: Final = 120.0
+_HELD: Final = 73
+"""Exit status: somebody else has it."""
+_MAX_WORD: Final = 200
+
+
+@dataclass(frozen=True, slots=True)
+class Holder:
+    """Who builds."""
+
+    user: str
+    host: str
+    """Of the console."""
+    pid: int
+    what: str
+    since_s: float
+    """When it began, in seconds since 1970 by the console's clock."""
+    silent_s: float = 0.0
+    """How long nothing has been heard of it, as the root's server sees it."""
+
+    @property
+    def is_gone(self) -> bool:
+        """Whether the lock is there for the taking."""
+        return self.silent_s > STALE_S
+
+    def __str__(self) -> str:
+        since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(self.since_s))
+        return f"{self.user}@{self.host} (pid {self.pid}), {self.what}, since {since}"
+
+
+_SCRIPT: Final = """
+silent() {
+  touched=$(stat -c %Y "$place/who" 2>/dev/null || stat -c %Y "$place" 2>/dev/null) || return
+  echo $(($(date +%s) - touched))
+}
+held() { echo "held $(silent)"; cat "$place/who" 2>/dev/null; exit 73; }
+is_stale() { age=$(silent); [ "${age:-0}" -gt "$stale" ]; }
+is_mine() { grep -qs "$token" "$place/who"; }
+sign() { printf '%s\\n' "$who" >"$place/who.$token" && mv -f "$place/who.$token" "$place/who"; }
+"""
+_TAKE: Final = """
+umask 077
+if ! mkdir "$place" 2>/dev/null && ! is_mine; then
+  if [ -d "$place" ]; then
+    # Of several that find it stale, one makes this folder; and then it may be fresh already.
+    is_stale && mkdir "$place/taken" 2>/dev/null || held
+    is_stale || { rmdir "$place/taken"; held; }
+  else
+    mkdir "$place" || exit  # given back just now, or it cannot be made
+  fi
+fi
+sign || exit
+rmdir "$place/taken" 2>/dev/null
+echo have
+while read -r _; do
+  is_mine || held
+  touch "$place/who"
+done
+if is_mine; then rm -rf "$place"; fi
+exit 0
+"""
+_LOOK: Final = """
+[ -d "$place" ] || exit 0
+held
+"""
+_REMOVE: Final = """
+[ -d "$place" ] || exit 0
+if is_stale || [ "$force" = yes ]; then
+  mkdir "$place.$token" && mv "$place" "$place.$token/" && rm -rf "$place.$token"
+else
+  held
+fi
+"""
+
+
+class Lock:
+    """The lock of one run. `take` and `release` are for one thread; the keeping has its own."""
+
+    def __init__(self, login: Login, shared: Shared, holder: Holder, log: Log) -> None:
+        """`login`: to the root's server; `holder`: who we are."""
+        self._login, self._shared, self._log = login, shared, log
+        self._script = _script(_TAKE, json.dumps(asdict(holder)))
+        self._released = threading.Event()
+        self._answers: SimpleQueue[Holder | ServerTrouble | None] = SimpleQueue()
+        self._has = False
+        self._thread = threading.Thread(target=self._keep, name="build-lock", daemon=True)
+        self.lost_to: Holder | None = None
+        """Who has it now, although we have not given it back: we were gone for too long."""
+
+    def take(self) -> Holder | None:
+        """Take it; returns who has it, None when it is ours. Raises ServerTrouble, Cancelled."""
+        self._thread.start()
+        while True:
+            self._shared.check()
+            try:
+                answer = self._answers.get(timeout=1.0)
+            except Empty:
+                continue
+            if isinstance(answer, ServerTrouble):
+                raise answer
+            return answer
+
+    def release(self) -> None:
+        """Give it back. When its server cannot be reached any more, it goes stale by itself."""
+        self._released.set()
+        if self._thread.is_alive():
+            self._thread.join(1.0 if self._shared.cancelled.is_set() else 2 * BEAT_S)
+
+    def _keep(self) -> None:
+        while not self._released.is_set():
+            try:
+                with Session(self._login, self._shared) as session:
+                    outcome = session.run(
+                        self._script, stage="lock", what="take the lock", stdin=self._beats, tell=self._log,
+                        timeout_s=FOR_EVER, check=False,
+                    )  # fmt: skip
+                    if outcome.status not in (0, _HELD):
+                        raise session.trouble(
+                            Failure(
+                                "lock",
+                                self._login.place,
+                                status=outcome.status,
+                                output=outcome.shown,
+                                command=f"make {PLACE}",
+                            )
+                        )
+            except Cancelled:
+                return
+            except ServerTrouble as error:
+                if not self._has:
+                    self._answers.put(error)
+                    return
+                if self._released.wait(BEAT_S / 4):  # the connection was lost: come back before it is stale
+                    return
+            else:
+                if outcome.status == _HELD:
+                    self._held_by(_parse(outcome.out))
+                    return
+
+    def _held_by(self, holder: Holder) -> None:
+        if self._has:
+            self.lost_to = holder
+        else:
+            self._answers.put(holder)
+
+    def _beats(self, line: str) -> BinaryIO:
+        if line != "have":
+            return BytesIO()
+        if not self._has:
+            self._has = True
+            self._answers.put(None)
+        return _Beats(lambda: self._shared.wait(self._released, time.monotonic() + BEAT_S))
+
+
+class _Beats(BytesIO):
+    """A line every BEAT_S, until the lock is released."""
+
+    def __init__(self, is_over: Callable[[], bool]) -> None:
+        super().__init__()
+        self._is_over = is_over
+
+    def read(self, _size: int | None = -1) -> bytes:
+        return b"" if self._is_over() else b"\n"
+
+
+def look(session: Session) -> Holder | None:
+    """Return who has the lock, None for nobody. Raises ServerTrouble, Cancelled."""
+    outcome = session.run(_script(_LOOK), stage="lock", what="look at the lock", check=False)
+    return _parse(outcome.out) if outcome.status == _HELD else None
+
+
+def remove(session: Session, *, force: bool = False) -> Holder | None:
+    """Remove a stale lock, or any with `force`; returns who has it still. Raises ServerTrouble, Cancelled."""
+    head = f"force={'yes' if force else 'no'}\n"
+    outcome = session.run(head + _script(_REMOVE), stage="lock", what="remove the lock", check=False)
+    return _parse(outcome.out) if outcome.status == _HELD else None
+
+
+def _script(body: str, who: str = "") -> str:
+    values = {"place": PLACE, "stale": f"{STALE_S:.0f}", "token": token_hex(16), "who": who}
+    values["who"] = f"{values['who']} {values['token']}"
+    return "".join(f"{name}={shlex.quote(value)}\n" for name, value in values.items()) + _SCRIPT + body
+
+
+def _parse(said: str) -> Holder:
+    """Return who the server says it is; whatever it says, it is somebody."""
+    first, _, rest = said.partition("held ")[2].partition("\n")
+    silent_s = float(first) if first.isascii() and first.isdigit() else 0.0
+    try:
+        told = json.loads(rest.strip().rpartition(" ")[0])
+        words = (clean(str(told[key]))[:_MAX_WORD] for key in ("user", "host"))
+        user, host = words
+        what = clean(str(told["what"]))[:_MAX_WORD]
+        return Holder(user, host, int(told["pid"]), what, float(told["since_s"]), silent_s)
+    except (ValueError, KeyError, TypeError, OverflowError):
+        return Holder("somebody", "somewhere", 0, "who has not said more yet", time.time() - silent_s, silent_s)

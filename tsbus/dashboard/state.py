@@ -12,6 +12,7 @@ from typing import Any, Final
 import msgspec
 
 from tsbus import mirror
+from tsbus.core.events import Event
 from tsbus.core.target import TargetError, resolve
 from tsbus.core.tree import Topology
 from tsbus.dashboard.answers import MAX_WORKERS, NodeStatus, Stats, Status, peer
@@ -92,6 +93,12 @@ class Model:
         self._gone: deque[tuple[int, tuple[str, ...]]] = deque(maxlen=MAX_GONE)
 
     # Reading.
+
+    @property
+    def scope(self) -> str:
+        """Of subscriptions: with nobody above, `all` is as good as `subtree`, and takes no second connection."""
+        top = self.nodes.get(self.here)
+        return "subtree" if top is not None and top.home else "all"
 
     def container(self, node: str, name: str) -> ContainerView | None:
         """Return a container by its name, its id or the beginning of one, of at least the short length."""
@@ -182,11 +189,10 @@ class Model:
         if order != list(self.nodes):
             self.nodes = {name: self.nodes[name] for name in order}
 
-    def router(self, node: str, told: Mapping[str, Any], now_ms: int) -> None:
-        """Take the answer of `router.stats`. Raises ValueError for what is none."""
+    def router(self, node: str, stats: Stats, now_ms: int) -> None:
+        """Take the answer of `router.stats`."""
         if node not in self.nodes:
             return
-        stats = msgspec.convert(told, Stats)
         links = tuple(peer(one) for one in stats.links)
         workers = tuple(peer(one) for one in stats.workers[:MAX_WORKERS])
         self.heard(node, now_ms)
@@ -215,18 +221,18 @@ class Model:
 
     # Events.
 
-    def event(self, topic: str, node: str, *, who: str, time_ms: int, now_ms: int, body: bytes, content: int) -> None:
+    def event(self, event: Event, now_ms: int) -> None:
         """Take any event into the log, and what some of them say of slow peers and programs into the node."""
-        number = self.events.last + 1
+        topic, node, who, time_ms = event.topic, event.origin, event.who, event.time_ms
         record = EventRecord(
-            number=number,
+            number=self.events.last + 1,
             topic=topic,
             node=node,
             who=who,
             time_ms=time_ms,
             arrived_ms=now_ms,
-            body=body,
-            content=content,
+            body=event.body,
+            content=event.content,
         )
         self.events.append(record)
         self._next()
@@ -424,7 +430,12 @@ class Model:
             before = known.get(name)
             if before is None or msgspec.structs.replace(view, revision=before.revision) != before:
                 known[name] = msgspec.structs.replace(view, revision=self._next())
-        self._put_node(node, balancers_ms=now_ms)
+        self._put_node(node, balancers_ms=now_ms, balancers_why="")
+
+    def unbalanced(self, node: str, why: str) -> None:
+        """The balancers of a node cannot be asked; what was known of them stays."""
+        if node in self.nodes:
+            self._put_node(node, balancers_why=why[:MAX_TEXT])
 
     def traffic(self, node: str, told: BalancerTraffic, now_ms: int) -> None:
         """Take what a balancer's kernel counts."""

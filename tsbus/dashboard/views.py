@@ -151,6 +151,8 @@ class NodeView(_View, frozen=True, kw_only=True):
     """Names of those that its configuration gives it."""
     balancers_ms: int = 0
     """When it told of them last."""
+    balancers_why: str = ""
+    """Why it cannot be asked for them."""
 
     @property
     def adopted(self) -> bool:

@@ -3,15 +3,13 @@
 import contextlib
 import faulthandler
 import tempfile
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from machines import Machines
-from tree import Tree
-
-Grow = Callable[..., Awaitable[Tree]]
+from tree import Grow, Tree
 
 
 @pytest.fixture

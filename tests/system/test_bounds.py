@@ -13,9 +13,8 @@ from typing import Any
 
 import pytest
 import zmq
-from conftest import Grow
 from raw import RawWorker
-from tree import QUICK, Tree, bodies, until
+from tree import QUICK, Grow, Tree, bodies, until
 
 from tsbus import Client
 from tsbus.core import message as wire

@@ -10,9 +10,8 @@ from random import Random
 from typing import Any
 
 import pytest
-from conftest import Grow
 from raw import RawChild
-from tree import QUICK, Tree, bodies, until
+from tree import QUICK, Grow, Tree, bodies, until
 
 from tsbus import Client, Request, Result, Worker
 from tsbus.config import BusSettings

@@ -3,8 +3,7 @@
 import signal
 from dataclasses import replace
 
-from conftest import Grow
-from tree import Tree, until
+from tree import Grow, Tree, until
 
 from tsbus.config import Server
 from tsbus.transport import new_keypair

@@ -7,9 +7,8 @@ from typing import Any
 
 import pytest
 import zmq
-from conftest import Grow
 from raw import Peer, RawChild, RawParent, RawWorker
-from tree import QUICK, Tree, until
+from tree import QUICK, Grow, Tree, until
 
 from tsbus.config import AllowRule, Operator, Policy
 from tsbus.core import message as wire

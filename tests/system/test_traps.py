@@ -9,9 +9,8 @@ from itertools import pairwise
 from typing import Any
 
 import zmq
-from conftest import Grow
 from raw import RawWorker
-from tree import HOST, QUICK, Cutter, bodies, until
+from tree import HOST, QUICK, Cutter, Grow, bodies, until
 
 from tsbus import Request, Worker
 from tsbus.config import Operator

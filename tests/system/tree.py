@@ -332,6 +332,10 @@ class Tree:
             raise AssertionError(f"{error}; it sees {json.dumps(seen, indent=1)}") from None
 
 
+Grow = Callable[..., Awaitable[Tree]]
+"""Starts a tree, with the arguments of `Tree`; the fixture `grow` is one."""
+
+
 def bodies(events: list[Event]) -> list[Any]:
     """Return what events say, in JSON."""
     return [event.json() for event in events]

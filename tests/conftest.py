@@ -1,6 +1,7 @@
 """Fixtures that tests of several rings share."""
 
 import os
+import signal
 import tempfile
 from collections.abc import Iterator
 
@@ -19,6 +20,8 @@ settings.load_profile("treescale")
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    # What a shell starts in the background ignores Ctrl-C, and so would the programs that tests start and interrupt.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     config.addinivalue_line("markers", "long: takes minutes in a guest; `make test-long` runs these and no others")
     in_guest.pytest_configure(config)
     config.pluginmanager.register(targets.Plugin(), "lab")

@@ -25,7 +25,11 @@ HOMES = {
     "pyroute2": "tsbus.balancer",
     "paramiko": "tsbus.build.ssh",
     "prometheus_client": "tsbus.dashboard",
-    "nicegui": "tsbus.dashboard",
+    # NiceGUI brings the other three, and is made of them.
+    "nicegui": "tsbus.dashboard.web",
+    "fastapi": "tsbus.dashboard.web",
+    "starlette": "tsbus.dashboard.web",
+    "uvicorn": "tsbus.dashboard.web",
 }
 """Where each outside package may be imported. A package that is not here is a new dependency: it needs a reason."""
 

@@ -1,0 +1,133 @@
+"""Server: the application, from the gate inwards, and uvicorn in the loop of the bus client."""
+
+import asyncio
+import contextlib
+import socket
+import ssl
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import uvicorn
+from fastapi import FastAPI
+from nicegui import core, ui
+from starlette.staticfiles import StaticFiles
+
+from tsbus.config import Dashboard
+from tsbus.dashboard.web import errors, pages, signin
+from tsbus.dashboard.web.gate import MAX_BODY, Gate
+from tsbus.dashboard.web.hosts import Hosts
+from tsbus.dashboard.web.scripts import PageScripts
+from tsbus.dashboard.web.site import Site
+
+STATIC: Final = Path(__file__).parent / "static"
+MAX_CONNECTIONS: Final = 1000
+END_S: Final = 2
+"""So long requests under way may take when the server ends; streams are cut."""
+
+
+class ListenError(Exception):
+    """It cannot listen; the text says where, why and what to do."""
+
+
+class CertificateError(Exception):
+    """TLS cannot be spoken with these files; the text says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Listener:
+    """Where the server listens."""
+
+    socket: socket.socket
+    url: str
+
+    @property
+    def port(self) -> int:
+        """The port; one that was free where 0 was asked for."""
+        return int(self.socket.getsockname()[1])
+
+
+def listen(settings: Dashboard) -> Listener:
+    """Listen where `settings` say. Raises ListenError."""
+    host, port = settings.host, settings.port
+    try:
+        family, _, _, _, place = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+        listener = socket.create_server(place[:2], family=family, backlog=256)
+    except OSError as error:
+        mend = "; give another one with --port, or port in [dashboard]"
+        raise ListenError(f"cannot listen at {_spelled(host)}:{port}: {error.strerror}{mend}") from error
+    shown = {"0.0.0.0": "localhost", "::": "localhost"}.get(host, host)  # noqa: S104  (words)
+    scheme = "https" if settings.certificate else "http"
+    return Listener(listener, f"{scheme}://{_spelled(shown)}:{listener.getsockname()[1]}/")
+
+
+def _spelled(host: str) -> str:
+    return f"[{host}]" if ":" in host else host
+
+
+def check_certificate(certificate: Path, key: Path) -> None:
+    """Raise CertificateError for a certificate that TLS cannot be spoken with."""
+    for path in (certificate, key):
+        try:
+            path.open("rb").close()
+        except OSError as error:
+            raise CertificateError(f"cannot read {path}: {error.strerror}") from error
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(certificate, key)
+    except ssl.SSLError as error:
+        raise CertificateError(
+            f"{certificate} and {key} are no certificate and its key: {error.reason or error}"
+        ) from error
+
+
+def application(site: Site, settings: Dashboard, listener: Listener, *, names: Iterable[str]) -> Gate:
+    """Return the whole application, reached by `names` too. Once in a process: NiceGUI is one for all."""
+    secure = bool(settings.certificate) or settings.behind_proxy
+    # Cookies do not know ports: two dashboards on one machine must not take each other's.
+    cookie = f"treescale-{listener.port}"
+    app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None)
+    errors.install(app)
+    app.include_router(signin.router(site.door, cookie, secure=secure))
+    app.mount("/static", StaticFiles(directory=STATIC))
+    pages.install(site)
+    core.app.add_middleware(PageScripts)
+    core.app.config.socket_io_js_transports = ["websocket"]
+    ui.run_with(app, title="TreeScale", dark=None, show_welcome_message=False, tailwind=False)
+    return Gate(app, site.door, Hosts((*names, *settings.allowed_hosts)), cookie, secure=secure)
+
+
+class _Server(uvicorn.Server):
+    """One that leaves signals to whoever runs it."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+async def serve(gate: Gate, settings: Dashboard, listener: Listener, ready: Callable[[], object]) -> None:
+    """Serve until cancelled; `ready` is called once it answers."""
+    config = uvicorn.Config(
+        gate,
+        lifespan="on",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        proxy_headers=settings.behind_proxy,
+        ws_max_size=MAX_BODY,
+        limit_concurrency=MAX_CONNECTIONS,
+        timeout_graceful_shutdown=END_S,
+        ssl_certfile=settings.certificate or None,
+        ssl_keyfile=settings.key or None,
+    )
+    server = _Server(config)
+    serving = asyncio.create_task(server.serve(sockets=[listener.socket]))
+    try:
+        while not server.started and not serving.done():
+            await asyncio.sleep(0.01)
+        if server.started:
+            ready()
+        await asyncio.shield(serving)
+    finally:
+        server.should_exit = True
+        await serving

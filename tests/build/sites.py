@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +27,11 @@ class Site:
     ) -> None:
         self.targets = dict(targets)
         names = list(targets)
-        below = childs if childs is not None else {one: [two] for one, two in zip(names, names[1:], strict=False)}
+        below = childs if childs is not None else {one: [two] for one, two in pairwise(names)}
         self.tree = Tree(
-            servers={name: Server(name, each.ip, PORT, childs=list(below.get(name, []))) for name, each in targets.items()}
+            servers={
+                name: Server(name, each.ip, PORT, childs=list(below.get(name, []))) for name, each in targets.items()
+            }
         )
         self.console = Console(
             ssh={name: SshEntry(name=name, host=each.ip, username="root", key=str(key), host_key=each.host_key)

@@ -191,8 +191,8 @@ class Campaign:
             match news:
                 case Begun():
                     yield from self.stages.enter(name, names[name], now)
-                case Told(value=Entered(stage=stage)):
-                    yield from self.stages.enter(name, stage, now)
+                case Told(value=Entered(stage=stage, doing=doing)):
+                    yield from self.stages.enter(name, stage, now, doing)
                 case Told(value=report):
                     if isinstance(report, Stepped) and report.changed:
                         self._changed.setdefault(name, set()).add(report.step.words)

@@ -93,13 +93,16 @@ class Stages:
         self.last: dict[str, StageName] = {}
         """The last one that each has entered."""
 
-    def enter(self, name: str, stage: StageName, now: float) -> Iterator[Entered | Left]:
-        """Let a server enter a stage; yields what is to be told. `now` is in seconds of any clock."""
+    def enter(self, name: str, stage: StageName, now: float, doing: str = "") -> Iterator[Entered | Left]:
+        """Let a server enter a stage, or another step of it; yields what is to be told.
+
+        `now` is in seconds of any clock.
+        """
         if name not in self._now or self._now[name][0] != stage:
             yield from self.leave(name, now)
             self._now[name] = stage, now
             self.last[name] = stage
-            yield Entered(name, stage)
+        yield Entered(name, stage, doing)
 
     def leave(self, name: str, now: float) -> Iterator[Left]:
         """Let a server leave its stage well, if it is in one."""

@@ -10,7 +10,7 @@ import click
 if TYPE_CHECKING:
     from tsbus import Reply
 
-PROGRAMS = ("treescale", "ts-pub", "ts-sub")
+PROGRAMS = ("treescale", "ts-build", "ts-pub", "ts-sub")
 BUILT_IN = ("router.ping", "router.resolve", "router.stats", "router.status")
 PATIENCE_S = 0.2
 """A shell that waits for a word must not feel it."""

@@ -32,6 +32,8 @@ class Code(IntEnum):
     """No node could be reached, or none answered in time."""
     REFUSED = 5
     """The policy does not allow it."""
+    BUSY = 6
+    """Somebody else is building the tree."""
     INTERRUPTED = 130
 
 
@@ -43,6 +45,7 @@ Exit codes:
   3    partly done: some nodes failed
   4    unreachable, or no answer in time
   5    refused by the policy
+  6    somebody else is building
   130  interrupted (Ctrl-C)"""
 
 

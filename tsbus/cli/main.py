@@ -18,6 +18,7 @@ COMMANDS = {
     "lb": ("tsbus.cli.lb.groups:lb", "Load balancers: servers, traffic, drains, and what is wrong."),
     "call": ("tsbus.cli.call:call", "Call any worker's command on nodes."),
     "events": ("tsbus.cli.sub:events", "Watch the tree's own events."),
+    "build": ("tsbus.cli.build.groups:build", "Make servers into nodes, over SSH, and look after them."),
     "config": ("tsbus.cli.config:config", "Check and show configuration files."),
     "keys": ("tsbus.cli.keys:keys", "Make and show CURVE keys."),
     "up": ("tsbus.cli.up:up", "Start the nodes of a tree file on this machine."),

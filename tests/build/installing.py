@@ -17,7 +17,7 @@ from tsbus.build.bundle import pack
 from tsbus.build.orders import Parcel, Report
 from tsbus.build.places import CONFIG, DOCKER_USER, FILES, FOLDERS, KEY, SUPERVISOR, USER, USERS, plain
 from tsbus.build.steps import Step
-from tsbus.build.wanted import digest
+from tsbus.copies import digest
 
 TINY = "1.0-tiny"
 _CODE = b"""

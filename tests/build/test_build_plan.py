@@ -12,9 +12,10 @@ from tsbus.build.fleet import careful_waves, groups, waiting, waves
 from tsbus.build.places import CONFIG, FILES, FOLDERS, KEY, MODULES_FILE, USERS
 from tsbus.build.plan import HostPlan, plan
 from tsbus.build.steps import STAGES
-from tsbus.build.wanted import Copies, Wanted, digest, known_keys, supervisor_digest, wanted
 from tsbus.build.wanted import Release as NewRelease
+from tsbus.build.wanted import Wanted, known_keys, wanted
 from tsbus.config import Balancer, Balancing, BuildSettings, DockerPolicy, Server, Tree, dump
+from tsbus.copies import Copies, digest, supervisor_digest
 
 RELEASE = NewRelease("0.2.0-abc", {"systemd": "5" * 64, "openrc": "0" * 64})
 WEB = Balancer(name="web", address="10.0.0.1:80", alg="wlc", servers={"a": 8080})

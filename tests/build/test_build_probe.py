@@ -18,7 +18,7 @@ from model_server import PROBES
 from tsbus.build import facts as facts_module
 from tsbus.build.facts import MAX_ITEMS, Holder, Listener, Python, Release, Stat, parse, unescape
 from tsbus.build.places import CONFIG, KEY, SUPERVISOR
-from tsbus.build.wanted import digest, supervisor_digest
+from tsbus.copies import digest, supervisor_digest
 
 SCRIPT = (Path(facts_module.__file__).parent / "probe.sh").read_text()
 FUNCTIONS = SCRIPT.removesuffix("probe </dev/null 2>/dev/null\n")

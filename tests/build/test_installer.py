@@ -31,7 +31,7 @@ from tsbus.build import orders
 from tsbus.build.places import CONFIG, KEY, SUPERVISOR
 from tsbus.build.steps import Step
 from tsbus.build.trouble import classify
-from tsbus.build.wanted import digest
+from tsbus.copies import digest
 
 BUNDLE = tiny()
 DOCUMENT = tiny_orders(BUNDLE, TEXTS)

@@ -19,9 +19,10 @@ from tsbus.build.orders import Report
 from tsbus.build.places import CONFIG, SUPERVISOR, UNITS
 from tsbus.build.plan import HostPlan, plan
 from tsbus.build.steps import Step
-from tsbus.build.wanted import Copies, supervisor_digest, wanted
+from tsbus.build.wanted import wanted
 from tsbus.config import BuildSettings, Tree
 from tsbus.config import Server as TreeServer
+from tsbus.copies import Copies, supervisor_digest
 from tsbus.supervision.conf import render_server
 
 PROBE = Path(tsbus.build.__file__).with_name("probe.sh").read_text()

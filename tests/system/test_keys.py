@@ -7,10 +7,9 @@ from typing import Any
 
 import pytest
 import zmq
-from conftest import Grow
 from raw import RawParent, RawWorker
 from test_reload import epochs, tell
-from tree import QUICK, Tree, until
+from tree import QUICK, Grow, Tree, until
 
 from tsbus import Request, Worker
 from tsbus.config import Operator

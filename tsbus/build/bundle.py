@@ -25,8 +25,9 @@ from typing import Final
 import tsbus
 from tsbus.build import units, wheels
 from tsbus.build.steps import Platform
-from tsbus.build.wanted import Release, digest
+from tsbus.build.wanted import Release
 from tsbus.build.wheels import Pin
+from tsbus.copies import digest
 
 FORMAT: Final = 1
 NAME: Final = "treescale"

@@ -35,8 +35,9 @@ from tsbus.build.ssh import ServerTrouble, Session, Shared, client_config
 from tsbus.build.steps import Platform, Step
 from tsbus.build.store import Remembered, Store, Transcripts
 from tsbus.build.trouble import Trouble
-from tsbus.build.wanted import Copies, Release, Wanted, known_keys, supervisor_digest, wanted
+from tsbus.build.wanted import Release, Wanted, known_keys, wanted
 from tsbus.config import Console, Tree
+from tsbus.copies import Copies, supervisor_digest
 from tsbus.core.target import fold
 
 ANSWER_S: Final = 30.0

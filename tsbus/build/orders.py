@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from tsbus.build.steps import Step
 from tsbus.build.trouble import Failure
-from tsbus.build.wanted import digest
+from tsbus.copies import digest
 
 FORMAT: Final = 1
 SELF_CHECK: Final = """\

@@ -9,7 +9,8 @@ from tsbus.build.facts import Facts
 from tsbus.build.places import DOCKER_USER, FOLDERS, MODULES_FILE, SETTINGS_FILE, USER, USERS, plain
 from tsbus.build.steps import Step
 from tsbus.build.trouble import Trouble
-from tsbus.build.wanted import BalancerNeeds, Wanted, digest
+from tsbus.build.wanted import BalancerNeeds, Wanted
+from tsbus.copies import digest
 
 Found = Step | Trouble
 

@@ -3,13 +3,12 @@
 It knows nothing of how a server is now: plan.py compares.
 """
 
-import hashlib
-import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Final, Literal
 
-from tsbus.config import Balancer, BuildSettings, Server, Tree, dump
+from tsbus.config import Balancer, BuildSettings, Server, Tree
+from tsbus.copies import Copies, digest
 
 Docker = Literal["vendor", "distro", "no"]
 Backend = Literal["ipvs", "nftables", "auto"]
@@ -110,40 +109,6 @@ def known_keys(tree: Tree, saved: Mapping[str, str]) -> dict[str, str]:
     """Return the public keys of the servers as of last time: the saved one, otherwise that in the tree's file."""
     found = {name: saved.get(name) or server.public_key for name, server in tree.servers.items()}
     return {name: key for name, key in found.items() if key}
-
-
-class Copies:
-    """Each server's own copy of the tree, with the public keys of all that have one."""
-
-    def __init__(self, tree: Tree, keys: Mapping[str, str]) -> None:
-        """`keys` go before those of the tree's file."""
-        servers = {
-            name: replace(each, public_key=keys.get(name, each.public_key)) for name, each in tree.servers.items()
-        }
-        shared = dump(replace(tree, servers=servers, current_node=_MARK))
-        # The copies differ in one line, and writing a tree of 1,000 servers takes a second.
-        self._before, _, self._after = shared.partition(f'current_node = "{_MARK}"')
-
-    def text(self, name: str) -> str:
-        """Return the copy of one server."""
-        return f'{self._before}current_node = "{name}"{self._after}'
-
-
-_MARK: Final = "0" * 40
-"""Stands for the name of the node."""
-
-
-def digest(text: str) -> str:
-    """Return the SHA-256 of a text, as `sha256sum` says it of its file."""
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
-_OWN_LINES: Final = re.compile(r"^(password=|environment=SUPERVISOR_PASSWORD=).*$", re.MULTILINE)
-
-
-def supervisor_digest(text: str) -> str:
-    """Return the SHA-256 of a supervisord.conf without its password, which each node makes itself, like probe.sh."""
-    return digest(_OWN_LINES.sub(r"\1", text))
 
 
 def _has_local_engine(tree: Tree, name: str) -> bool:

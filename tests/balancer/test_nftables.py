@@ -68,6 +68,11 @@ class Stage:
     def services(self) -> dict[Key, Any]:
         return self.host.call(self.table.services)
 
+    def connections(self, key: Key, name: str) -> int:
+        """How many of a server are not over."""
+        server = key, place(name).address
+        return self.host.call(self.table.connections, [server])[server]
+
     def servers(self, client: str, kind: str = "tcp", version: int = 4, times: int = 4) -> Counter[str]:
         answers = [self.lan.ask(client, kind, (address("host", version), 80)) for _ in range(times)]
         return Counter(answer.server for answer in answers)
@@ -222,12 +227,12 @@ def test_weight_zero_drains(stage: Stage, kind: str) -> None:
     assert stage.servers("client", kind) == {"c2": 4}
     counts = stage.count(web(kind), "c1")
     assert (counts.active, counts.inactive) == ((1, 0) if kind == "tcp" else (0, 1))
-    assert stage.host.call(stage.table.connections)[web(kind), place("c1").address] == 1
+    assert stage.connections(web(kind), "c1") == 1
     assert (counts.connections, counts.in_bytes > 0, counts.out_packets > 1) == (1, True, True)
     if kind == "tcp":
         flows["c1"].end.close()
         end = time.monotonic() + LIMIT_S
-        while stage.host.call(stage.table.connections)[web(kind), place("c1").address]:
+        while stage.connections(web(kind), "c1"):
             assert time.monotonic() < end
 
 

@@ -293,10 +293,9 @@ class NftablesMachine:
     def connections(self, watched: Iterable[tuple[Key, Address]], listens: Listens) -> dict[tuple[Key, Address], int]:
         """See Machine."""
         try:
-            counted = self._table.connections()
+            return self._table.connections(watched)
         except HostError as error:
             raise MachineError(str(error)) from error
-        return {each: counted[each] for each in watched}
 
     def prepare(self, fronts: Sequence[Front], *, anew: bool) -> Done:
         """See Machine."""

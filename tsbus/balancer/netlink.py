@@ -1,13 +1,15 @@
 """Netlink: questions to the kernel and its answers, written down to the bytes.
 
 For what is asked often or answered at length: a library that decodes any message takes 300 us for one of them, this
-less than 10. What the messages mean is known to who asks: ipvs.py, conntrack.py, nft_watch.py.
+less than 10. What the messages mean is known to who asks: ipvs.py, conntrack.py, nft.py.
 """
 
+import errno
 import os
 import socket
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from itertools import islice
 from typing import Final, Self
 
 GENERIC: Final = 16
@@ -23,6 +25,9 @@ _KIND: Final = 0x3FFF
 """What is no flag in the kind of an attribute."""
 _ROOM: Final = 1 << 17
 """More than the kernel puts into one piece of an answer."""
+
+_MANY: Final = 64
+"""Messages in one piece; if all are refused, the kernel has room to say so."""
 
 _HEAD = struct.Struct("=IHHII")
 _ATTRIBUTE = struct.Struct("=HH")
@@ -59,8 +64,7 @@ class Netlink:
 
     def ask(self, kind: int, body: bytes, flags: int = _ACK) -> Iterator[bytes]:
         """Send a message, and return the bodies of the answers. What is not taken is passed over with the next one."""
-        self._sequence += 1
-        self.socket.send(_HEAD.pack(_HEAD.size + len(body), kind, flags | _REQUEST, self._sequence, 0) + body)
+        self.socket.send(self._message(kind, body, flags))
         while True:
             for sequence, answer, told in messages(self.socket.recv(_ROOM)):
                 if sequence != self._sequence:
@@ -77,6 +81,29 @@ class Netlink:
         """Send a message that is only obeyed or refused."""
         for _ in self.ask(kind, body):
             pass
+
+    def order_many(self, kind: int, bodies: Iterable[bytes]) -> None:
+        """Send messages that are only obeyed, _MANY in one system call; one about what is not there is passed over."""
+        left = iter(bodies)
+        while some := tuple(islice(left, _MANY)):
+            messages_ = [self._message(kind, body, 0) for body in some[:-1]]
+            self.socket.send(b"".join(messages_) + self._message(kind, some[-1], _ACK))
+            while not self._obeyed():
+                pass
+
+    def _obeyed(self) -> bool:
+        """Hear of one message, and tell whether it was the last. Raises OSError."""
+        for sequence, _, told in messages(self.socket.recv(_ROOM)):
+            code = -_NUMBER.unpack_from(told)[0]
+            if code not in (0, errno.ENOENT):
+                raise OSError(code, os.strerror(code))
+            if sequence == self._sequence:
+                return True
+        return False
+
+    def _message(self, kind: int, body: bytes, flags: int) -> bytes:
+        self._sequence += 1
+        return _HEAD.pack(_HEAD.size + len(body), kind, flags | _REQUEST, self._sequence, 0) + body
 
 
 def messages(data: bytes) -> Iterator[tuple[int, int, bytes]]:

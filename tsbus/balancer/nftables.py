@@ -121,9 +121,15 @@ class Table:
             entries[key] = Entry(pool.service, found)
         return entries
 
-    def connections(self) -> Counter[tuple[Key, Address]]:
-        """Return how many connections of each server are not over. Raises HostError."""
-        return Counter(place for place, flow in _flows_of(self._listing().pools) if not flow.over)
+    def connections(self, watched: Iterable[tuple[Key, Address]]) -> dict[tuple[Key, Address], int]:
+        """Return how many connections of these servers are not over. Raises HostError."""
+        wanted = set(watched)
+        pools = {
+            key: replace(pool, destinations={at: each for at, each in pool.destinations.items() if (key, at) in wanted})
+            for key, pool in self._listing().pools.items()
+        }
+        counted = Counter(place for place, flow in _flows_of(pools) if not flow.over)
+        return {place: counted[place] for place in wanted}
 
     def apply(self, steps: Iterable[Step], listens: Mapping[Mark, tuple[Listen, ...]] | None = None) -> None:
         """Take all steps at once; `listens` says what the marks among the services stand for.
@@ -258,8 +264,8 @@ def _flows_of(pools: Mapping[Key, Held]) -> Iterator[tuple[tuple[Key, Address], 
     for key, pool in pools.items():
         for listen, address in product(pool.listens, pool.destinations):
             index[listen.protocol, listen.ip, address].append((listen, key, address))
-    for version in {key.version for key in pools}:
-        for flow in conntrack.flows(version):
+    for version in {ip.version for _, ip, _ in index}:
+        for flow in conntrack.flows(version, {server.ip for _, _, server in index if server.ip.version == version}):
             for server in (flow.server, Address(flow.server.ip, 0)):
                 for listen, key, address in index.get((flow.protocol, flow.virtual.ip, server), ()):
                     if listen.first <= flow.virtual.port <= listen.last:

@@ -5,6 +5,7 @@ far each server got, for people and for `--failed`: the truth is probed anew by 
 that a server said. Nobody but the user may read any of it.
 """
 
+import contextlib
 import json
 import os
 import re
@@ -26,7 +27,7 @@ RUNS: Final = 20
 MAX_BYTES: Final = 4 << 20
 """Of the transcript of one server in one run."""
 _FORMAT: Final = 1
-_RUN: Final = re.compile(r"\d{8}-\d{6}(-\d+)?")
+_RUN: Final = re.compile(r"\d{8}-\d{6}-\d{3}")
 
 
 class StoreError(Exception):
@@ -103,7 +104,7 @@ class Store:
             logs.mkdir(0o700, exist_ok=True)
             for old in sorted(each for each in logs.iterdir() if _RUN.fullmatch(each.name))[: 1 - RUNS]:
                 shutil.rmtree(old)
-            return Transcripts(_new_folder(logs, time.strftime("%Y%m%d-%H%M%S")), mask)
+            return Transcripts(_new_folder(logs), mask)
         except OSError as error:
             raise StoreError(f"{error.filename or logs} cannot be written: {error.strerror}") from error
 
@@ -166,14 +167,11 @@ class Transcripts:
             file.write(line)
 
 
-def _new_folder(parent: Path, name: str) -> Path:
-    """Make a folder that nobody else has: another run may have begun in the same second."""
-    number = 1
+def _new_folder(parent: Path) -> Path:
+    """Make a folder that is named after this moment, and that nobody else has."""
     while True:
-        folder = parent / (name if number == 1 else f"{name}-{number}")
-        try:
+        now = time.time()
+        folder = parent / f"{time.strftime('%Y%m%d-%H%M%S', time.localtime(now))}-{int(now * 1000) % 1000:03d}"
+        with contextlib.suppress(FileExistsError):  # another run began in the same millisecond
             folder.mkdir(0o700)
-        except FileExistsError:
-            number += 1
-        else:
             return folder

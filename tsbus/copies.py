@@ -1,7 +1,7 @@
 """Copies: what a node has of the tree, as the console and the node itself must say it alike. Pure.
 
 The copies of a tree differ in one line, `current_node`. In the shared text it is ".", as a target says "this node": the
-console sends that once to all, and each node makes its own copy of it (docs/build.md, Configuration from the bus). Files
+console sends that to all, and each node makes its own copy of it (docs/build.md, Configuration from the bus). Files
 are compared by their SHA-256.
 """
 

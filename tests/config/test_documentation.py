@@ -24,6 +24,7 @@ SECTIONS = {
     model.Balancing: "### `[balancing]`",
     model.Dashboard: "### `[dashboard]`",
     model.Handler: "### `[handlers.NAME]`",
+    model.Alert: "### `[alerts.NAME]`",
     model.BusSettings: "### `[bus]`",
     model.Console: "## console.toml",
     model.SshEntry: "### `[ssh.NAME]`",

@@ -372,6 +372,29 @@ TOML_CASES = {
         "t.toml:5:16: error: servers.node1.dashboard: would send passwords over the network in the clear from 0.0.0.0; "
         "give certificate and key, or put it behind a proxy on this machine (behind_proxy = true)",
     ),
+    "alert on an event without a topic": (
+        NODE + "[alerts.a]\nwhen = 'event'",
+        't.toml:5:9: error: alerts.a: on is the topic of an event; give on a topic, like "backup.failed"',
+    ),
+    "alert for an event that lasts": (
+        NODE + "[alerts.a]\nwhen = 'event'\non = 'x'\nfor_s = 3",
+        "t.toml:8:1: error: alerts.a.for_s: an event does not last; take for_s out; hold_s is for events",
+    ),
+    "alert with half a condition": (
+        NODE + "[alerts.a]\nwhen = 'event'\non = 'x'\ncondition = 'exit_code'",
+        "t.toml:8:1: error: alerts.a.condition: 'exit_code' is no condition; write FIELD == VALUE, like "
+        "container.exit_code != 0; instead of == also != < <= > >= or contains",
+    ),
+    "alert with a password in its webhook": (
+        NODE + "[alerts.a]\nwhen = 'node-lost'\nto = ['https://me:secret@hooks.example']",
+        "t.toml:7:7: error: alerts.a.to[0]: a name and password stand in the address; "
+        "give them with header and secret_env or secret_file",
+    ),
+    "alert with a header and no secret": (
+        NODE + "[alerts.a]\nwhen = 'node-lost'\nheader = 'Authorization'",
+        "t.toml:5:9: error: alerts.a: a header and its secret go together; "
+        "give header and one of secret_env and secret_file, or none of them",
+    ),
     "handler without program": (
         NODE + "[handlers.h]\non = 'a'\nrun = []",
         "t.toml:7:1: error: handlers.h.run: no program is named; "

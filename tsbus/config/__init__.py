@@ -18,6 +18,7 @@ from tsbus.config.check import check_together, check_tree
 from tsbus.config.console import check_console
 from tsbus.config.document import Document, parse, read
 from tsbus.config.model import (
+    Alert,
     AllowRule,
     Balancer,
     Balancing,
@@ -42,6 +43,7 @@ from tsbus.config.reader import read_console, read_tree
 from tsbus.config.writer import dump
 
 __all__ = [
+    "Alert",
     "AllowRule",
     "Balancer",
     "Balancing",

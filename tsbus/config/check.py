@@ -30,6 +30,7 @@ def check_tree(tree: Tree, document: Document, *, strict: bool) -> None:
     _check_bus(tree.bus, document)
     _check_docker(tree, document)
     _check_dashboard(tree, document)
+    _check_alerts(tree, document)
 
 
 def check_together(console: Console, tree: Tree, document: Document) -> None:
@@ -133,6 +134,23 @@ def _check_dashboard(tree: Tree, document: Document) -> None:
             message = f"would send passwords over the network in the clear from {dashboard.host}"
             hint = "give certificate and key, or put it behind a proxy on this machine (behind_proxy = true)"
             document.note("error", path, message, hint)
+
+
+def _check_alerts(tree: Tree, document: Document) -> None:
+    for name, alert in tree.alerts.items():
+        path = ("alerts", name)
+        if (alert.when == "event") != bool(alert.on):
+            hint = 'give on a topic, like "backup.failed"' if alert.when == "event" else 'with on goes when = "event"'
+            document.note("error", path, "on is the topic of an event", hint)
+        if alert.when == "event" and alert.for_s:
+            document.note("error", (*path, "for_s"), "an event does not last", "take for_s out; hold_s is for events")
+        if bool(alert.header) != bool(alert.secret_env or alert.secret_file) or (
+            alert.secret_env and alert.secret_file
+        ):
+            hint = "give header and one of secret_env and secret_file, or none of them"
+            document.note("error", path, "a header and its secret go together", hint)
+        if alert.call_target and not alert.call:
+            document.note("error", (*path, "call_target"), "there is no command to call", "give call as well")
 
 
 def _check_bus(bus: BusSettings, document: Document) -> None:

@@ -10,10 +10,12 @@ import ipaddress
 import json
 import os.path
 import re
+import urllib.parse
 from collections.abc import Callable, Iterable
 from typing import Any
 
 from tsbus.config.address import parse_address, unusable
+from tsbus.core.condition import Condition, ConditionError
 from tsbus.core.topic import TopicError, check_pattern
 
 Complaint = tuple[str, str]
@@ -187,6 +189,50 @@ def topic(value: str) -> Complaint | None:
     except TopicError as error:
         return str(error), ""
     return None
+
+
+def condition(value: str) -> Complaint | None:
+    """A comparison of a field of an event's body; empty for any event."""
+    try:
+        if value:
+            Condition.parse(value)
+    except ConditionError as error:
+        message, _, hint = str(error).partition("; ")
+        return message, hint
+    return None
+
+
+CONTAINER_KEYS = ("image", "label", "state", "health", "node", "name")
+
+
+def container_filter(value: str) -> Complaint | None:
+    """A filter of containers: KEY=VALUE."""
+    key, _, wanted = value.partition("=")
+    if key in CONTAINER_KEYS and wanted and value.isprintable():
+        return None
+    return f"{quote(value)} is no filter", f"write KEY=VALUE, where KEY is one of {', '.join(CONTAINER_KEYS)}"
+
+
+def webhook(value: str) -> Complaint | None:
+    """Where HTTP requests go: http:// or https://, without a name and password."""
+    try:
+        parts = urllib.parse.urlsplit(value)
+        fits = parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port is None or parts.port > 0)
+    except ValueError:
+        return "this is no address of a webhook", 'write it like "https://hooks.example.net/alerts"'
+    if parts.username is not None:
+        return "a name and password stand in the address", "give them with header and secret_env or secret_file"
+    if fits and words(value) is None and value.isprintable() and " " not in value:
+        return None
+    # Not quoted: the address of a webhook is mostly its secret.
+    return "this is no address of a webhook", 'write it like "https://hooks.example.net/alerts"'
+
+
+def header(value: str) -> Complaint | None:
+    """The name of an HTTP header; empty for none."""
+    if not value or re.fullmatch(r"[A-Za-z][A-Za-z0-9-]{0,63}", value):
+        return None
+    return f"{quote(value)} is no name of a header", 'write it like "Authorization"'
 
 
 def target(value: str) -> Complaint | None:

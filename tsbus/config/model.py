@@ -271,6 +271,48 @@ class Handler:
     """The user it runs as; empty: as programs run where nobody names a user."""
 
 
+ALERTS_WHEN = (
+    "node-lost", "container-down", "restart-loop", "memory-over", "balancer-empty", "slow-consumer", "event",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Alert:
+    """A rule that the dashboard watches over, and whom it tells. See docs/dashboard.md, Alerts."""
+
+    name: Name = field(metadata=_IMPLIED)
+    when: Annotated[str, forms.one_of(ALERTS_WHEN)]
+    target: Target = "*"
+    """Only what is so on these nodes."""
+    filters: tuple[Annotated[str, forms.container_filter], ...] = ()
+    """Only containers that fit, as `treescale container ls --filter` has them."""
+    over: Annotated[float, forms.between(1, 100)] = 90.0
+    """Of memory-over: percent of the container's limit."""
+    starts: Annotated[int, forms.between(2, 20)] = 3
+    """Of restart-loop: so often within `within_s`."""
+    within_s: Annotated[float, forms.between(1, 86_400)] = 300.0
+    on: Annotated[str, lambda value: forms.topic(value) if value else None] = ""
+    """Of event: its topic."""
+    condition: Annotated[str, forms.condition] = ""
+    """Of event: what its body must say, like `level == high`; empty: anything."""
+    for_s: Seconds = 0.0
+    """It must be so for this long before it fires."""
+    hold_s: Seconds = 0.0
+    """It must be over for this long before it is resolved."""
+    to: tuple[Annotated[str, forms.webhook], ...] = ()
+    """Webhooks that are told."""
+    header: Annotated[str, forms.header] = ""
+    """Of the webhooks' requests, with the secret as its value."""
+    secret_env: Annotated[str, forms.variable] = ""
+    """Environment variable of the dashboard that holds the secret."""
+    secret_file: Word = ""
+    """File whose first line it is."""
+    call: Annotated[str, lambda value: forms.topic(value) if value else None] = ""
+    """Command, SERVICE.COMMAND, that is called with the alert as its body."""
+    call_target: Annotated[str, lambda value: forms.target(value) if value else None] = ""
+    """Where; empty: on the dashboard's own node."""
+
+
 @dataclass(frozen=True, slots=True)
 class BusSettings:
     """Times and limits of the bus; the same on every node."""
@@ -354,6 +396,7 @@ class Tree:
     balancing: Balancing = field(default_factory=Balancing)
     dashboard: Dashboard = field(default_factory=Dashboard)
     handlers: dict[str, Handler] = field(default_factory=dict)
+    alerts: dict[str, Alert] = field(default_factory=dict)
     bus: BusSettings = field(default_factory=BusSettings)
     path: Path | None = field(default=None, compare=False, metadata=_LOCAL)
     """The file it was read from."""

@@ -232,6 +232,9 @@ class Request(Readable):
         """The command as it was asked for, `service.command`."""
         self.body = served.body
         self.origin, self.who, self.role, self.handle = served.caller
+        self.person = served.person
+        """Whom the caller says he asks for, as a dashboard does for who is signed in there; empty: for himself.
+        Nobody vouches for it, so it is written down and decides nothing."""
         self.call = served.key[2]
         """The number of the call: with `origin` and `handle` it names the call on every node that it went to."""
         self.outcome: Outcome | None = None

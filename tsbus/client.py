@@ -8,6 +8,7 @@ import contextlib
 import inspect
 import os
 from collections.abc import Awaitable, Callable, Coroutine, Generator, Mapping
+from copy import copy
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Generic, Protocol, Self, TypeVar
 
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
     from tsbus.transport import Curve
 
 DEFAULT_ADDRESS = "/run/treescale/bus"
+MAX_PERSON = 128
+"""Bytes of the name that `for_person` takes."""
 _CLOSE_S = 2.0
 """How long `close` lets what is queued leave."""
 
@@ -211,7 +214,19 @@ class Client:
         self._homes: dict[str, Connection] = {}
         self._session = self._connection.session
         self._exchanges = self._session.exchanges
+        self._person = ""
         self._loop = asyncio.get_running_loop()
+
+    def for_person(self, name: str) -> Self:
+        """Return this client as it asks for somebody else: what it calls carries `name`, into the nodes' audit logs.
+
+        It is one connection all the same, with its own identity and role. Raises ValueError for a name too long.
+        """
+        if len(name.encode()) > MAX_PERSON:
+            raise ValueError(f"a name of more than {MAX_PERSON} bytes")
+        twin = copy(self)
+        twin._person = name
+        return twin
 
     async def open(self, timeout_s: float = 3.0) -> None:
         """Connect. Raises NoRouter if nothing answers in time, Refused if the router turns us away."""
@@ -417,6 +432,7 @@ class Client:
             budget_ms=round(timeout_s * 1000),
             credit=credit,
             with_input=input,
+            person=self._person,
             wake=signal,
         )
         self._connection.soon()

@@ -446,5 +446,5 @@ def _is_handle(topic: str) -> bool:
 
 def _stamp(request: wire.RequestMeta, budget_ms: int, sent_ms: int) -> wire.RequestMeta:
     return wire.RequestMeta(
-        request.call, budget_ms, sent_ms, request.credit, request.flags, request.content
-    )  # fmt: skip
+        request.call, budget_ms, sent_ms, request.credit, request.flags, request.content, request.person
+    )

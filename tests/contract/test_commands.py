@@ -21,7 +21,7 @@ def service() -> Worker:
     @worker.command("echo")
     async def echo(call: Request) -> object:
         log.append("echo")
-        return {"node": call.node, "origin": call.origin, "who": call.who, "got": call.json()}
+        return {"node": call.node, "origin": call.origin, "who": call.who, "person": call.person, "got": call.json()}
 
     @worker.command("plain")
     def plain(call: Request) -> bytes:
@@ -97,6 +97,17 @@ async def test_targets(bed: Bed, target: str, nodes: set[str] | None) -> None:
     assert {node: value["node"] for node, value in result.values().items()} == {node: node for node in nodes}
     assert all(value["origin"] == "root" and value["got"] == {"x": 1} for value in result.values().values())
     assert sum(len(worker.log) for worker in workers) == len(nodes)  # type: ignore[attr-defined]
+
+
+async def test_whom_it_is_for(bed: Bed) -> None:
+    """A client that asks for a person says so at every node, stays who it is, and is itself again (10.8)."""
+    await bed.run(service(), "c")
+    client = await bed.connect("root")
+    for asking, person in ((client.for_person("alice"), "alice"), (client, "")):
+        said = (await bed.done(asking.call("c", "job.echo", 1))).values()["c"]
+        assert (said["person"], said["who"]) == (person, client.who)
+    with pytest.raises(ValueError, match="128 bytes"):
+        client.for_person("a" * 129)
 
 
 async def test_replies_stream(bed: Bed) -> None:

@@ -260,6 +260,14 @@ async def test_audit_lines(tmp_path: Path) -> None:
         assert "s3cret" not in (tmp_path / "a" / AUDIT_NAME).read_text()
 
 
+async def test_audit_lines_name_a_person(tmp_path: Path) -> None:
+    """Whom a caller says he asks for is written down beside who he is, also where it is refused."""
+    async with open_site(tmp_path) as (site, client):
+        await execute(client.for_person("alice"), "true")
+        await execute(client.for_person("bob"), "true", user="nobody-here")
+        assert [(line["who"], line["person"]) for line in site.audit()] == [("uid:0", "alice")] * 2
+
+
 async def test_no_audit_no_run(tmp_path: Path) -> None:
     """With a full disk under the audit log nothing is run, the caller learns why, and the executor goes on."""
     marker = tmp_path / "ran"

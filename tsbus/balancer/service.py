@@ -370,7 +370,7 @@ def _concerned(meant: Iterable[Meant]) -> set[str]:
 
 
 def _who(call: Request) -> str:
-    return f"{call.who} at {call.origin}"
+    return f"{f'{call.person}, by ' if call.person else ''}{call.who} at {call.origin}"
 
 
 def _order(kind: type[O], call: Request) -> O:

@@ -159,6 +159,7 @@ class Desk:
             "number": number,
             "node": call.node,
             "who": call.who,
+            **({"person": call.person} if call.person else {}),
             "origin": call.origin,
             "role": Role(call.role).name.lower(),
             "handle": call.handle,

@@ -118,6 +118,8 @@ class Served:
     budget_ms: int
     credit: int
     input_ended: bool
+    person: str = ""
+    """Whom the caller says he asks for; nobody vouches for that."""
     chunks: deque[bytes] = field(default_factory=deque)
     over: bool = False
     cancelled: bool = False
@@ -154,14 +156,18 @@ class Exchanges:
         budget_ms: int,
         credit: int = CREDIT,
         with_input: bool = False,
+        person: str = "",
         wake: Callable[[], None] = _nothing,
     ) -> Asked:
-        """Begin a call; `budget_ms` is the caller's patience, `credit` the bytes each node may answer ahead."""
+        """Begin a call; `budget_ms` is the caller's patience, `credit` the bytes each node may answer ahead.
+
+        `person` is whom it is for, if not for the caller himself.
+        """
         call = Asked(self._next_call, target, command, credit, wake)
         self._next_call += 1
         self._asked[call.number] = call
         flags = Flag.INPUT if with_input else 0
-        meta = RequestMeta(call.number, budget_ms, 0, credit, flags, content)
+        meta = RequestMeta(call.number, budget_ms, 0, credit, flags, content, person)
         self._post(Type.REQUEST, target, command, meta, body)
         return call
 
@@ -279,7 +285,7 @@ class Exchanges:
         key = (route.origin, route.handle, about.call)
         with_input = bool(about.flags & Flag.INPUT)
         call = Served(
-            key, caller, route.topic, body, about.content, about.budget_ms, about.credit, input_ended=not with_input
+            key, caller, route.topic, body, about.content, about.budget_ms, about.credit, not with_input, about.person
         )
         start = self._commands.get(route.topic)
         if self._known(key):

@@ -114,7 +114,10 @@ class EventMeta(msgspec.Struct, array_like=True, frozen=True, gc=False):
 
 
 class RequestMeta(msgspec.Struct, array_like=True, frozen=True, gc=False):
-    """Meta of REQUEST. `budget_ms` is what is left of the patience, `sent_ms` the last hop's link clock (8.4)."""
+    """Meta of REQUEST. `budget_ms` is what is left of the patience, `sent_ms` the last hop's link clock (8.4).
+
+    `person` is whom the author says he asks for (10.8).
+    """
 
     call: int
     budget_ms: int
@@ -122,6 +125,7 @@ class RequestMeta(msgspec.Struct, array_like=True, frozen=True, gc=False):
     credit: int = 0
     flags: int = 0
     content: int = Content.RAW
+    person: str = ""
 
 
 class ReplyMeta(msgspec.Struct, array_like=True, frozen=True, gc=False):

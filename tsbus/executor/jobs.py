@@ -114,6 +114,8 @@ class Caller:
     names: frozenset[str] = frozenset()
     """What a rule may call them: the user's name and uid, or the operator's name."""
     groups: frozenset[str] = frozenset()
+    person: str = ""
+    """Whom the caller says he asks for; it decides nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -257,6 +259,7 @@ class Job:
         request, caller = self.request, self.caller
         return {
             "who": caller.who,
+            **({"person": caller.person} if caller.person else {}),
             "origin": caller.origin,
             "role": caller.role.name.lower(),
             "handle": self.handle,

@@ -255,7 +255,7 @@ def _caller(call: Request) -> Caller:
             names, groups = account.names, names_of(account.uid, account.gid)[1]
         except StartError:
             pass
-    return Caller(call.who, call.origin, Role(call.role), names, groups)
+    return Caller(call.who, call.origin, Role(call.role), names, groups, call.person)
 
 
 def _program(job: Job, account: Account, node: str) -> Program:

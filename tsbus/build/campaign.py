@@ -150,7 +150,7 @@ class Campaign:
 
         def judge(name: str, seen: Seen) -> Trouble | None:
             self.facts[name], self._offsets[name] = seen.facts, seen.offset_s
-            found = plan(wishes[name], seen.facts, seen.offset_s).troubles
+            found = self.plan_of(name, wishes[name]).troubles
             return next((trouble for trouble in found if trouble.fatal), None)
 
         yield from self.each(dict.fromkeys(self.course.standing, "probe"), _probe, judge)
@@ -228,6 +228,16 @@ class Campaign:
         for name in self.course.standing:
             yield self.skip(name, stage, why)
 
+    def carry_out(
+        self, tasks: Mapping[str, Task], done: Callable[[str, Mapping[str, Any]], None] | None = None
+    ) -> Iterator[Report]:
+        """Let each server do its task; `done` takes what the installer of one has told."""
+
+        def job(session: Session, tell: Callable[[Report], None], log: Log) -> dict[str, Any]:
+            return jobs.carry_out(session, self.shared, tasks[session.login.name], tell, log)
+
+        yield from self.each({name: task.steps[0].stage for name, task in tasks.items()}, job, done)
+
     def take_lock(self) -> Iterator[Report]:
         """Keep everybody else from building until `close`; then `outcome.locked` says if somebody does already."""
         root = self.topology.root
@@ -261,6 +271,20 @@ class Campaign:
         return {CONFIG: copy, SUPERVISOR: self._supervisors[name],
                 **{UNITS[init]: text for init, text in units.TEXTS.items()}}  # fmt: skip
 
+    # What runs of other kinds do in a way of their own.
+
+    def plan_of(self, name: str, wish: Wanted) -> HostPlan:
+        """Return the plan of a server that has been looked at."""
+        return plan(wish, self.facts[name], self._offsets[name])
+
+    def waves(self, steps: Mapping[str, tuple[Step, ...]]) -> Iterator[tuple[str, ...]]:
+        """Yield who follows at the same time, one wave after the other; `steps` are the late ones of each."""
+        return self.course.waves(steps)
+
+    def after(self, wave: tuple[str, ...]) -> Iterator[Report]:
+        """Do what is to be done between two waves."""
+        yield from ()
+
     # Inside.
 
     def _find_logins(self) -> tuple[dict[str, Login], dict[str, Trouble]]:
@@ -285,7 +309,7 @@ class Campaign:
         wishes = self._wanted()
         for name in self.names:
             if name in self.facts:
-                self.plans[name] = plan(wishes[name], self.facts[name], self._offsets[name])
+                self.plans[name] = self.plan_of(name, wishes[name])
                 self._releases[name] = self.facts[name].current
             else:
                 self.plans[name] = HostPlan(name, wishes[name].depth, (), (self.course.failed[name],))
@@ -309,7 +333,7 @@ class Campaign:
         for name in self.course.early(steps):
             bundle = bundles.get(platform) if (platform := self.plans[name].platform) else None
             tasks[name] = Task.of(self.plans[name], EARLY, self.release.name, {}, bundle)
-        yield from self._carry_out(tasks, learn)
+        yield from self.carry_out(tasks, learn)
         for name in self.course.standing:
             if key := learned.get(name) or self.facts[name].key:
                 self.facts[name] = replace(self.facts[name], key=key)
@@ -324,7 +348,7 @@ class Campaign:
     def _late(self) -> Iterator[Report]:
         """Let the servers follow, the root first. They are planned once more, with the keys that are known now."""
         wishes = self._wanted()
-        plans = {name: plan(wishes[name], self.facts[name], self._offsets[name]) for name in self.course.standing}
+        plans = {name: self.plan_of(name, wishes[name]) for name in self.course.standing}
         for name, each in plans.items():
             if not each.can_go:
                 yield self.fail(name, "configure", next(trouble for trouble in each.troubles if trouble.fatal))
@@ -334,25 +358,20 @@ class Campaign:
         def follow(name: str, _: Mapping[str, Any]) -> None:
             self._releases[name], self._configs[name] = self.release.name, wishes[name].config
 
-        for wave in self.course.waves(steps):
+        for wave in self.waves(steps):
             if self._lock and self._lock.lost_to:
                 self._holder = self._lock.lost_to
                 yield from self.skip_all("configure", f"{self._holder} builds now: we were not heard for too long")
                 return
             tasks = {name: Task.of(plans[name], LATE, self.release.name, self.texts(name)) for name in wave}
-            yield from self._carry_out(tasks, follow)
+            yield from self.carry_out(tasks, follow)
             self._remember()
+            yield from self.after(wave)
         if not self.course.root_failed:
             for name in self.course.standing:
                 follow(name, {})
         else:
             yield from self.skip_all("activate", f"nothing is activated: the root {self.topology.root} has failed")
-
-    def _carry_out(self, tasks: Mapping[str, Task], done: Callable[[str, Mapping[str, Any]], None]) -> Iterator[Report]:
-        def job(session: Session, tell: Callable[[Report], None], log: Log) -> dict[str, Any]:
-            return jobs.carry_out(session, self.shared, tasks[session.login.name], tell, log)
-
-        yield from self.each({name: task.steps[0].stage for name, task in tasks.items()}, job, done)
 
     def _ask(self, root: str, wait_s: float) -> Iterator[Report]:
         """Let the root ask those that stand; those that wait for others may answer, having been adopted."""

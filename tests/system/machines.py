@@ -15,7 +15,6 @@ import socket
 import subprocess
 import sys
 import tempfile
-import time
 from collections import Counter
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack, suppress
@@ -23,6 +22,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final, Self, TypeVar
 
+import waiting
 from answerer import PORT
 from ipvsadm import run
 from lan import Box
@@ -69,12 +69,8 @@ def balancers() -> dict[str, dict[str, Balancer]]:
 
 
 def wait(what: str, is_so: Callable[[], T], limit_s: float = LIMIT_S) -> T:
-    """Wait until `is_so()` is true, and return it; `what` says in a failure what did not come."""
-    end = time.monotonic() + limit_s
-    while not (value := is_so()):
-        assert time.monotonic() < end, f"within {limit_s:g} s this did not come: {what}"
-        time.sleep(PAUSE_S)
-    return value
+    """Wait as a guest needs it: long, and looking around rarely."""
+    return waiting.wait(what, is_so, limit_s, PAUSE_S)
 
 
 class Here(Box):

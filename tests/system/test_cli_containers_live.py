@@ -20,6 +20,7 @@ from background import LIMIT_S, Background
 from click.testing import CliRunner
 from standin import StandIn, container
 from tree import Tree
+from waiting import wait
 
 from tsbus.cli.main import cli
 
@@ -369,14 +370,13 @@ def test_the_life_of_a_container_with_a_real_engine(lone_bus, dockerd):
         return result.stdout
 
     try:
-        end = time.monotonic() + LIMIT_S
-        while run("docker info").exit_code or "Docker" not in run("docker info").stdout:
-            assert time.monotonic() < end
+        wait("the engine is known", lambda: "Docker" in run("docker info").stdout)
         script = "echo hello; echo oops >&2; trap 'exit 3' TERM; while true; do sleep 0.1; done"
         assert told("container run solo box:1 --name story --memory 32m -l a=b sh -c", script).startswith(
             "solo/story: "
         )
         assert "solo  story  box:1  Up " in told("container ls --filter label=a=b --filter name=story")
+        wait("both lines: they come apart", lambda: run("container logs solo story").output.count("\n") == 2)
         logs = run("container logs solo story")
         assert (logs.stdout, logs.stderr) == ("hello\n", "oops\n")
         assert run("container exec solo story sh -c", "echo in; exit 4").exit_code == 4
@@ -419,11 +419,11 @@ def test_a_terminal_in_a_container_is_real_and_given_back(site):
     """Keys go over as they are, the size is told, and afterwards the terminal is as it was."""
     with Terminal(site, "container", "exec", "-it", "b", "solo", "cat") as terminal:
         before = terminal.modes()
-        terminal.wait(lambda: terminal.modes() != before, "raw mode")
+        wait("raw mode", lambda: terminal.modes() != before)
         terminal.type(b"\x03abc")
         terminal.read_until(b"\x03ABC")
         terminal.resize(30, 100)
-        terminal.wait(lambda: [30, 100] in [body.get("size") for name, body in site.asked("b")], "the new size")
+        wait("the new size", lambda: [30, 100] in [body.get("size") for name, body in site.asked("b")])
         terminal.type(b"exit")
         assert terminal.code() == 0
         assert terminal.modes() == before
@@ -433,7 +433,7 @@ def test_a_terminal_is_given_back_when_we_are_ended(site):
     """SIGTERM leaves no raw terminal behind."""
     with Terminal(site, "container", "exec", "-it", "b", "solo", "cat") as terminal:
         before = terminal.modes()
-        terminal.wait(lambda: terminal.modes() != before, "raw mode")
+        wait("raw mode", lambda: terminal.modes() != before)
         terminal.process.terminate()
         assert terminal.code() == 130
         assert terminal.modes() == before
@@ -527,12 +527,6 @@ class Terminal:
 
     def resize(self, rows, columns):
         ioctl(self._fd, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
-
-    def wait(self, holds, what):
-        end = time.monotonic() + LIMIT_S
-        while not holds():
-            assert time.monotonic() < end, f"not within {LIMIT_S} s: {what}"
-            time.sleep(0.01)
 
     def read_until(self, wanted):
         seen = b""

@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,6 +15,7 @@ import pytest
 from background import LIMIT_S, Background
 from click.testing import CliRunner
 from tree import Tree
+from waiting import wait
 
 from tsbus import Worker
 from tsbus.balancer.report import Problem
@@ -145,7 +145,10 @@ def site(one_site):
     run("lb", "undrain", "*", *ALL["root"])
     run("lb", "weight", "*", *ALL["root"], "default")
     for node, names in ALL.items():
-        wait_for(lambda node=node, names=names: states(one_site, node) == dict.fromkeys(names, "active"))
+        wait(
+            f"{names} are active",
+            lambda node=node, names=names: states(one_site, node) == dict.fromkeys(names, "active"),
+        )
     return one_site
 
 
@@ -156,13 +159,6 @@ def run(site):
 
 def runner(site):
     return lambda *args: CliRunner().invoke(cli, ["--bus", site.bus, *args])
-
-
-def wait_for(is_so):
-    """Wait for a condition; each look at it is a command, so this is no busy loop."""
-    end = time.monotonic() + LIMIT_S
-    while not is_so():
-        assert time.monotonic() < end
 
 
 def states(site, node):
@@ -257,7 +253,7 @@ def test_a_drain_is_told_to_every_balancer_that_has_the_server(site, run):
     result = run("lb", "drain", "*", "web3")
     assert result.exit_code == 0, result.stderr
     assert sorted(line.split(":")[0] for line in result.stdout.splitlines()) == ["web3 in a/web", "web3 in root/web"]
-    wait_for(lambda: states(site, "root")["web3"] == states(site, "a")["web3"] == "removed")
+    wait("web3 is removed", lambda: states(site, "root")["web3"] == states(site, "a")["web3"] == "removed")
     result = run("lb", "undrain", "*", "web3")
     assert sorted(result.stdout.splitlines()) == ["web3 in a/web: active", "web3 in root/web: active"]
 
@@ -284,7 +280,7 @@ def test_a_drain_that_is_waited_for_goes_on_after_ctrl_c(site, run):
     """The command that takes it back is told; waiting again ends when the last connection is over."""
     site.machines["root"].open["198.51.100.3:80"] = 3
     with started(site, "lb", "drain", "*", "web2", "--wait") as process:
-        wait_for(lambda: states(site, "root")["web2"] == "draining")
+        wait("web2 drains", lambda: states(site, "root")["web2"] == "draining")
         process.send_signal(signal.SIGINT)
         _, told = process.communicate()
     assert process.returncode == 130
@@ -300,7 +296,7 @@ def test_a_drain_that_is_taken_back_while_it_is_waited_for_has_failed(site, run)
     """Who waits must not go on as if the server were out."""
     site.machines["root"].open["198.51.100.3:80"] = 3
     with started(site, "lb", "drain", "root", "web2", "--wait") as process:
-        wait_for(lambda: states(site, "root")["web2"] == "draining")
+        wait("web2 drains", lambda: states(site, "root")["web2"] == "draining")
         run("lb", "undrain", "root", "web2")
         shown, told = process.communicate()
     assert (process.returncode, shown) == (1, "web2 in root/web: active, its drain was taken back\n")
@@ -311,7 +307,7 @@ def test_a_drain_for_some_time_ends_by_itself(site, run):
     """Nobody has to come back for it."""
     site.machines["root"].open["198.51.100.3:80"] = 3
     assert run("lb", "drain", "root", "web2", "--for", "1s").exit_code == 0
-    wait_for(lambda: states(site, "root")["web2"] == "active")
+    wait("web2 is active", lambda: states(site, "root")["web2"] == "active")
 
 
 def test_a_weight_is_set_and_taken_back(site, run):

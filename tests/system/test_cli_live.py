@@ -6,12 +6,12 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+from waiting import wait
 
 from tsbus.cli.main import cli
 from tsbus.cli.pub import pub
@@ -23,14 +23,6 @@ ROOT = HERE.parent.parent
 LIMIT_S = 20
 CHILDREN = {"root": ["a", "gone", "victim"], "a": ["b1", "b2"], "b1": [], "b2": [], "gone": [], "victim": []}
 TAGS = {"b1": ["leaf"], "b2": ["leaf"]}
-
-
-def wait_until(holds, what):
-    """Wait until `holds()` is true, LIMIT_S at most."""
-    end = time.monotonic() + LIMIT_S
-    while not holds():
-        assert time.monotonic() < end, f"not within {LIMIT_S} s: {what}"
-        time.sleep(0.02)
 
 
 class LiveTree:
@@ -94,7 +86,7 @@ class LiveTree:
 
     def kill(self, node):
         self.routers[node].kill()
-        wait_until(lambda: self.states().get(node) == "lost", f"{node} is lost")
+        wait(f"{node} is lost", lambda: self.states().get(node) == "lost")
 
 
 def free_port():
@@ -116,10 +108,10 @@ def split(args, bus):
 def tree(tmp_path_factory):
     with ExitStack() as processes:
         tree = LiveTree(tmp_path_factory.mktemp("live"), processes)
-        wait_until(lambda: set(tree.states().values()) == {"up"}, "all nodes are up")
+        wait("all nodes are up", lambda: set(tree.states().values()) == {"up"})
         tree.kill("gone")
         targets = "root,a,b1,b2,victim"
-        wait_until(lambda: run("exec", targets, "--", "exit", "0", bus=tree.bus()).exit_code == 0, "executors serve")
+        wait("executors serve", lambda: run("exec", targets, "--", "exit", "0", bus=tree.bus()).exit_code == 0)
         yield tree
 
 
@@ -150,9 +142,9 @@ def is_there(name, bus):
 
 def listen(*args, bus):
     """Start ts-sub and wait until the router knows its subscriptions."""
-    wait_until(lambda: not is_there("ts-sub", bus), "earlier ones have left")
+    wait("earlier ones have left", lambda: not is_there("ts-sub", bus))
     process = start("sub", *args, bus=bus)
-    wait_until(lambda: is_there("ts-sub", bus), "ts-sub listens")
+    wait("ts-sub listens", lambda: is_there("ts-sub", bus))
     return process
 
 
@@ -180,7 +172,7 @@ def test_status_for_machines_has_the_round_trip_of_each_link(root):
     def told():
         return {node["name"]: node for node in json.loads(run("status", "--json", bus=root).stdout)["nodes"]}
 
-    wait_until(lambda: told()["b1"]["rtt_ms"], "the first round trip is measured")
+    wait("the first round trip is measured", lambda: told()["b1"]["rtt_ms"])
     nodes = told()
     assert nodes.keys() == CHILDREN.keys()
     assert (nodes["gone"]["state"], nodes["gone"]["cause"]) == ("lost", "closed")
@@ -460,7 +452,7 @@ def test_a_slow_reader_is_told_how_much_it_missed(root):
 def test_events_shows_what_happens_in_the_tree(root):
     """Without a pattern it is the bus's own events, in words."""
     process = start("main", "events", "--count", "1", bus=root)
-    wait_until(lambda: is_there("treescale-events", root), "it listens")
+    wait("it listens", lambda: is_there("treescale-events", root))
     is_there("treescale-events", root)  # what asked until now may have come before it listened
     line = output_of(process)[0]
     assert "worker." in line

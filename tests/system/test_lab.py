@@ -4,11 +4,11 @@ import signal
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from waiting import wait
 
 UML_RUN = Path(__file__).parents[1] / "lab" / "uml-run"
 
@@ -35,12 +35,6 @@ def processes_of(folder: Path) -> list[str]:
     """The command lines of living processes that name a folder."""
     lines = subprocess.run(["ps", "-ewwo", "args"], capture_output=True, text=True, check=True).stdout.splitlines()
     return [line for line in lines if str(folder) in line]
-
-
-def wait(what: str, condition: Callable[[], object]) -> None:
-    until = time.monotonic() + 30
-    while not condition():
-        assert time.monotonic() < until, f"waited 30 s for {what}"
 
 
 def test_two_guests_are_two_machines(folder: Path) -> None:

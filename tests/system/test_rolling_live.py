@@ -14,24 +14,22 @@ import subprocess
 import sys
 import tempfile
 import threading
-import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
 from dockerd import Dockerd
 from lan import Box, enter
 from lone_router import LoneRouter
+from waiting import LIMIT_S, wait
 
 from tsbus import connect_blocking
 from tsbus.cli.main import cli
 from tsbus.containers.engine import Engine
 
 ROOT = Path(__file__).parents[2]
-LIMIT_S = 30.0
 VIP = ("10.77.0.1", 80)
 WEBS = ("web1", "web2", "web3")
 CONFIG = """
@@ -46,15 +44,6 @@ backend = "nftables"
 """
 SERVER = "cat /etc/hostname > /www/index.html; httpd -f -p 8080 -h /www & trap 'kill $!; exit' TERM; wait"
 """It closes its port and ends at once when it is told to stop, as most programs do."""
-
-
-def wait(what: str, is_so: Callable[[], Any]) -> Any:
-    """Wait until `is_so()` is true, and return it."""
-    end = time.monotonic() + LIMIT_S
-    while not (value := is_so()):
-        assert time.monotonic() < end, f"within {LIMIT_S:g} s this did not come: {what}"
-        time.sleep(0.02)
-    return value
 
 
 def read_until(terminal: int, text: bytes) -> None:

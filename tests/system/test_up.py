@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 
 import pytest
+from waiting import wait
 
 from tsbus import connect_blocking
 from tsbus.supervision import control
@@ -23,15 +24,6 @@ ROOT = Path(__file__).parents[2]
 LIMIT_S = 20
 CHILDREN = {"a": ["b"], "b": ["c"], "c": []}
 GREETER = f"greeter={sys.executable} {ROOT}/examples/greeter.py"
-
-
-def until(holds, what):
-    """Wait until `holds()` is something, and return it."""
-    end = time.monotonic() + LIMIT_S
-    while not (value := holds()):
-        assert time.monotonic() < end, f"not within {LIMIT_S} s: {what}"
-        time.sleep(0.05)
-    return value
 
 
 class Machine:
@@ -148,12 +140,12 @@ def test_a_second_time_changes_nothing(tree):
 )
 def test_a_killed_process_is_back_and_joined(tree, program, works):
     """A process that gets kill -9 is started again, answers callers elsewhere, and the tree is told of both."""
-    before = until(lambda: tree.pid("b", program), f"{program} runs")
+    before = wait(f"{program} runs", lambda: tree.pid("b", program))
     with connect_blocking(tree.bus("a")) as bus, bus.subscribe("process.>") as events:
         os.kill(before, signal.SIGKILL)
         exited = next_event(events, "process.exited", program)
         started = next_event(events, "process.started", program)
-        until(lambda: bus.call("b", works).ok, f"{program} answers")
+        wait(f"{program} answers", lambda: bus.call("b", works).ok)
     assert exited == {"node": "b", "name": program, "pid": before, "expected": False, "from_state": "RUNNING"}
     assert started["pid"] not in (0, before)
 
@@ -172,9 +164,9 @@ def test_a_process_that_is_killed_again_and_again_comes_back_each_time(tree):
     with connect_blocking(tree.bus("a")) as bus:
         began = time.monotonic()
         for _ in range(3):
-            os.kill(until(lambda: tree.pid("c", "executor"), "executor runs"), signal.SIGKILL)
-        until(lambda: tree.pid("c", "executor"), "executor is back")
-        until(lambda: bus.call("c", "exec.stats").ok, "executor answers")
+            os.kill(wait("executor runs", lambda: tree.pid("c", "executor")), signal.SIGKILL)
+        wait("executor is back", lambda: tree.pid("c", "executor"))
+        wait("executor answers", lambda: bus.call("c", "exec.stats").ok)
     assert time.monotonic() - began < 12
 
 
@@ -184,8 +176,8 @@ def test_a_changed_tree_is_followed_without_new_routers(tree):
     tree.write(CHILDREN, tag="two")
     assert tree.run()["changed"] == ["a", "b", "c"]
     with connect_blocking(tree.bus("a")) as bus:
-        until(lambda: set(bus.call_one("a", "router.resolve", {"target": "*"})["nodes"]) == set(CHILDREN), "all there")
-        until(lambda: bus.call_one("a", "router.status")["nodes"][2]["tags"] == ["two"], "the tag is known")
+        wait("all there", lambda: set(bus.call_one("a", "router.resolve", {"target": "*"})["nodes"]) == set(CHILDREN))
+        wait("the tag is known", lambda: bus.call_one("a", "router.status")["nodes"][2]["tags"] == ["two"])
     assert routers == {name: tree.pid(name, "router") for name in CHILDREN}
 
 
@@ -194,7 +186,7 @@ def test_what_a_killed_supervisord_left_is_replaced(tree):
     (supervisord,), orphans = control.pids_of(tree.files("b"))
     others = [control.pids_of(tree.files(name)) for name in ("a", "c")]
     os.kill(supervisord, signal.SIGKILL)
-    until(lambda: not control.pids_of(tree.files("b"))[0], "supervisord is gone")
+    wait("supervisord is gone", lambda: not control.pids_of(tree.files("b"))[0])
     told = tree.run()
     assert (told["started"], told["unchanged"]) == (["b"], ["a", "c"])
     assert not set(orphans) & set(control.pids_of(tree.files("b"))[1])

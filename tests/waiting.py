@@ -1,0 +1,19 @@
+"""Waiting for a condition, with a limit, in tests that block; those with a loop have `tree.until`."""
+
+import time
+from collections.abc import Callable
+from typing import TypeVar
+
+T = TypeVar("T")
+
+LIMIT_S = 30.0
+"""How long anything may take that must come, on a busy machine."""
+
+
+def wait(what: str, is_so: Callable[[], T], limit_s: float = LIMIT_S, pause_s: float = 0.02) -> T:
+    """Wait until `is_so()` is true, and return it; `what` says in a failure what did not come."""
+    end = time.monotonic() + limit_s
+    while not (value := is_so()):
+        assert time.monotonic() < end, f"within {limit_s:g} s this did not come: {what}"
+        time.sleep(pause_s)
+    return value

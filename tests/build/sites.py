@@ -11,7 +11,8 @@ from targets import Target
 
 from tsbus.build.bundle import Bundler
 from tsbus.build.campaign import Campaign, Options
-from tsbus.build.reports import Report
+from tsbus.build.reports import Report, Stepped
+from tsbus.build.steps import Step
 from tsbus.build.store import Store
 from tsbus.config import Console, Server, SshEntry, Tree
 from tsbus.supervision.conf import render_servers
@@ -41,6 +42,12 @@ class Site:
         self.folder = folder
         self.said: list[Report] = []
         """By the last campaign."""
+        self.everything: list[Report] = []
+        """By all of them."""
+
+    def steps(self, kind: str) -> list[Step]:
+        """Return the steps of a kind that the last campaign has carried out."""
+        return [each.step for each in self.said if isinstance(each, Stepped) and each.step.kind == kind]
 
     def entry(self, name: str, **changes: Any) -> None:
         """Change how the console logs in to a server."""
@@ -57,6 +64,7 @@ class Site:
         """Do all of it; `said` is what it said."""
         campaign = self.campaign(**options)
         self.said = [*campaign.look(), *campaign.apply()]
+        self.everything += self.said
         return campaign
 
     def each(self, script: str) -> Iterator[str]:

@@ -3,6 +3,7 @@
 import getpass
 import json
 import shlex
+import threading
 import time
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -48,12 +49,21 @@ def test_one_has_it(desk, server, session):
     assert server.run(f"ls -d {PLACE}*", check=False).startswith("ls: cannot access")
 
 
-def test_a_console_that_is_killed_gives_it_back(desk, server, session):
-    """The end of the connection is the end of the lock."""
+def test_a_run_that_is_cancelled_gives_it_back(desk, server, session):
+    """Ctrl-C cuts all connections but the lock's own, until it is given back."""
     with locking(desk, server, OTHER) as lock:
         assert lock.take() is None
         desk.shared.cancelled.set()
-        wait("it is free", lambda: server.run(f"test -e {PLACE} || echo free", check=False) == "free")
+    assert server.run(f"test -e {PLACE} || echo free", check=False) == "free"
+
+
+def test_a_console_that_is_gone_keeps_it_for_a_while(desk, server, session):
+    """When its connection ends without a word, its lock stays: it may come back."""
+    with locking(desk, server, OTHER) as lock:
+        assert lock.take() is None
+        lock._shared.cancelled.set()
+        wait("nobody keeps it", lambda: not [each for each in threading.enumerate() if each.name == "build-lock"])
+        assert look(session).user == OTHER.user
 
 
 def test_a_stale_lock_is_taken_over(desk, server, session):

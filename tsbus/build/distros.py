@@ -16,6 +16,8 @@ from tsbus.build.trouble import LOCKED
 Family = Literal["debian", "rhel", "fedora", "amazon", "suse", "alpine"]
 Source = Literal["vendor", "distro"]
 LOCK_S: Final = 300
+WAITING: Final = "another program holds the package lock: waiting"
+"""What a script says from time to time meanwhile."""
 ENGINE_S: Final = 60
 """An engine answers this long after its start at the latest; the first one of a slow machine takes ten seconds."""
 
@@ -268,7 +270,7 @@ run() {{
       *) return "$status" ;;
     esac
     [ $(($(date +%s) - begun)) -lt {LOCK_S} ] || return {LOCKED}
-    echo "another program holds the package lock: waiting"
+    echo "{WAITING}"
     sleep 5
   done
 }}

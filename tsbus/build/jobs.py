@@ -15,11 +15,12 @@ from typing import Any, BinaryIO, Final
 
 from tsbus.build import orders
 from tsbus.build.bundle import Bundle
+from tsbus.build.distros import WAITING
 from tsbus.build.facts import Facts, parse
 from tsbus.build.orders import Parcel
 from tsbus.build.places import ROOT
 from tsbus.build.plan import HostPlan
-from tsbus.build.reports import Answered, Entered, Report, Sent, Stepped
+from tsbus.build.reports import Answered, Entered, Noted, Report, Sent, Stepped
 from tsbus.build.runner import DEADLINE_S
 from tsbus.build.ssh import Outcome, Session, Shared
 from tsbus.build.steps import Stage, Step
@@ -106,7 +107,8 @@ def carry_out(session: Session, shared: Shared, task: Task, tell: Tell, log: Log
         tell(Entered(session.login.name, step.stage, step.words))
         log(f"== {step}")
         begun = time.monotonic()
-        session.run(step.script, stage=step.stage, what=step.words, tell=log, timeout_s=DEADLINE_S)
+        said = _said_by_script(session, tell, log)
+        session.run(step.script, stage=step.stage, what=step.words, tell=said, timeout_s=DEADLINE_S)
         tell(Stepped(session.login.name, step, True, time.monotonic() - begun))
     return _Installation(session, shared, task, left, tell, log).run() if left else {}
 
@@ -123,6 +125,9 @@ class _Installation:
     log: Log
     told: dict[str, Any] = field(default_factory=dict)
     failed: orders.Report | None = None
+
+    def __post_init__(self) -> None:
+        self.said = _said_by_script(self.session, self.tell, self.log)
 
     def run(self) -> dict[str, Any]:
         parcel = _parcel(self.task.bundle)
@@ -165,10 +170,10 @@ class _Installation:
             self.failed = report
             self.log(f"failed after {report.seconds:.1f} s: {report.told.get('error')}")
             for said in str(report.told.get("output", "")).splitlines():
-                self.log(f"   {said}")
+                self.log(said)
         elif report.state == "output":
             for said in str(report.told.get("text", "")).splitlines():
-                self.log(f"   {said}")
+                self.said(said)
         elif step and report.state == "begin":
             self.tell(Entered(name, step.stage, step.words))
             self.log(f"== {step}")
@@ -181,6 +186,19 @@ class _Installation:
         """Write down what is none of the installer's own words."""
         if orders.parse(line) is None:
             self.log(line)
+
+
+def _said_by_script(session: Session, tell: Tell, log: Log) -> Callable[[str], None]:
+    """Return what takes the lines of a script: those who watch are told once what it waits for."""
+    told: set[str] = set()
+
+    def said(line: str) -> None:
+        log(line)
+        if line == WAITING and not told:
+            told.add(line)
+            tell(Noted(session.login.name, line))
+
+    return said
 
 
 def _parcel(bundle: Bundle | None) -> Parcel | None:

@@ -1,9 +1,8 @@
 """Lock: nobody else builds meanwhile. A folder on the root's server, which its holder touches as long as it builds.
 
-The holder keeps a session of its own, in which a script has made the folder and waits for a line every BEAT_S. At the
-end of these lines, however it comes about (the run is over, Ctrl-C, the console is killed), the script takes the folder
-away. When nothing at all comes any more, a cable that is out, the folder is stale after STALE_S, and whoever comes next
-takes it over.
+The holder keeps a session of its own, in which a script has made the folder and reads lines: one every BEAT_S, and one
+at the end of the run, Ctrl-C included, upon which it takes the folder away. When the lines end without that, the holder
+comes back and goes on; a console that was killed does not, and after STALE_S whoever comes next takes the folder over.
 """
 
 import json
@@ -11,6 +10,7 @@ import shlex
 import threading
 import time
 from collections.abc import Callable
+from copy import copy
 from dataclasses import asdict, dataclass
 from io import BytesIO
 from queue import Empty, SimpleQueue
@@ -30,6 +30,7 @@ STALE_S: Final = 120.0
 _HELD: Final = 73
 """Exit status: somebody else has it."""
 _MAX_WORD: Final = 200
+_GOODBYE_S: Final = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,11 +81,11 @@ fi
 sign || exit
 rmdir "$place/taken" 2>/dev/null
 echo have
-while read -r _; do
+while read -r word; do
   is_mine || held
+  [ "$word" != over ] || { rm -rf "$place"; break; }
   touch "$place/who"
 done
-if is_mine; then rm -rf "$place"; fi
 exit 0
 """
 _LOOK: Final = """
@@ -106,7 +107,10 @@ class Lock:
 
     def __init__(self, login: Login, shared: Shared, holder: Holder, log: Log) -> None:
         """`login`: to the root's server; `holder`: who we are."""
-        self._login, self._shared, self._log = login, shared, log
+        self._login, self._run, self._log = login, shared, log
+        # Ctrl-C cuts all other connections of the run; on this one the lock is given back.
+        self._shared = copy(shared)
+        self._shared.cancelled = threading.Event()
         self._script = _script(_TAKE, json.dumps(asdict(holder)))
         self._released = threading.Event()
         self._answers: SimpleQueue[Holder | ServerTrouble | None] = SimpleQueue()
@@ -119,7 +123,7 @@ class Lock:
         """Take it; returns who has it, None when it is ours. Raises ServerTrouble, Cancelled."""
         self._thread.start()
         while True:
-            self._shared.check()
+            self._run.check()
             try:
                 answer = self._answers.get(timeout=1.0)
             except Empty:
@@ -132,7 +136,8 @@ class Lock:
         """Give it back. When its server cannot be reached any more, it goes stale by itself."""
         self._released.set()
         if self._thread.is_alive():
-            self._thread.join(1.0 if self._shared.cancelled.is_set() else 2 * BEAT_S)
+            self._thread.join(_GOODBYE_S)
+        self._shared.cancelled.set()
 
     def _keep(self) -> None:
         while not self._released.is_set():
@@ -181,14 +186,18 @@ class Lock:
 
 
 class _Beats(BytesIO):
-    """A line every BEAT_S, until the lock is released."""
+    """A line every BEAT_S, and the last one when the lock is released."""
 
-    def __init__(self, is_over: Callable[[], bool]) -> None:
+    def __init__(self, wait_over: Callable[[], bool]) -> None:
         super().__init__()
-        self._is_over = is_over
+        self._wait_over = wait_over
+        self._ended = False
 
     def read(self, _size: int | None = -1) -> bytes:
-        return b"" if self._is_over() else b"\n"
+        if self._ended:
+            return b""
+        self._ended = self._wait_over()
+        return b"over\n" if self._ended else b"\n"
 
 
 def look(session: Session) -> Holder | None:

@@ -3,9 +3,10 @@
 from tsbus.cli.output import MAX_LINE, Kept, Lines
 from tsbus.cli.report import Ending, account, exit_code, summary
 from tsbus.cli.status import Facts, nodes_of
-from tsbus.cli.terminal import body_json, body_line, duration, safe
+from tsbus.cli.terminal import body_line, duration, safe
 from tsbus.cli.treeview import Line, Node, TreeView
 from tsbus.core.accounting import Outcome
+from tsbus.core.body import body_json
 
 
 def thousand(**changed):

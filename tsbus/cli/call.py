@@ -11,8 +11,9 @@ import click
 from tsbus.cli.completion import complete_command, complete_target
 from tsbus.cli.edge import bus_option, connect, json_option, run
 from tsbus.cli.report import Ending, account, ending_of, exit_code, summary
-from tsbus.cli.terminal import body_json, body_text
+from tsbus.cli.terminal import body_text
 from tsbus.core.accounting import Outcome
+from tsbus.core.body import body_json
 
 if TYPE_CHECKING:
     from tsbus import Reply

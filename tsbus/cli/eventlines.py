@@ -10,7 +10,8 @@ import click
 import msgspec
 
 from tsbus import Event
-from tsbus.cli.terminal import body_json, body_line, safe
+from tsbus.cli.terminal import body_line, safe
+from tsbus.core.body import body_json
 from tsbus.core.message import EventMeta, decode_meta
 
 _encode = msgspec.json.Encoder().encode  # json.dumps takes five times as long, too long for a fast stream

@@ -5,8 +5,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from tsbus.cli.edge import Code
-from tsbus.cli.terminal import body_json, body_line, millis, safe
+from tsbus.cli.terminal import body_line, millis, safe
 from tsbus.core.accounting import Outcome
+from tsbus.core.body import body_json
 from tsbus.core.target import fold
 
 if TYPE_CHECKING:

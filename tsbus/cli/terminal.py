@@ -1,11 +1,8 @@
 """Terminal: how durations, sizes and foreign text look, and the one line of progress."""
 
-import base64
 import shutil
 import sys
 import time
-
-import msgspec
 
 
 def safe(text: str) -> str:
@@ -87,15 +84,3 @@ def body_line(body: bytes) -> str:
         return safe(body.decode().removesuffix("\n"))
     except UnicodeDecodeError:
         return f"0x{body.hex()}"
-
-
-def body_json(body: bytes) -> dict[str, object]:
-    """Return a body for a JSON object: as `body` when it is JSON or text, as `base64` when it is neither."""
-    try:
-        return {"body": msgspec.json.decode(body)}
-    except msgspec.DecodeError:
-        pass
-    try:
-        return {"body": body.decode()}
-    except UnicodeDecodeError:
-        return {"base64": base64.b64encode(body).decode()}

@@ -35,6 +35,18 @@ def to_body(value: object) -> tuple[bytes, Content]:
     return _to_json(value), Content.JSON
 
 
+def body_json(body: bytes) -> dict[str, object]:
+    """Return a body for a JSON object: as `body` when it is JSON or text, as `base64` when it is neither."""
+    try:
+        return {"body": _from_json(body)}
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        pass
+    try:
+        return {"body": body.decode()}
+    except UnicodeDecodeError:
+        return {"base64": msgspec.to_builtins(body)}
+
+
 class Readable:
     """Reading the `body` of whatever has one: `_content` is its code, `_source` says in errors what and whose it is."""
 

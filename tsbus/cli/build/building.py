@@ -21,7 +21,7 @@ from tsbus.cli.build.planlines import plan_lines, plan_object
 from tsbus.cli.build.summary import named, summary_lines, summary_object
 from tsbus.cli.containers.options import confirm, yes_option
 from tsbus.cli.containers.words import count
-from tsbus.cli.edge import Code
+from tsbus.cli.edge import Code, Fault
 
 if TYPE_CHECKING:
     from tsbus.build.campaign import Campaign
@@ -55,9 +55,17 @@ def build_servers(errand: Errand, *, yes: bool, shown: bool = True, dry_run: boo
     if dry_run:
         return campaign.outcome.exit_code
     if busy:
-        confirm(f"Apply to {count(len(busy), 'server')}?", yes=yes, needed=True)
+        ask(f"Apply to {count(len(busy), 'server')}?", yes=yes)
     title = f"Building {count(len(busy), 'server')}" if busy else "Asking the tree"
     return carry_out(campaign, campaign.apply(), title, errand)
+
+
+def ask(question: str, *, yes: bool) -> None:
+    """Ask, unless `yes`. Raises Fault for a no, and where nobody can be asked."""
+    try:
+        confirm(question, yes=yes, needed=True)
+    except click.Abort:
+        raise Fault("nothing was changed", Code.INTERRUPTED) from None
 
 
 def look(campaign: "Campaign", errand: Errand) -> int:

@@ -1,0 +1,72 @@
+"""Terminals: programs that run at a terminal of their own, as if somebody sat there."""
+
+import os
+import pty
+import re
+import select
+import struct
+import subprocess
+import termios
+from collections.abc import Mapping, Sequence
+from fcntl import ioctl
+from pathlib import Path
+from typing import Self
+
+LIMIT_S = 60.0
+"""How long it may take until something is shown, on a busy machine."""
+_CODES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
+
+
+class Terminal:
+    """A program at a terminal; `seen` is all that it wrote there."""
+
+    def __init__(self, argv: Sequence[str | Path], env: Mapping[str, str], folder: Path, size: tuple[int, int]) -> None:
+        """`size` is in lines and columns."""
+        self._fd, inner = pty.openpty()
+        self.seen = ""
+        self.resize(*size)
+        self.process = subprocess.Popen(
+            argv, env={**env, "TERM": "xterm"}, cwd=folder, stdin=inner, stdout=inner, stderr=inner,
+            start_new_session=True, preexec_fn=lambda: ioctl(0, termios.TIOCSCTTY, 0),
+        )  # fmt: skip
+        os.close(inner)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.process.kill()
+        self.process.wait()
+        os.close(self._fd)
+
+    def resize(self, lines: int, columns: int) -> None:
+        ioctl(self._fd, termios.TIOCSWINSZ, struct.pack("HHHH", lines, columns, 0, 0))
+
+    def type(self, keys: str) -> None:
+        os.write(self._fd, keys.encode())
+
+    def read_until(self, *wanted: str) -> str:
+        """Read until all of `wanted` has come since the last call, without the codes of colours; returns what came."""
+        came = ""
+        while not all(each in came for each in wanted):
+            piece = self._read()
+            assert piece, f"{wanted} did not come before the end, but {came!r}"
+            came += _CODES.sub("", piece)
+        return came
+
+    def end(self) -> tuple[int, str]:
+        """Wait for the end of the program; returns its exit code and what came since the last call."""
+        came = ""
+        while piece := self._read():
+            came += _CODES.sub("", piece)
+        return self.process.wait(LIMIT_S), came
+
+    def _read(self) -> str:
+        ready, _, _ = select.select([self._fd], [], [], LIMIT_S)
+        assert ready, f"nothing more came; the end of what did: {self.seen[-3000:]!r}"
+        try:
+            piece = os.read(self._fd, 4096).decode(errors="replace")
+        except OSError:  # nobody has the terminal any more
+            return ""
+        self.seen += piece
+        return piece

@@ -263,7 +263,35 @@ class Campaign:
         elif root in self._unusable:
             yield from self.skip_all("verify", f"the root {root} cannot be asked: {self._unusable[root].text}")
         elif self.course.standing:
-            yield from self._ask(root, wait_s)
+            waiting = self.course.waiting
+            yield from self.hear([name for name in self.course.standing if name not in waiting], wait_s, waiting)
+
+    def hear(self, names: Collection[str], wait_s: float = ANSWER_S, waiting: Collection[str] = ()) -> Iterator[Report]:
+        """Let the root ask servers over the bus; who does not answer has failed, but those that wait for others."""
+        root = self.topology.root
+        for name in names:
+            yield from self.stages.enter(name, "verify", time.monotonic())
+
+        def job(session: Session, tell: Callable[[Report], None], log: Log) -> dict[str, str]:
+            if waiting:
+                jobs.ask(session, waiting, 0, tell, log)
+            return jobs.ask(session, names, wait_s, tell, log) if names else {}
+
+        silent: dict[str, str] = {}
+        for news in self.runner.each([root], partial(_logged, job, self.transcripts)):
+            match news:
+                case Told(value=Answered(name, rtt_s)):
+                    self._answered[name] = rtt_s
+                    yield news.value
+                    yield from self.stages.leave(name, time.monotonic())
+                case Done(value=silent):
+                    pass
+                case RunnerFailed(trouble=trouble):
+                    if root in self.course.standing:
+                        yield self.fail(root, "verify", trouble)
+                    yield from self.skip_all("verify", f"the root {root} cannot be asked: {trouble.text}")
+        for name, reason in silent.items():
+            yield self.fail(name, "verify", Trouble("silent", f"it does not answer over the bus: {reason}", _SILENT))
 
     def texts(self, name: str) -> dict[str, str]:
         """Return what is to be in the files of a server."""
@@ -276,6 +304,10 @@ class Campaign:
     def plan_of(self, name: str, wish: Wanted) -> HostPlan:
         """Return the plan of a server that has been looked at."""
         return plan(wish, self.facts[name], self._offsets[name])
+
+    def release_of(self, name: str) -> str:
+        """Return the release that a server is to use."""
+        return self.release.name
 
     def waves(self, steps: Mapping[str, tuple[Step, ...]]) -> Iterator[tuple[str, ...]]:
         """Yield who follows at the same time, one wave after the other; `steps` are the late ones of each."""
@@ -356,14 +388,14 @@ class Campaign:
         yield from _opened(steps, self.course.standing)
 
         def follow(name: str, _: Mapping[str, Any]) -> None:
-            self._releases[name], self._configs[name] = self.release.name, wishes[name].config
+            self._releases[name], self._configs[name] = self.release_of(name), wishes[name].config
 
         for wave in self.waves(steps):
             if self._lock and self._lock.lost_to:
                 self._holder = self._lock.lost_to
                 yield from self.skip_all("configure", f"{self._holder} builds now: we were not heard for too long")
                 return
-            tasks = {name: Task.of(plans[name], LATE, self.release.name, self.texts(name)) for name in wave}
+            tasks = {name: Task.of(plans[name], LATE, self.release_of(name), self.texts(name)) for name in wave}
             yield from self.carry_out(tasks, follow)
             self._remember()
             yield from self.after(wave)
@@ -372,34 +404,6 @@ class Campaign:
                 follow(name, {})
         else:
             yield from self.skip_all("activate", f"nothing is activated: the root {self.topology.root} has failed")
-
-    def _ask(self, root: str, wait_s: float) -> Iterator[Report]:
-        """Let the root ask those that stand; those that wait for others may answer, having been adopted."""
-        waiting = self.course.waiting
-        due = [name for name in self.course.standing if name not in waiting]
-        for name in due:
-            yield from self.stages.enter(name, "verify", time.monotonic())
-
-        def job(session: Session, tell: Callable[[Report], None], log: Log) -> dict[str, str]:
-            if waiting:
-                jobs.ask(session, waiting, 0, tell, log)
-            return jobs.ask(session, due, wait_s, tell, log) if due else {}
-
-        silent: dict[str, str] = {}
-        for news in self.runner.each([root], partial(_logged, job, self.transcripts)):
-            match news:
-                case Told(value=Answered(name, rtt_s)):
-                    self._answered[name] = rtt_s
-                    yield news.value
-                    yield from self.stages.leave(name, time.monotonic())
-                case Done(value=silent):
-                    pass
-                case RunnerFailed(trouble=trouble):
-                    if root in self.course.standing:
-                        yield self.fail(root, "verify", trouble)
-                    yield from self.skip_all("verify", f"the root {root} cannot be asked: {trouble.text}")
-        for name, reason in silent.items():
-            yield self.fail(name, "verify", Trouble("silent", f"it does not answer over the bus: {reason}", _SILENT))
 
     def _remember(self) -> None:
         """Write down how far each server got."""

@@ -108,6 +108,7 @@ class Campaign:
         self._answered: dict[str, float] = {}
         self._holder: Holder | None = None
         self._lock: Lock | None = None
+        self._copies: tuple[dict[str, str], Copies] | None = None
         self._logins, self._unusable = self._find_logins()
         self.runner = Runner(self._logins, self.shared, parallel=options.parallel or self.settings.parallel)
 
@@ -295,8 +296,9 @@ class Campaign:
 
     def texts(self, name: str) -> dict[str, str]:
         """Return what is to be in the files of a server."""
-        copy = Copies(self.tree, self.keys).text(name)
-        return {CONFIG: copy, SUPERVISOR: self._supervisors[name],
+        if self._copies is None or self._copies[0] != self.keys:
+            self._copies = dict(self.keys), Copies(self.tree, self.keys)
+        return {CONFIG: self._copies[1].text(name), SUPERVISOR: self._supervisors[name],
                 **{UNITS[init]: text for init, text in units.TEXTS.items()}}  # fmt: skip
 
     # What runs of other kinds do in a way of their own.

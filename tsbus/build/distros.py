@@ -38,6 +38,19 @@ _INSTALL: Final[dict[Family, str]] = {
     "suse": "run zypper --quiet --non-interactive install --no-recommends {}",
     "alpine": "run apk add --quiet --update-cache {}",
 }
+_REMOVE: Final[dict[Family, str]] = {
+    "debian": "run apt-get -qq -y purge {}",
+    "rhel": "run $(command -v dnf || command -v microdnf || echo yum) -q -y remove {}",
+    "fedora": "run dnf -q -y remove {}",
+    "amazon": "run $(command -v dnf || echo yum) -q -y remove {}",
+    "suse": "run zypper --quiet --non-interactive remove {}",
+    "alpine": "run apk del --quiet {}",
+}
+_ENGINES: Final = (
+    *("docker-ce", "docker-ce-cli", "containerd.io", "docker.io", "docker-cli", "moby-engine", "docker"),
+    *("docker-buildx-plugin", "docker-compose-plugin", "docker-ce-rootless-extras", "containerd", "runc"),
+)
+"""Packages that an engine consists of, whoever has made them."""
 _SITE: Final = "https://download.docker.com/linux"
 
 
@@ -86,6 +99,13 @@ def docker(facts: Facts, source: Source, version: str = "") -> Recipe | None:
     if recipe is None:
         return None
     return Recipe(recipe.words, _script(recipe.script + "\n" + _started(facts.init)), recipe.conflicts)
+
+
+def docker_removal(facts: Facts) -> str:
+    """Return the script that removes the engine's packages; "" when there are none. Images and volumes stay."""
+    family = family_of(facts)
+    there = tuple(name for name in _ENGINES if name in facts.packages)
+    return _script(_REMOVE[family].format(" ".join(there))) if family and there else ""
 
 
 def docker_start(init: Init | None) -> str:

@@ -957,7 +957,7 @@ class Installer:
         return changed, {}
 
     def uninstall(self, data: Told) -> tuple[bool, Told]:
-        """Leave what was there before. `script`, if there is one, is run at the end: it may remove packages."""
+        """Leave what was there before. `script` removes Docker, and is run when a build has installed it."""
         clean_up()
         made = self._manifest.entries
         for init in {each["init"] for each in made if each["what"] in ("unit", "boot")}:
@@ -975,7 +975,7 @@ class Installer:
         if any(each["what"] == "unit" and each["init"] == "systemd" for each in made):
             run("systemctl", "daemon-reload", check=False)
             run("systemctl", "reset-failed", SERVICE, check=False)
-        if data.get("script"):
+        if data.get("script") and any(each["what"] == "packages" and each["kind"] == "docker" for each in made):
             self.script({"script": data["script"]})
         for each in made:
             if each["what"] == "path" and each["path"] == str(STATE):

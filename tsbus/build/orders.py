@@ -89,7 +89,7 @@ def order(step: Step, texts: Mapping[str, str], parcel: Parcel | None = None) ->
 
 
 def uninstall(script: str = "") -> dict[str, Any]:
-    """Return the order that leaves what was there before; `script` is run at the end, to remove packages."""
+    """Return the order that leaves what was there before; `script` removes Docker, if a build has installed it."""
     return {"kind": "uninstall", "data": {"script": script}}
 
 

@@ -10,6 +10,7 @@ ETC: Final = "/etc/treescale"
 CONFIG: Final = f"{ETC}/treescale.toml"
 KEY: Final = f"{ETC}/node.key"
 SUPERVISOR: Final = f"{ETC}/supervisord.conf"
+MANIFEST: Final = "/var/lib/treescale/manifest.json"
 UNITS: Final[Mapping[str, str]] = {
     "systemd": "/etc/systemd/system/treescale.service",
     "openrc": "/etc/init.d/treescale",

@@ -6,9 +6,9 @@ from typing import Any, Final, Literal, NamedTuple
 
 StepKind = Literal[
     "python", "docker", "packages", "accounts", "folders", "modules", "settings", "release", "key", "config", "unit",
-    "activate", "prune",
+    "activate", "prune", "uninstall",
 ]  # fmt: skip
-Stage = Literal["docker", "prepare", "bundle", "key", "configure", "activate"]
+Stage = Literal["docker", "prepare", "bundle", "key", "configure", "activate", "clean"]
 STAGES: Final[Mapping[StepKind, Stage]] = {
     "python": "docker",
     "docker": "docker",
@@ -23,6 +23,7 @@ STAGES: Final[Mapping[StepKind, Stage]] = {
     "unit": "configure",
     "activate": "activate",
     "prune": "activate",
+    "uninstall": "clean",
 }
 
 

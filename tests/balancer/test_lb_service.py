@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import threading
 import time
 from dataclasses import replace
 from ipaddress import ip_address
@@ -105,6 +106,30 @@ async def test_drain_and_wait(tmp_path: Path) -> None:
         (told,) = await one.call("lb.undrain", {"servers": ["c2"]})
         assert told["state"] == "active"
         await one.servers(c2=1, c3=1)
+
+
+async def test_a_drain_ends_when_its_connections_are_forgotten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who waits is answered when the kernel has forgotten the server's connections: engines would do it worse."""
+    async with site(tmp_path, KEYS, C2, C3) as one:
+        await one.servers(c2=1, c3=1)
+        begun, forgotten = threading.Event(), threading.Event()
+
+        def finish() -> None:
+            if "172.17.0.2:80" not in one.machine.kernel.servers():
+                begun.set()
+                assert forgotten.wait(LIMIT_S)
+
+        monkeypatch.setattr(one.machine, "finish", finish)
+        async with one.caller.request("n1", "lb.drain", {"servers": ["c2"], "wait": True}) as call:
+            answer = asyncio.create_task(call.result())
+            end = time.monotonic() + LIMIT_S
+            while not begun.is_set():
+                assert time.monotonic() < end
+                await one.memory.advance(0.05)
+            await one.memory.advance(1)
+            assert not answer.done()
+            forgotten.set()
+            await one.until(answer.done)
 
 
 async def test_a_drain_that_is_taken_back(tmp_path: Path) -> None:

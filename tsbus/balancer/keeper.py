@@ -98,6 +98,7 @@ class Keeper:
         self._count_at = 0.0
         """When connections are counted next; 0: there are none to count."""
         self._turns: list[asyncio.Future[Carried]] = []
+        self._finishing: asyncio.Future[None] | None = None
         self._turned = asyncio.Condition()
         self._settled: tuple[Sequence[Report], Collection[str]] = (), ()
         self._counts: tuple[float, dict[Key, Entry]] | None = None
@@ -160,9 +161,15 @@ class Keeper:
         return found
 
     async def wait_drained(self, places: Sequence[Where]) -> Where:
-        """Wait until one of these servers does not drain any more, and return it: it is removed, or in use again."""
+        """Wait until one of these servers does not drain any more, and return it: it is removed, or in use again.
+
+        The kernel has forgotten its connections then. Of those in TIME_WAIT, too: an engine that stops a container ends
+        them by what their clients sent, and with them who has the port by then (conntrack.py).
+        """
         async with self._turned:
             await self._turned.wait_for(lambda: not all(map(self._drains, places)))
+        if self._finishing is not None:
+            await asyncio.wait({self._finishing})
         return next(place for place in places if not self._drains(place))
 
     def find(self, place: Where) -> ServerReport | None:
@@ -370,7 +377,7 @@ class Keeper:
         began, done = time.monotonic(), True
         try:
             carried = await self.in_thread(carrier.carry, self._fronts, adopt, anew=anew)
-            self._thread.submit(_finish, carrier)  # while it is told
+            self._finishing = self._loop.run_in_executor(self._thread, _finish, carrier)  # while it is told
         except MachineError as error:
             problem = Problem(str(error), "see what the kernel says")
             carried, done = Carried(problems=((None, problem),), failed=frozenset(wanted)), False

@@ -16,7 +16,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Final, Self
+from typing import Any, Final, Self, TypeVar
 
 from tsbus.build import access, jobs, units
 from tsbus.build.access import Local, Login
@@ -43,6 +43,7 @@ from tsbus.core.target import fold
 ANSWER_S: Final = 30.0
 """How long it may take, after the last activation, until all links stand: routers dial within a second or two."""
 
+_T = TypeVar("_T")
 Job = Callable[[Session, Callable[[Report], None], Log], Any]
 """As the runner's, with what writes to the server's transcript."""
 Check = Callable[[str, Any], Trouble | None]
@@ -293,6 +294,14 @@ class Campaign:
                     yield from self.skip_all("verify", f"the root {root} cannot be asked: {trouble.text}")
         for name, reason in silent.items():
             yield self.fail(name, "verify", Trouble("silent", f"it does not answer over the bus: {reason}", _SILENT))
+
+    def at_root(self, do: Callable[[Session], _T]) -> _T:
+        """Return what `do` does on the root's server, outside of the run. Raises ServerTrouble."""
+        root = self.topology.root
+        if root in self._unusable:
+            raise ServerTrouble(self._unusable[root])
+        with Session(self._logins[root], self.shared) as session:
+            return do(session)
 
     def texts(self, name: str) -> dict[str, str]:
         """Return what is to be in the files of a server."""

@@ -65,7 +65,7 @@ def test_a_script_must_say_yes(console: Console) -> None:
     """Where nobody can be asked, the plan is shown, and nothing is done."""
     done = console.run()
     assert done.returncode == 2
-    assert "2 hosts: the same" in done.stdout and done.stdout.endswith("2 servers: 2 to build\n")
+    assert "2 hosts: the same" in done.stdout and done.stdout.endswith("2 servers: 2 to change\n")
     assert "Nobody can be asked here: say --yes" in done.stderr
     assert console.root.run("ls /opt") == ""
 
@@ -84,7 +84,7 @@ def test_one_console_at_a_time(console: Console) -> None:
 def test_a_person_sees_the_plan_and_the_run_and_may_stop_it(console: Console) -> None:
     """A no changes nothing; Ctrl-C ends a run, and the next one goes on and ends with a tree that answers."""
     with console.terminal() as terminal:
-        terminal.read_until("2 servers: 2 to build", "Apply to 2 servers? [y/N]: ")
+        terminal.read_until("2 servers: 2 to change", "Apply to 2 servers? [y/N]: ")
         terminal.type("n\n")
         code, said = terminal.end()
         assert code == 130 and "nothing was changed" in said

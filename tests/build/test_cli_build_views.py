@@ -224,7 +224,7 @@ def test_a_plan_shows_servers_with_the_same_steps_together():
         "  trouble: root@web9:22 refuses the connection",
         "    mend: is sshd running there?",
         "",
-        "100 servers: 98 to build, 1 as they should be, 1 cannot be built",
+        "100 servers: 98 to change, 1 as they should be, 1 cannot be built",
     ]
 
 

@@ -84,12 +84,15 @@ class Errand:
             what=what,
         )
 
-    def campaign(self, what: str, names: Collection[str] | None = None) -> "Campaign":
-        """Return a run on these servers, otherwise on those that are meant."""
+    def campaign(
+        self, what: str, kind: "type[Campaign] | None" = None, names: Collection[str] | None = None
+    ) -> "Campaign":
+        """Return a run of this kind, else a plain build; on these servers, else those that are meant."""
         from tsbus.build.campaign import Campaign
         from tsbus.supervision.conf import render_servers
 
-        return Campaign(self.tree, self.console, self.options(what, names), self.store, render_servers(self.tree))
+        kind = kind or Campaign
+        return kind(self.tree, self.console, self.options(what, names), self.store, render_servers(self.tree))
 
     @cached_property
     def _files(self) -> tuple[Console, Tree]:

@@ -16,6 +16,8 @@ _HERE = "tsbus.cli.build"
 BUILD = {
     "plan": (f"{_HERE}.building:plan", "Show what would be done, and what keeps servers from being built."),
     "apply": (f"{_HERE}.building:apply", "Do it, and see that the tree answers."),
+    "check": (f"{_HERE}.building:check", "Log in everywhere, and tell what would keep a build from going well."),
+    "unlock": (f"{_HERE}.locking:unlock", "Show who builds, and take away the lock of somebody who is gone."),
 }
 
 

@@ -1,7 +1,7 @@
 """Plan lines: what a build would do, as people and scripts get it, hosts with the same steps together. Pure."""
 
 import re
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
 import click
@@ -29,15 +29,32 @@ def plan_lines(plans: Collection[HostPlan], width: int | None) -> Iterator[str]:
     yield verdict(plans)
 
 
+def check_lines(plans: Collection[HostPlan], width: int | None) -> Iterator[str]:
+    """Return what keeps servers from being built, and warnings, and for how many there is nothing to say."""
+    alike: dict[tuple[Trouble, ...], list[str]] = {}
+    for plan in plans:
+        alike.setdefault(plan.troubles, []).append(plan.name)
+    for troubles, names in alike.items():
+        if troubles:
+            yield from (click.style(line, bold=True) for line in _names(names, 0, width))
+            for trouble in troubles:
+                yield from trouble_lines(trouble, 2, width)
+            yield ""
+    bad = sum(not plan.can_go for plan in plans)
+    fine = len(alike.get((), ()))
+    said = [f"nothing is wrong with {fine}" if fine else "", f"{bad} cannot be built" if bad else ""]
+    yield f"{count(len(plans), 'server')}: {', '.join(filter(None, said)) or 'warnings only'}"
+
+
 def verdict(plans: Collection[HostPlan]) -> str:
-    """Return what the plan comes to: `97 servers: 90 to build, 5 as they should be, 2 cannot be built`."""
+    """Return what the plan comes to: `97 servers: 90 to change, 5 as they should be, 2 cannot be built`."""
     ready = [plan for plan in plans if plan.can_go]
     busy = sum(bool(plan.steps) for plan in ready)
     bad = len(plans) - len(ready)
     idle = len(ready) - busy
     if not busy and not bad:
         return f"nothing to do: {count(idle, 'server')} {'is as it' if idle == 1 else 'are as they'} should be"
-    said = [f"{busy} to build" if busy else "", f"{idle} as they should be" if idle else "",
+    said = [f"{busy} to change" if busy else "", f"{idle} as they should be" if idle else "",
             f"{bad} cannot be built" if bad else ""]  # fmt: skip
     return f"{count(len(plans), 'server')}: {', '.join(filter(None, said))}"
 
@@ -55,12 +72,16 @@ def plan_object(plan: HostPlan) -> dict[str, Any]:
 def _group(group: Group, width: int | None) -> Iterator[str]:
     yield click.style(group.title, bold=True)
     if len(group.names) > 1:
-        yield from wrapped(_BETWEEN_NAMES.sub(", ", fold(group.names)), 2, width)
+        yield from _names(group.names, 2, width)
     stages = max((len(step.stage) for step in group.steps), default=0)
     for step in group.steps:
         yield from _step(step, stages, width)
     for trouble in group.troubles:
         yield from trouble_lines(trouble, 2, width)
+
+
+def _names(names: Sequence[str], indent: int, width: int | None) -> Iterator[str]:
+    return wrapped(_BETWEEN_NAMES.sub(", ", fold(names)), indent, width)
 
 
 def _step(step: Step, stages: int, width: int | None) -> Iterator[str]:

@@ -1,0 +1,99 @@
+"""Running: what the build's commands that change servers have in common: look, show the plan, ask, do it, tell."""
+
+import json
+import shutil
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, TextIO
+
+import click
+
+from tsbus.build.reports import Report
+from tsbus.cli.build.errand import Errand
+from tsbus.cli.build.follow import Interrupted, follow
+from tsbus.cli.build.planlines import plan_lines, plan_object
+from tsbus.cli.build.summary import named, summary_lines, summary_object
+from tsbus.cli.containers.options import confirm
+from tsbus.cli.containers.words import count
+from tsbus.cli.edge import Code, Fault
+
+if TYPE_CHECKING:
+    from tsbus.build.campaign import Campaign
+
+
+def go_through(
+    campaign: "Campaign", doing: str, errand: Errand, *, yes: bool, shown: bool = True, dry_run: bool = False
+) -> int:
+    """Look, show the plan, ask, and do it; the exit code. `doing` is a word as Building."""
+    with campaign:
+        if not look(campaign, errand):
+            return Code.INTERRUPTED
+        plans = campaign.plans.values()
+        busy = sum(plan.can_go and bool(plan.steps) for plan in plans)
+        if shown or dry_run:
+            _show(campaign, errand)
+        if dry_run:
+            return campaign.outcome.exit_code
+        if busy:
+            ask(f"Apply to {count(busy, 'server')}?", yes=yes)
+        title = f"{doing} {count(busy, 'server')}" if busy else "Asking the tree"
+        return carry_out(campaign, campaign.apply(), title, errand)
+
+
+def look(campaign: "Campaign", errand: Errand) -> bool:
+    """Look at the servers of a run, which changes nothing; False when somebody stopped that."""
+    try:
+        follow(campaign.look(), f"Looking at {count(len(campaign.names), 'server')}", as_json=errand.as_json)
+    except Interrupted:
+        click.echo("interrupted; nothing was changed", err=True)
+        return False
+    return True
+
+
+def ask(question: str, *, yes: bool) -> None:
+    """Ask, unless `yes`. Raises Fault for a no, and where nobody can be asked."""
+    try:
+        confirm(question, yes=yes, needed=True)
+    except click.Abort:
+        raise Fault("nothing was changed", Code.INTERRUPTED) from None
+
+
+def carry_out(campaign: "Campaign", reports: Iterator[Report], title: str, errand: Errand) -> int:
+    """Follow a run to its end and tell how it ended; the exit code."""
+    transcripts = _near(campaign.transcripts.folder)
+    try:
+        progress = follow(reports, title, as_json=errand.as_json)
+    except Interrupted as stop:
+        done = stop.progress.finished()
+        click.echo(
+            f"interrupted; finished: {named(done) if done else 'no server'}. Run it again, and it goes on from what it "
+            f"finds on the servers. Transcripts: {transcripts}",
+            err=True,
+        )
+        return Code.INTERRUPTED
+    outcome = campaign.outcome
+    if errand.as_json:
+        click.echo(json.dumps(summary_object(outcome, progress.seconds, transcripts)))
+    else:
+        for line in summary_lines(outcome, progress.seconds, transcripts, width_of(sys.stderr)):
+            click.echo(line, err=True)
+    return outcome.exit_code
+
+
+def width_of(stream: TextIO) -> int | None:
+    """Return the width of the terminal that is behind a stream, None where there is none."""
+    return shutil.get_terminal_size().columns if stream.isatty() else None
+
+
+def _show(campaign: "Campaign", errand: Errand) -> None:
+    plans = campaign.plans.values()
+    lines = map(json.dumps, map(plan_object, plans)) if errand.as_json else plan_lines(plans, width_of(sys.stdout))
+    for line in lines:
+        click.echo(line)
+
+
+def _near(folder: Path) -> str:
+    """Return a folder as short as it may be written from here."""
+    here = Path.cwd()
+    return f"{folder.relative_to(here) if folder.is_relative_to(here) else folder}/"

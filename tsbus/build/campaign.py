@@ -110,7 +110,8 @@ class Campaign:
         self._holder: Holder | None = None
         self._lock: Lock | None = None
         self._copies: tuple[dict[str, str], Copies] | None = None
-        self._logins, self._unusable = self._find_logins()
+        self._logins, self.unusable = self._find_logins()
+        """`unusable`: servers that nobody can log in to, by what the files say."""
         self.runner = Runner(self._logins, self.shared, parallel=options.parallel or self.settings.parallel)
 
     def __enter__(self) -> Self:
@@ -146,9 +147,9 @@ class Campaign:
         """Log in to all servers and look at them: nothing is changed. Then there are `plans`. Raises StoreError."""
         yield Opened("probe", self.names)
         for name in self.names:
-            if name in self._unusable:
-                yield self.fail(name, "probe", self._unusable[name])
-        wishes = self._wanted()
+            if name in self.unusable:
+                yield self.fail(name, "probe", self.unusable[name])
+        wishes = self.wishes()
 
         def judge(name: str, seen: Seen) -> Trouble | None:
             self.facts[name], self._offsets[name] = seen.facts, seen.offset_s
@@ -243,7 +244,7 @@ class Campaign:
     def take_lock(self) -> Iterator[Report]:
         """Keep everybody else from building until `close`; then `outcome.locked` says if somebody does already."""
         root = self.topology.root
-        trouble = self._unusable.get(root) or (None if root in self.facts else self.course.failed.get(root))
+        trouble = self.unusable.get(root) or (None if root in self.facts else self.course.failed.get(root))
         if trouble is None:
             me = Holder(getpass.getuser(), socket.gethostname(), os.getpid(), self.options.what, time.time())
             self._lock = Lock(self._logins[root], self.shared, me, partial(self.transcripts.add, root))
@@ -262,8 +263,8 @@ class Campaign:
         yield Opened("verify", self.course.standing)
         if self.course.root_failed:
             yield from self.skip_all("verify", f"the root {root} has failed")
-        elif root in self._unusable:
-            yield from self.skip_all("verify", f"the root {root} cannot be asked: {self._unusable[root].text}")
+        elif root in self.unusable:
+            yield from self.skip_all("verify", f"the root {root} cannot be asked: {self.unusable[root].text}")
         elif self.course.standing:
             waiting = self.course.waiting
             yield from self.hear([name for name in self.course.standing if name not in waiting], wait_s, waiting)
@@ -298,10 +299,22 @@ class Campaign:
     def at_root(self, do: Callable[[Session], _T]) -> _T:
         """Return what `do` does on the root's server, outside of the run. Raises ServerTrouble."""
         root = self.topology.root
-        if root in self._unusable:
-            raise ServerTrouble(self._unusable[root])
+        if root in self.unusable:
+            raise ServerTrouble(self.unusable[root])
         with Session(self._logins[root], self.shared) as session:
             return do(session)
+
+    def wishes(self) -> dict[str, Wanted]:
+        """Return what each server of the tree should be, by what is known of keys now."""
+        return wanted(
+            self.tree,
+            self.settings,
+            self.release,
+            saved=self.keys,
+            probed={name: facts.key for name, facts in self.facts.items() if facts.key},
+            supervisors=self._supervisor_digests,
+            accept_keys=self.options.accept_new,
+        )
 
     def texts(self, name: str) -> dict[str, str]:
         """Return what is to be in the files of a server."""
@@ -336,20 +349,9 @@ class Campaign:
         local = Local(getpass.getuser(), home)
         return access.logins(self.console, names, client_config(home), local, accept_new=self.options.accept_new)
 
-    def _wanted(self) -> dict[str, Wanted]:
-        return wanted(
-            self.tree,
-            self.settings,
-            self.release,
-            saved=self.keys,
-            probed={name: facts.key for name, facts in self.facts.items() if facts.key},
-            supervisors=self._supervisor_digests,
-            accept_keys=self.options.accept_new,
-        )
-
     def _plan(self) -> None:
         """Make the plans."""
-        wishes = self._wanted()
+        wishes = self.wishes()
         for name in self.names:
             if name in self.facts:
                 self.plans[name] = self.plan_of(name, wishes[name])
@@ -390,7 +392,7 @@ class Campaign:
 
     def _late(self) -> Iterator[Report]:
         """Let the servers follow, the root first. They are planned once more, with the keys that are known now."""
-        wishes = self._wanted()
+        wishes = self.wishes()
         plans = {name: self.plan_of(name, wishes[name]) for name in self.course.standing}
         for name, each in plans.items():
             if not each.can_go:

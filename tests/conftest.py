@@ -5,9 +5,8 @@ import signal
 import tempfile
 from collections.abc import Iterator
 
-import in_guest
+import elsewhere
 import pytest
-import targets
 from dockerd import Dockerd
 from hypothesis import settings
 from lone_router import LoneRouter
@@ -23,8 +22,7 @@ def pytest_configure(config: pytest.Config) -> None:
     # What a shell starts in the background ignores Ctrl-C, and so would the programs that tests start and interrupt.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     config.addinivalue_line("markers", "long: takes minutes in a guest; `make test-long` runs these and no others")
-    in_guest.pytest_configure(config)
-    config.pluginmanager.register(targets.Plugin(), "lab")
+    elsewhere.pytest_configure(config)
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:

@@ -40,7 +40,6 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
-import pytest
 from dockerd import Dockerd, claim_number
 
 LIMIT_S = 60.0
@@ -406,32 +405,6 @@ def _archive() -> tuple[str, str]:
 def _do(*argv: str | Path) -> None:
     print("+", *argv, file=sys.stderr, flush=True)
     subprocess.run(argv, stdin=subprocess.DEVNULL, stdout=sys.stderr, check=True)
-
-
-# With pytest: the lab comes up while tests run that need none.
-
-
-class Plugin:
-    """Starts the lab when one of the selected tests needs it, and lets these tests run after all others."""
-
-    def __init__(self) -> None:
-        self.lab: Lab | None = None
-
-    @pytest.hookimpl(tryfirst=True)
-    def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
-        items.sort(key=_needs_lab)
-
-    def pytest_runtestloop(self, session: pytest.Session) -> None:
-        if any(map(_needs_lab, session.items)) and not session.config.option.collectonly and os.geteuid() == 0:
-            self.lab = Lab()
-
-    def pytest_sessionfinish(self) -> None:
-        if self.lab:
-            self.lab.stop()
-
-
-def _needs_lab(item: pytest.Item) -> bool:
-    return "lab" in getattr(item, "fixturenames", ())
 
 
 def main(words: list[str]) -> None:

@@ -1,10 +1,13 @@
-"""In guest: tests that are marked `guest` run under a kernel of their own and are reported here as any other test.
+"""Elsewhere: tests that run in other pytests, all at the same time, and are reported here as any other test.
 
     pytestmark = pytest.mark.guest            # IPVS, network namespaces, cgroup v2: see tests/lab/uml-run
     pytestmark = pytest.mark.guest("docker")  # and a Docker engine at DOCKER_HOST: see tests/lab/uml-docker
 
-All selected tests of one kind run in one guest, in the same order, as root, beside the other tests. A pytest in the
-guest writes its reports to a file that the pytest outside reads, so names, failures, output and durations are the real
+All selected tests of one kind run in one guest, a kernel of their own, in the same order, as root. The modules that use
+a fixture of BESIDE run on this machine, in one process for each kind: what the fixture starts is started once, and
+others work while they wait. When nothing else is selected they run right here, where --pdb works.
+
+The other pytest writes its reports to a file that this one reads, so names, failures, output and durations are the real
 ones, and -k works.
 """
 
@@ -18,7 +21,7 @@ import sys
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +29,12 @@ import pytest
 
 LAB = Path(__file__).parent / "lab"
 LIMIT_S = 900
+BESIDE = {"lab": "lab", "dockerd": "engine", "engine": "engine"}
+"""Fixture -> the process of the modules that use it. Of a module that uses several, the first here counts."""
 PASSED = "TREESCALE_TEST_"
 """Variables whose names begin so are for tests, and those in a guest get them, too."""
-REPORTS = "TREESCALE_GUEST_REPORTS"
-"""The variable that says to a pytest in a guest where the reports go."""
+REPORTS = "TREESCALE_REPORTS"
+"""The variable that says to another pytest where its reports go."""
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -40,14 +45,28 @@ def pytest_configure(config: pytest.Config) -> None:
         config.pluginmanager.register(Outside())
 
 
-def kind_of(item: pytest.Item) -> str | None:
-    """Which guest a test needs: the word that follows uml-."""
+def guest_of(item: pytest.Item) -> str:
+    """The program of tests/lab that makes the guest of a test; empty: it needs none."""
     marker = item.get_closest_marker("guest")
-    return marker and (marker.args[0] if marker.args else "run")
+    return f"uml-{marker.args[0] if marker.args else 'run'}" if marker else ""
+
+
+def places(items: Sequence[pytest.Item], config: pytest.Config) -> dict[str, str]:
+    """Where each test runs: in a guest, in a process of BESIDE, or, if it is not here, in this one."""
+    guests = {item.nodeid: guest for item in items if (guest := guest_of(item))}
+    here = [item for item in items if item.nodeid not in guests]
+    modules: dict[Path, str] = {}
+    for fixture, process in BESIDE.items():
+        for item in here:
+            if fixture in getattr(item, "fixturenames", ()):
+                modules.setdefault(item.path, process)
+    found = {item.nodeid: modules.get(item.path, "") for item in here}
+    alone = len(set(found.values())) < 2 or config.option.usepdb or config.option.capture == "no"
+    return guests if alone else guests | {name: process for name, process in found.items() if process}
 
 
 class Inside:
-    """The pytest in the guest: writes every report down."""
+    """In the other pytest: writes every report down."""
 
     def __init__(self, config: pytest.Config, place: Path) -> None:
         self.config = config
@@ -59,45 +78,49 @@ class Inside:
 
 
 class Outside:
-    """The pytest that was called: starts guests and takes the reports of their tests from them."""
+    """In the pytest that was called: starts the others and takes the reports of their tests from them."""
 
     def __init__(self) -> None:
-        self.guests: dict[str, Guest] = {}
+        self.places: dict[str, str] = {}
+        self.others: dict[str, Other] = {}
 
-    def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
-        items.sort(key=lambda item: kind_of(item) is not None)  # the guests work while the others run
-
+    @pytest.hookimpl(tryfirst=True)
     def pytest_runtestloop(self, session: pytest.Session) -> None:
         if session.config.option.collectonly:
             return
-        for kind in dict.fromkeys(filter(None, map(kind_of, session.items))):
-            self.guests[kind] = Guest(kind, [one for one in session.items if kind_of(one) == kind])
+        self.places = places(session.items, session.config)
+        session.items.sort(key=lambda item: item.nodeid in self.places)  # the others work while these run
+        for place in dict.fromkeys(self.places.values()):
+            self.others[place] = Other(place, [one for one in session.items if self.places.get(one.nodeid) == place])
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_protocol(self, item: pytest.Item) -> bool | None:
-        kind = kind_of(item)
-        if kind is None:
+        place = self.places.get(item.nodeid)
+        if place is None:
             return None
         item.ihook.pytest_runtest_logstart(nodeid=item.nodeid, location=item.location)
-        for report in self.guests[kind].reports(item):
+        for report in self.others[place].reports(item):
             item.ihook.pytest_runtest_logreport(report=report)
         item.ihook.pytest_runtest_logfinish(nodeid=item.nodeid, location=item.location)
         return True
 
     def pytest_sessionfinish(self) -> None:
-        for guest in self.guests.values():
-            guest.end()
+        for other in self.others.values():
+            other.process.send_signal(signal.SIGINT)
+        for other in self.others.values():
+            other.end()
 
 
 def end_with_parent() -> None:
-    """Let this process be terminated when the one that started it is gone, killed perhaps."""
-    ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
+    """Let this process be interrupted when the one that started it is gone, killed perhaps."""
+    ctypes.CDLL(None).prctl(1, signal.SIGINT)  # PR_SET_PDEATHSIG
 
 
-class Guest:
-    """One guest with a pytest that runs these tests."""
+class Other:
+    """Another pytest, in a guest or beside this one, that runs these tests."""
 
-    def __init__(self, kind: str, items: list[pytest.Item]) -> None:
+    def __init__(self, place: str, items: list[pytest.Item]) -> None:
+        self.place = place
         self.stack = contextlib.ExitStack()
         folder = Path(self.stack.enter_context(tempfile.TemporaryDirectory(prefix="guest-")))
         (folder / "tests").write_text("".join(f"{item.nodeid}\n" for item in items))
@@ -105,14 +128,16 @@ class Guest:
         self.log = folder / "log"
         self.lines = self.stack.enter_context((folder / "reports").open())
         self.done: dict[str, list[pytest.TestReport]] = defaultdict(list)
-        passed = [f"{name}={value}" for name, value in os.environ.items() if name.startswith(PASSED)]
         options = ["--share", str(folder), "--limit", str(LIMIT_S)]
+        passed = [f"{name}={value}" for name, value in os.environ.items() if name.startswith(PASSED)]
+        guest = [LAB / place, *(options if place == "uml-run" else ()), "env", *passed]
         self.process = subprocess.Popen(
-            [LAB / f"uml-{kind}", *(options if kind == "run" else ()), "env", f"{REPORTS}={folder / 'reports'}",
-             *passed, sys.executable, "-m", "pytest", "-q", "--color=no", "-p", "no:cacheprovider",
+            [*(("env",) if place in BESIDE.values() else guest), f"{REPORTS}={folder / 'reports'}",
+             sys.executable, "-m", "pytest", "-q", "--color=no", "-p", "no:cacheprovider",
              "-o", f"faulthandler_timeout={LIMIT_S // 2}", f"@{folder / 'tests'}"],
             cwd=items[0].config.rootpath, stdin=subprocess.DEVNULL, stdout=self.stack.enter_context(self.log.open("w")),
             stderr=subprocess.STDOUT, env={**os.environ, "UML_RUN": " ".join(options)}, preexec_fn=end_with_parent,
+            start_new_session=True,  # of Ctrl-C at the terminal it is told once, by us
         )  # fmt: skip
 
     def reports(self, item: pytest.Item) -> Iterator[pytest.TestReport]:
@@ -122,7 +147,7 @@ class Guest:
             ended = self.process.poll() is not None
             if not self.read(item) and ended:
                 told = "\n".join(self.log.read_text(errors="replace").splitlines()[-40:])
-                text = f"The guest ended ({self.process.returncode}) before this test:\n{told}"
+                text = f"The pytest of {self.place} ended ({self.process.returncode}) before this test:\n{told}"
                 reports = [pytest.TestReport(item.nodeid, item.location, {}, "failed", text, "call")]
                 break
             time.sleep(0.05)
@@ -142,6 +167,5 @@ class Guest:
         return bool(news)
 
     def end(self) -> None:
-        self.process.terminate()
         self.process.wait()
         self.stack.close()

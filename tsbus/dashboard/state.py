@@ -322,7 +322,7 @@ class Model:
             self._measured[node] = (event.time_ms, seconds)
             for short in moving - event.samples.keys():
                 self._hold(node, short, msgspec.structs.replace(held[short], rates=_STILL))
-            moving &= event.samples.keys()
+            moving.intersection_update(event.samples)
         if event.full:
             for short in held.keys() - event.samples.keys():
                 self._drop_sample(node, short)

@@ -1,0 +1,241 @@
+"""The feed: a model that is kept up over a living bus, and figures that flow only while somebody watches."""
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import pytest
+import told
+
+from tsbus import Request, Worker
+from tsbus.config import loads
+from tsbus.core.roles import Role
+from tsbus.dashboard.feed import Feed
+from tsbus.dashboard.flows import LINGER_S
+from tsbus.lb_records import BalancerTraffic
+from tsbus.mirror import MONITOR
+from tsbus.records import ContainerEvent, Sample, SnapshotHead
+from tsbus.testing import MemoryTree
+
+CHILDREN = {"root": ["a", "b"], "a": ["a1"]}
+
+
+def monitor(node: str) -> Worker:
+    """A worker that says what a container monitor with one container says."""
+    worker = Worker(MONITOR)
+    there = told.container()
+
+    @worker.command("snapshot", role="observe")
+    async def snapshot(_: Request):
+        yield SnapshotHead(node=node, epoch=1, seq=0, engine=told.engine(node), count=1)
+        yield [there]
+
+    @worker.command("sample", role="observe")
+    async def sample(_: Request):
+        return told.figures(node, {1: Sample(cpu=1.0)}, full=True)
+
+    return worker
+
+
+class Bed:
+    """A tree in memory with monitors on two nodes, and a feed on one."""
+
+    def __init__(self, tree: MemoryTree, feed: Feed) -> None:
+        self.tree, self.feed, self.model = tree, feed, feed.model
+        self.publishers = {}
+
+    async def publish(self, node: str, topic: str, body: object) -> None:
+        if node not in self.publishers:
+            self.publishers[node] = await self.tree.connect(node)
+        await self.publishers[node].publish(topic, body)
+        await self.tree.settle()
+
+    async def wanted(self, node: str, topic: str) -> bool:
+        """Whether a publisher on `node` is asked for `topic`."""
+        client = await self.tree.connect(node)
+        async with client.interest(topic) as interest:
+            await self.tree.settle()
+            wanted = interest.wanted
+        await client.close()
+        return wanted
+
+
+async def bed_on(tree: MemoryTree, node: str) -> Feed:
+    for each in ("a", "b"):
+        await tree.run(monitor(each), each)
+    client = await tree.connect(node, name="dashboard", role=Role.OPERATE)
+    return Feed(client, tree.clock.wall_ms)
+
+
+@pytest.fixture
+async def bed() -> AsyncIterator[Bed]:
+    async with MemoryTree(CHILDREN) as tree, await bed_on(tree, "root") as feed:
+        await tree.settle()
+        yield Bed(tree, feed)
+
+
+async def test_a_feed_knows_the_tree_and_its_containers(bed):
+    """It is settled once every node has told what it has, or has no monitor."""
+    assert await bed.feed.wait_settled(1)
+    assert {name: len(each) for name, each in bed.model.containers.items()} == {"a": 1, "b": 1, "root": 0, "a1": 0}
+    assert bed.model.totals().running == 2
+    assert [bed.model.nodes[name].monitored for name in bed.model.nodes] == [False, True, False, True]
+
+
+async def test_events_change_the_model_and_are_in_the_log(bed):
+    """A container event is seen at once, and waiters are woken."""
+    revision, number = bed.model.revision, bed.model.events.last
+    waiting = asyncio.create_task(bed.feed.wait_event(number))
+    ended = told.container(1, "exited", exit_code=2)
+    event = ContainerEvent(node="b", epoch=1, seq=1, action="died", time_ns=1, container=ended)
+    await bed.publish("b", "container.died", event)
+    assert bed.model.container("b", "c1").record.exit_code == 2
+    assert await waiting
+    assert await bed.feed.wait_change(revision)
+    assert bed.model.events.since(number)[0][-1].topic == "container.died"
+
+
+async def test_figures_flow_only_while_somebody_watches(bed):
+    """Monitors are asked while a block of `watching` lasts, for that node or all, and for a moment after the last."""
+    topic = "containers.stats.{}".format
+    assert not await bed.wanted("a", topic("a"))
+    with bed.feed.watching("a"):
+        await bed.tree.settle()
+        assert (await bed.wanted("a", topic("a")), await bed.wanted("b", topic("b"))) == (True, False)
+        assert bed.model.container("a", "c1").sample == Sample(cpu=1.0)  # asked once, for those who listen already
+        with bed.feed.watching():
+            await bed.tree.settle()
+            assert await bed.wanted("b", topic("b"))
+            await bed.publish("b", topic("b"), told.figures("b", {1: Sample(cpu=7.0)}))
+            assert bed.model.container("b", "c1").sample.cpu == 7.0
+        await bed.tree.advance(LINGER_S + 1)
+        assert (await bed.wanted("a", topic("a")), await bed.wanted("b", topic("b"))) == (True, False)
+    await bed.tree.advance(LINGER_S + 1)
+    assert not await bed.wanted("a", topic("a"))
+    await bed.publish("b", topic("b"), told.figures("b", {1: Sample(cpu=9.0)}))
+    assert bed.model.container("b", "c1").sample.cpu == 7.0
+
+
+async def test_a_lease_ends_by_itself(bed):
+    """Who scrapes in intervals watches for a while after each time."""
+    bed.feed.watch_for(30)
+    await bed.tree.advance(20)
+    bed.feed.watch_for(30)
+    await bed.tree.advance(20)
+    assert bed.feed.watched == {"*"}
+    assert await bed.wanted("b", "containers.stats.b")
+    await bed.tree.advance(15)
+    assert not await bed.wanted("b", "containers.stats.b")
+
+
+async def test_links_and_history_grow_while_watched(bed):
+    """Routers are asked every five seconds, and each time the history has a point."""
+    with bed.feed.watching():
+        await bed.tree.advance(11)
+    assert bed.model.nodes["a"].rtt_ms is not None
+    assert {link.name for link in bed.model.nodes["root"].router.links} == {"a", "b"}
+    assert len(bed.feed.history) == 4  # two nodes with figures, and a container on each
+
+
+async def test_only_what_claims_to_be_of_its_own_node_counts(bed):
+    """Figures that a node publishes for another one change nothing."""
+    with bed.feed.watching():
+        await bed.tree.settle()
+        await bed.publish("a1", "containers.stats.b", told.figures("b", {1: Sample(cpu=99.0)}))
+        await bed.publish("a1", "containers.stats.a1", b"\xff")
+    assert bed.model.container("b", "c1").sample.cpu == 1.0
+
+
+async def test_lost_nodes_and_a_lost_bus_are_seen_and_come_back(bed):
+    """A killed router is lost with what is below it until it is adopted; without the own router nothing is known."""
+    bed.tree.stop("a")
+    await bed.tree.advance(4)
+    assert (bed.model.nodes["a"].state, bed.model.nodes["a1"].adopted) == ("lost", True)
+    assert bed.model.container("a", "c1") is not None
+    bed.tree.start("a")
+    await bed.tree.advance(20)
+    assert (bed.model.nodes["a"].state, bed.model.nodes["a1"].adopted) == ("up", False)
+    bed.tree.stop("root")
+    await bed.tree.settle()
+    assert not bed.model.connected
+    bed.tree.start("root")
+    await bed.tree.advance(20)
+    assert bed.model.connected
+    assert {node.state for node in bed.model.nodes.values()} == {"up"}
+
+
+async def test_further_topics_are_in_the_log_while_somebody_listens(bed):
+    """An event that several patterns want is there once."""
+    async with bed.feed.listening("shop.>"), bed.feed.listening("shop.order.*"):
+        await bed.publish("b", "shop.order.placed", {"id": 1})
+    await bed.publish("b", "shop.order.placed", {"id": 2})
+    assert [one.json() for one in bed.model.events if one.topic.startswith("shop")] == [{"id": 1}]
+
+
+async def test_a_feed_on_an_interior_node_shows_what_is_below():
+    """Nothing of its siblings flows to it."""
+    async with MemoryTree(CHILDREN) as tree, await bed_on(tree, "a") as feed:
+        bed = Bed(tree, feed)
+        with feed.watching():
+            await tree.settle()
+            assert list(feed.model.nodes) == ["a", "a1"]
+            assert (await bed.wanted("a1", "containers.stats.a1"), await bed.wanted("b", "containers.stats.b")) == (
+                True, False,
+            )  # fmt: skip
+
+
+class Balancer:
+    """A worker that says what a balancer says, and counts who watches its traffic."""
+
+    def __init__(self) -> None:
+        self.state, self.watchers, self.shows = "ok", 0, 0
+        self.worker = Worker("lb")
+
+        @self.worker.command("show", role="observe")
+        async def show(_: Request):
+            self.shows += 1
+            yield told.balancer("web", self.state, told.server())
+
+        @self.worker.command("watch", role="observe")
+        async def watch(_: Request):
+            self.watchers += 1
+            try:
+                yield BalancerTraffic(name="web", cps=5)
+                await asyncio.Event().wait()
+            finally:
+                self.watchers -= 1
+
+
+async def test_balancers_are_asked_when_they_say_something_and_tell_traffic_to_viewers(lone_balancer):
+    """Their events make the model ask, twice a second at most; traffic comes while somebody watches."""
+    tree, feed, balancer = lone_balancer
+    model = feed.model
+    assert model.nodes["solo"].balancers_why == "its balancer does not run"
+    await tree.run(balancer.worker, "solo")
+    await tree.advance(1)
+    assert (model.balancers["solo"]["web"].state, model.nodes["solo"].balancers_why) == ("ok", "")
+    with feed.watching():
+        await tree.advance(1)
+        assert balancer.watchers == 1
+        assert model.balancers["solo"]["web"].traffic.cps == 5
+    await tree.advance(LINGER_S + 1)
+    assert balancer.watchers == 0
+    balancer.state, shows = "empty", balancer.shows
+    client = await tree.connect("solo")
+    for _ in range(50):
+        await client.publish("lb.empty", {"node": "solo", "balancer": "web", "time_ns": 1})
+    await tree.advance(2)
+    assert model.balancers["solo"]["web"].state == "empty"
+    assert balancer.shows <= shows + 2
+
+
+@pytest.fixture
+async def lone_balancer() -> AsyncIterator[tuple[MemoryTree, Feed, Balancer]]:
+    tree = MemoryTree({"solo": []})
+    tree.config = loads(
+        '[servers.solo]\nip="127.0.0.1"\nservice_port=4000\n[servers.solo.balancers.web]\naddress="10.0.0.1:80"\n'
+    )
+    async with tree:
+        client = await tree.connect("solo", name="dashboard")
+        async with Feed(client, tree.clock.wall_ms) as feed:
+            await tree.settle()
+            yield tree, feed, Balancer()

@@ -84,6 +84,8 @@ SERVER_FILES = NodeFiles(
     log_dir=Path("/var/log/treescale"),
 )
 """Where they are on a server."""
+SERVER_STATE = Path("/var/lib/treescale")
+"""What the builds remember there."""
 SERVER_PROGRAMS = Path("/opt/treescale/current/bin")
 CONFINE = SERVER_PROGRAMS / "ts-confine"
 

@@ -11,7 +11,7 @@ import sys
 import time
 import xmlrpc.client
 from base64 import b64encode
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,10 @@ from tsbus.supervision.conf import USER, NodeFiles
 
 STOP_S = 20.0
 """Within this, supervisord has ended its programs: it gives each 15 s (stopwaitsecs), then kills it."""
+READERS = ("executor", "docker", "balancer", "dashboard")
+"""Programs that read the tree when they start; the router follows it as it runs."""
 _IDLE = ("STOPPED", "EXITED", "FATAL")
+_ALIVE = ("RUNNING", "STARTING")
 
 
 class _Connection(http.client.HTTPConnection):
@@ -115,11 +118,15 @@ class Supervisord:
         for group in [*changed, *added]:
             self._ask("addProcessGroup", group)
 
-    def follow_tree(self) -> None:
-        """Take over a changed tree: the router keeps its links while it reads it, the others start anew."""
-        self._ask("signalProcess", "router", "HUP")
-        there = {each.name for each in self.programs() or ()}
-        for program in sorted(there & {"executor", "docker", "balancer"}):
+    def follow_tree(self, programs: Collection[str] = ("router", *READERS)) -> None:
+        """Let `programs` take over a changed tree: the router keeps its links while it reads it, others start anew.
+
+        One that does not run reads it when it starts, and is left alone.
+        """
+        there = {each.name for each in self.programs() or () if each.state in _ALIVE}.intersection(programs)
+        if "router" in there:
+            self._ask("signalProcess", "router", "HUP")
+        for program in sorted(there.intersection(READERS)):
             self._ask("stopProcess", program)
             self._ask("startProcess", program, False)
 

@@ -1,7 +1,7 @@
 """Listener: what supervisord starts to hear of its programs (`services/ts_events.py`). Puts their changes on the bus.
 
 supervisord is never kept waiting: each of its events is acknowledged at once and published when there is a router.
-states.py decides; the connection to the bus is a worker's.
+states.py decides; the connection to the bus is a worker's, and node.py's as well: this process is supervisord's user.
 """
 
 import asyncio
@@ -9,13 +9,13 @@ import contextlib
 import os
 import sys
 from collections import deque
-from pathlib import Path
 from typing import Any, Final
 
 from tsbus import log
 from tsbus.client import Client, connect
 from tsbus.errors import BusError
-from tsbus.supervision.control import remote
+from tsbus.supervision.control import Supervisord, remote
+from tsbus.supervision.node import NodeService, files_of
 from tsbus.supervision.states import Retries, bus_event, is_joined, tokens
 from tsbus.worker import CONNECT_S, Worker
 
@@ -110,7 +110,8 @@ async def _wait_joined(client: Client) -> None:
 
 
 async def _run() -> None:
-    listener = Listener(remote(Path(os.environ["TREESCALE_RUN_DIR"], "ctl"), os.environ["SUPERVISOR_PASSWORD"]))
+    files, password = files_of(os.environ), os.environ["SUPERVISOR_PASSWORD"]
+    listener, node = Listener(remote(files.control, password)), NodeService(files, Supervisord(files, password))
     worker = Worker("process")
     worker.command("stats", role="observe")(lambda _: listener.counters)
     reader = asyncio.StreamReader()
@@ -119,6 +120,7 @@ async def _run() -> None:
         group.create_task(listener.read(reader, sys.stdout.fileno()))
         async with connect(name="process", timeout_s=CONNECT_S) as client:
             group.create_task(listener.publish(client))
+            group.create_task(node.worker.serve(client))
             await worker.serve(client)
 
 

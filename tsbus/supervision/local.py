@@ -5,6 +5,7 @@ import hashlib
 import os
 import re
 import resource
+import secrets
 import shlex
 import socket
 import sys
@@ -85,9 +86,10 @@ class NodeFolder:
 
     @property
     def password(self) -> str:
-        """What supervisord's socket asks for: made from the node's key, so that nobody has to keep it too."""
-        secret = read_secret(self.files.key)
-        return hashlib.sha256(f"supervisord {secret}".encode()).hexdigest()[:32]
+        """What supervisord's socket asks for: as its file says, a new one where there is none yet."""
+        text = self.files.conf.read_text() if self.files.conf.exists() else ""
+        found = re.search(r"^password=(\w+)$", text, re.MULTILINE)
+        return found[1] if found else secrets.token_hex(16)
 
     def programs(self) -> list[Program] | None:
         """Return the programs of the node, None when it does not run."""
@@ -337,8 +339,11 @@ def last_line(path: Path) -> str:
     return next((line for line in reversed(lines) if line.strip()), "")
 
 
-def write(path: Path, text: str, mode: int) -> bool:
-    """Write a file in one step, so that nobody sees half of it; returns whether it is other than before."""
+def write(path: Path, text: str, mode: int, *, owner: tuple[int, int] | None = None) -> bool:
+    """Write a file in one step, so that nobody sees half of it; returns whether it is other than before.
+
+    `owner`: user and group, if not our own.
+    """
     try:
         if path.read_text() == text:
             return False
@@ -347,12 +352,24 @@ def write(path: Path, text: str, mode: int) -> bool:
     descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     try:
         with os.fdopen(descriptor, "w") as file:
+            if owner is not None:
+                os.fchown(descriptor, *owner)
             os.fchmod(descriptor, mode)
             file.write(text)
             file.flush()
             os.fsync(descriptor)
         Path(temporary).replace(path)
+        _sync(path.parent)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
     return True
+
+
+def _sync(folder: Path) -> None:
+    """Have the names in a folder on the disk."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

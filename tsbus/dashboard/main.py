@@ -69,6 +69,9 @@ def prepare(settings: Dashboard) -> Ready:
         book = Book(UsersFile(Path(settings.users)))
     except UsersError as error:
         raise Misconfigured(str(error)) from error
+    if not (settings.certificate or settings.behind_proxy or is_loopback(settings.host)):
+        mend = "give certificate and key in [dashboard], or put it behind a proxy on this machine (behind_proxy = true)"
+        raise Misconfigured(f"passwords would go over the network in the clear from {settings.host}; {mend}")
     is_private = is_loopback(settings.host) and not settings.behind_proxy
     if not is_private and not book.users.users:
         raise Misconfigured(

@@ -5,7 +5,6 @@ is signed in.
 """
 
 import base64
-import contextlib
 import hashlib
 import hmac
 import os
@@ -207,12 +206,8 @@ class UsersFile:
     def __init__(self, path: Path) -> None:
         self.path = path
 
-    @property
-    def exists(self) -> bool:
-        """Whether there is one. Raises UsersError where nobody may look."""
-        return self._stamp() is not None
-
-    def _stamp(self) -> tuple[int, int, int] | None:
+    def stamp(self) -> tuple[int, int, int] | None:
+        """Return what is another one when the file is another one; None where there is none. Raises UsersError."""
         try:
             told = self.path.stat()
         except FileNotFoundError:
@@ -230,7 +225,8 @@ class UsersFile:
         except FileNotFoundError:
             return Users()
         except OSError as error:
-            raise UsersError(f"cannot read {self.path}: {error.strerror}") from error
+            mend = "it must belong to the user who runs the dashboard"
+            raise UsersError(f"cannot read {self.path}: {error.strerror}; {mend}") from error
         if mode & 0o077:
             raise UsersError(f"others may read or change {self.path}; chmod 600 {self.path}")
         if len(data) > MAX_FILE_BYTES:
@@ -245,6 +241,7 @@ class UsersFile:
         """Put `users` in its place, whole or not at all. Raises UsersError."""
         data = msgspec.json.format(msgspec.json.encode(users), indent=2) + b"\n"
         try:
+            self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             # Readable by the owner alone from its first byte, and of the one who may change its folder.
             descriptor, new = tempfile.mkstemp(prefix=f".{self.path.name}.", dir=self.path.parent)
             try:
@@ -252,8 +249,9 @@ class UsersFile:
                     file.write(data)
                     file.flush()
                     os.fsync(descriptor)
-                with contextlib.suppress(FileNotFoundError):
-                    told = self.path.stat()
+                if os.geteuid() == 0:
+                    # Root writes it for who runs the dashboard: whose it was, or whose folder it is in.
+                    told = (self.path if self.path.exists() else self.path.parent).stat()
                     os.chown(new, told.st_uid, told.st_gid)
                 Path(new).replace(self.path)
             except BaseException:
@@ -272,21 +270,29 @@ class Book:
     def __init__(self, file: UsersFile) -> None:
         """Raises UsersError when the file is not in order."""
         self._file = file
-        self._stamp = file._stamp()
+        self._stamp = file.stamp()
         self._users = file.read()
-        self.closed = self._stamp is not None
-        """Whether people must sign in: from when there was a file, also if it goes away again."""
+        self._closed = self._stamp is not None
         self.problem = ""
+
+    @property
+    def closed(self) -> bool:
+        """Whether people must sign in: from when there was a file, also if it goes away again."""
+        self._look()
+        return self._closed
 
     @property
     def users(self) -> Users:
         """The users and tokens as of now."""
-        try:
-            stamp = self._file._stamp()
-            if stamp != self._stamp:
-                self._stamp = stamp
-                self._users = self._file.read()
-                self.closed, self.problem = True, ""
-        except UsersError as error:
-            self.problem = str(error)
+        self._look()
         return self._users
+
+    def _look(self) -> None:
+        try:
+            stamp = self._file.stamp()
+            if stamp != self._stamp:
+                self._stamp, self._closed = stamp, True
+                self._users = self._file.read()
+                self.problem = ""
+        except UsersError as error:
+            self._closed, self.problem = True, str(error)

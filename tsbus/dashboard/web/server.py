@@ -15,11 +15,13 @@ from nicegui import core, ui
 from starlette.staticfiles import StaticFiles
 
 from tsbus.config import Dashboard
-from tsbus.dashboard.web import errors, pages, signin
+from tsbus.dashboard.tap import Tap
+from tsbus.dashboard.web import api, errors, pages, signin
 from tsbus.dashboard.web.gate import MAX_BODY, Gate
 from tsbus.dashboard.web.hosts import Hosts
 from tsbus.dashboard.web.scripts import PageScripts
 from tsbus.dashboard.web.site import Site
+from tsbus.dashboard.web.stream import Streams
 
 STATIC: Final = Path(__file__).parent / "static"
 MAX_CONNECTIONS: Final = 1000
@@ -89,6 +91,7 @@ def application(site: Site, settings: Dashboard, listener: Listener, *, names: I
     app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None)
     errors.install(app)
     app.include_router(signin.router(site.door, cookie, secure=secure))
+    app.mount("/api", api.application(site, Streams(site.feed, Tap(site.client, site.feed))))
     app.mount("/static", StaticFiles(directory=STATIC))
     pages.install(site)
     core.app.add_middleware(PageScripts)

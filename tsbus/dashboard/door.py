@@ -92,11 +92,6 @@ class Door:
         """Whether nobody has to sign in."""
         return self._may_be_open and not self._book.closed
 
-    @property
-    def problem(self) -> str:
-        """What is wrong with the users file, since we run."""
-        return self._book.problem
-
     async def sign_in(self, name: str, password: str, address: str) -> str | None:
         """Return what goes into the cookie; None if the name or the password is wrong. Raises TooOften."""
         now = self._clock()

@@ -14,9 +14,11 @@ import tempfile
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Final, Self
+from typing import Annotated, Final, Literal, Self
 
 import msgspec
+
+from tsbus.log import Log
 
 MAX_PASSWORD: Final = 1024
 """Characters; scrypt would hash a gigabyte as well."""
@@ -28,6 +30,8 @@ TOKEN_PREFIX: Final = "ts_"  # noqa: S105  (a mark, so that a token that leaked 
 _NAME: Final = r"[A-Za-z0-9_][A-Za-z0-9_.@-]{0,63}"
 _COST: Final = (1 << 14, 8, 5)
 """n, r, p of scrypt: 16 MiB and about 0.2 s, with the strength that OWASP asks for."""
+
+_log = Log("dashboard")
 
 
 class UsersError(Exception):
@@ -57,23 +61,24 @@ class Person:
 
 # Passwords ------------------------------------------------------------------------------------------------------------
 
-_Cost = Annotated[int, msgspec.Meta(ge=1, le=1 << 20)]
+_Bytes = Annotated[str, msgspec.Meta(pattern="^([A-Za-z0-9+/]{4}){4,32}[A-Za-z0-9+/=]{0,4}$")]
+_Factor = Annotated[int, msgspec.Meta(ge=1, le=16)]
 
 
 class Hashed(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A password's salted scrypt hash, with what it cost."""
+    """A password's salted scrypt hash in base64, with what it cost: at most a quarter of a gigabyte."""
 
-    salt: Annotated[str, msgspec.Meta(max_length=128)]
-    key: Annotated[str, msgspec.Meta(max_length=128)]
-    n: _Cost
-    r: Annotated[int, msgspec.Meta(ge=1, le=32)]
-    p: Annotated[int, msgspec.Meta(ge=1, le=32)]
+    salt: _Bytes
+    key: _Bytes
+    n: Literal[1024, 2048, 4096, 8192, 16_384, 32_768, 65_536, 131_072]
+    r: _Factor
+    p: _Factor
 
     @classmethod
-    def of(cls, password: str) -> Self:
-        """Hash `password` with a salt of its own. Takes a fifth of a second."""
+    def of(cls, password: str, cost: tuple[int, int, int] = _COST) -> Self:
+        """Hash `password` with a salt of its own; `cost`: n, r and p of scrypt."""
         salt = secrets.token_bytes(16)
-        return cls(_text(salt), _text(_scrypt(password, salt, *_COST)), *_COST)
+        return cls(_text(salt), _text(_scrypt(password, salt, *cost)), *cost)
 
     def fits(self, password: str) -> bool:
         """Tell whether it is the hash of `password`, in a time that does not depend on the answer."""
@@ -264,7 +269,7 @@ class UsersFile:
 class Book:
     """The users as of now, for a server that runs: the file is read again when it is another one.
 
-    One that is damaged while we run changes nothing, and `problem` says so: nobody gets in who could not before.
+    One that is damaged while we run changes nothing, and is told in the log: nobody gets in who could not before.
     """
 
     def __init__(self, file: UsersFile) -> None:
@@ -273,7 +278,7 @@ class Book:
         self._stamp = file.stamp()
         self._users = file.read()
         self._closed = self._stamp is not None
-        self.problem = ""
+        self._problem = ""
 
     @property
     def closed(self) -> bool:
@@ -293,6 +298,8 @@ class Book:
             if stamp != self._stamp:
                 self._stamp, self._closed = stamp, True
                 self._users = self._file.read()
-                self.problem = ""
+                self._problem = ""
         except UsersError as error:
-            self._closed, self.problem = True, str(error)
+            if str(error) != self._problem:
+                _log.error("users.unread", error=str(error))
+            self._closed, self._problem = True, str(error)

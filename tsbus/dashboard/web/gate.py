@@ -15,6 +15,7 @@ from starlette.requests import HTTPConnection
 from starlette.responses import RedirectResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from tsbus.config.forms import is_loopback
 from tsbus.dashboard.door import Door, TooOften, Visitor
 from tsbus.dashboard.web.errors import Refusal
 from tsbus.dashboard.web.hosts import Hosts
@@ -23,6 +24,7 @@ MAX_BODY: Final = 1 << 20
 CSRF_HEADER: Final = "x-csrf-token"
 SIGN_IN: Final = "/sign-in"
 SIGN_OUT: Final = "/sign-out"
+METRICS: Final = "/metrics"
 ASSETS: Final = ("/static/", "/_nicegui/", "/favicon.ico")
 """Files of programs, the same for everybody: they tell nothing, and who signs in needs some."""
 SOCKET: Final = "/_nicegui_ws/"
@@ -58,13 +60,16 @@ def address_of(request: HTTPConnection) -> str:
 class Gate:
     """The ASGI application in front of `app`."""
 
-    def __init__(self, app: ASGIApp, door: Door, hosts: Hosts, cookie: str, *, secure: bool) -> None:
+    def __init__(
+        self, app: ASGIApp, door: Door, hosts: Hosts, cookie: str, *, secure: bool, behind_proxy: bool = False
+    ) -> None:
         """`cookie` is the name of ours; `secure`: browsers reach it over TLS."""
         self.app = app
         self._door = door
         self._hosts = hosts
         self._cookie = cookie
         self._secure = secure
+        self._behind_proxy = behind_proxy
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request, or pass it on."""
@@ -108,12 +113,18 @@ class Gate:
         if path.startswith(ASSETS):
             return visitor
         self._count(request, visitor)
+        if path == METRICS and self._is_local(request):
+            return visitor
         if path != SIGN_IN and visitor.person is None:
             raise Refusal(HTTPStatus.UNAUTHORIZED, "nobody is signed in")
         # The forms carry it in a field, and look at it themselves; a web socket cannot carry it.
         if changes and method and not is_bearer and path not in (SIGN_IN, SIGN_OUT):
             check_csrf(visitor, request.headers.get(CSRF_HEADER, ""))
         return visitor
+
+    def _is_local(self, request: HTTPConnection) -> bool:
+        """Tell whether a program of this machine asks, and no proxy for somebody else."""
+        return not self._behind_proxy and is_loopback(address_of(request))
 
     def _count(self, request: HTTPConnection, visitor: Visitor) -> None:
         try:

@@ -97,7 +97,8 @@ def application(site: Site, settings: Dashboard, listener: Listener, *, names: I
     core.app.add_middleware(PageScripts)
     core.app.config.socket_io_js_transports = ["websocket"]
     ui.run_with(app, title="TreeScale", dark=None, show_welcome_message=False, tailwind=False)
-    return Gate(app, site.door, Hosts((*names, *settings.allowed_hosts)), cookie, secure=secure)
+    hosts = Hosts((*names, *settings.allowed_hosts))
+    return Gate(app, site.door, hosts, cookie, secure=secure, behind_proxy=settings.behind_proxy)
 
 
 class _Server(uvicorn.Server):

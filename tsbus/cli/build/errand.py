@@ -4,7 +4,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import click
 
@@ -15,6 +15,8 @@ from tsbus.core.target import TargetError, resolve
 if TYPE_CHECKING:
     from tsbus.build.campaign import Campaign, Options
     from tsbus.build.store import Store
+
+    _Run = TypeVar("_Run", bound=Campaign)
 
 EXAMPLE = """\
 tree = "treescale.toml"             # the tree: its servers, and who is whose child
@@ -62,10 +64,14 @@ class Errand:
 
     @cached_property
     def names(self) -> tuple[str, ...]:
-        """The servers that are meant, in the tree's order. Raises Fault when there is none of the name or tag."""
+        """The servers that are meant, in the tree's order; never none.
+
+        Raises Fault when there is none of the name or tag, Exit when none of them has failed.
+        """
         chosen = chosen_of(self.tree, self.limit, self.tags)
-        if self.only_failed:
-            chosen &= set(self.store.failed())
+        if self.only_failed and not (chosen := chosen & set(self.store.failed())):
+            click.echo("nothing to do: none of these servers has failed last time", err=True)
+            raise click.exceptions.Exit(Code.OK)
         return tuple(name for name in self.tree.servers if name in chosen)
 
     def options(self, what: str, names: Collection[str] | None = None) -> "Options":
@@ -84,14 +90,10 @@ class Errand:
             what=what,
         )
 
-    def campaign(
-        self, what: str, kind: "type[Campaign] | None" = None, names: Collection[str] | None = None
-    ) -> "Campaign":
-        """Return a run of this kind, else a plain build; on these servers, else those that are meant."""
-        from tsbus.build.campaign import Campaign
+    def campaign(self, kind: "type[_Run]", what: str, names: Collection[str] | None = None) -> "_Run":
+        """Return a run of this kind, on these servers or else those that are meant. Raises StoreError."""
         from tsbus.supervision.conf import render_servers
 
-        kind = kind or Campaign
         return kind(self.tree, self.console, self.options(what, names), self.store, render_servers(self.tree))
 
     @cached_property

@@ -17,6 +17,12 @@ BUILD = {
     "plan": (f"{_HERE}.building:plan", "Show what would be done, and what keeps servers from being built."),
     "apply": (f"{_HERE}.building:apply", "Do it, and see that the tree answers."),
     "check": (f"{_HERE}.building:check", "Log in everywhere, and tell what would keep a build from going well."),
+    "status": (f"{_HERE}.later:status", "Tell what is on each server, and what is not as the files say."),
+    "add": (f"{_HERE}.later:add", "Make nodes of servers that are new in the tree's file."),
+    "remove": (f"{_HERE}.later:remove", "Take servers out that the tree's file does not have any more."),
+    "upgrade": (f"{_HERE}.later:upgrade", "Bring this console's release to nodes, in waves."),
+    "rollback": (f"{_HERE}.later:rollback", "Let nodes go on with the release that they had before."),
+    "uninstall": (f"{_HERE}.later:uninstall", "Leave servers as they were before they were nodes."),
     "unlock": (f"{_HERE}.locking:unlock", "Show who builds, and take away the lock of somebody who is gone."),
 }
 

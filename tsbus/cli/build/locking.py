@@ -5,6 +5,7 @@ from dataclasses import asdict
 
 import click
 
+from tsbus.build.campaign import Campaign
 from tsbus.build.lock import STALE_S, look, remove
 from tsbus.build.ssh import ServerTrouble
 from tsbus.cli.build.errand import Errand
@@ -27,7 +28,7 @@ def unlock(errand: Errand, force: bool) -> int:
       treescale build unlock
       treescale build unlock --force
     """
-    with errand.campaign("unlock", names=()) as campaign:
+    with errand.campaign(Campaign, "unlock") as campaign:
         try:
             holder = campaign.at_root(look)
             left = campaign.at_root(lambda session: remove(session, force=force)) if holder else None

@@ -86,7 +86,7 @@ def _names(names: Sequence[str], indent: int, width: int | None) -> Iterator[str
 
 def _step(step: Step, stages: int, width: int | None) -> Iterator[str]:
     """Yield `  docker     install Docker: there is none`; what does not fit goes on below the words."""
-    notes = "" if step.reversible else f" ({STAYS})"
+    notes = "" if step.reversible or step.kind == "uninstall" else f" ({STAYS})"
     first, *others = wrapped(f"{safe(str(step))}{notes}", 2 + stages + 2, width)
     yield f"  {step.stage:{stages}}  {first.lstrip()}"
     yield from others

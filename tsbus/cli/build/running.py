@@ -23,9 +23,19 @@ if TYPE_CHECKING:
 
 
 def go_through(
-    campaign: "Campaign", doing: str, errand: Errand, *, yes: bool, shown: bool = True, dry_run: bool = False
+    campaign: "Campaign",
+    doing: str,
+    errand: Errand,
+    *,
+    yes: bool,
+    shown: bool = True,
+    dry_run: bool = False,
+    question: str = "",
 ) -> int:
-    """Look, show the plan, ask, and do it; the exit code. `doing` is a word as Building."""
+    """Look, show the plan, ask, and do it; the exit code.
+
+    `doing` is a word as Building. `question` is asked whatever the plans are; otherwise they make one.
+    """
     with campaign:
         if not look(campaign, errand):
             return Code.INTERRUPTED
@@ -35,9 +45,9 @@ def go_through(
             _show(campaign, errand)
         if dry_run:
             return campaign.outcome.exit_code
-        if busy:
-            ask(f"Apply to {count(busy, 'server')}?", yes=yes)
-        title = f"{doing} {count(busy, 'server')}" if busy else "Asking the tree"
+        if question or busy:
+            ask(question or f"Apply to {count(busy, 'server')}?", yes=yes)
+        title = f"{doing} {count(busy, 'server')}" if busy else "Nothing to change on servers"
         return carry_out(campaign, campaign.apply(), title, errand)
 
 

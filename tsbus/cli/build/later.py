@@ -1,0 +1,135 @@
+"""Later: the commands for a tree that stands: status, upgrade, rollback, add, remove and uninstall."""
+
+import json
+import sys
+
+import click
+
+from tsbus.build.membership import Add, Remove, with_parents
+from tsbus.build.survey import Survey
+from tsbus.build.uninstall import Uninstall
+from tsbus.build.upgrade import Rollback, Upgrade
+from tsbus.cli.build.errand import Errand, chosen_of
+from tsbus.cli.build.options import any_nodes_argument, nodes_argument, takes_errand
+from tsbus.cli.build.running import go_through, look, width_of
+from tsbus.cli.build.standing import standing_code, standing_lines, standing_objects
+from tsbus.cli.containers.options import yes_option
+from tsbus.cli.edge import Code, Fault
+from tsbus.core.target import fold
+
+
+@click.command()
+@takes_errand(choice=True)
+def status(errand: Errand) -> int:
+    """Tell what is on each server, and what of it is not as the two files say. Nothing is changed.
+
+    The tree is asked, and over SSH whoever does not answer there. Exit code 0 when all is as it should be, 3 when
+    something is not, 4 when nobody could be asked.
+
+    \b
+    Examples:
+      treescale build status
+      treescale build status --tag web --json
+    """
+    with errand.campaign(Survey, "status") as survey:
+        if not look(survey, errand):
+            return Code.INTERRUPTED
+        found = [survey.standings[name] for name in survey.names if name in survey.standings], survey.outcome.failed
+    lines = (
+        map(json.dumps, standing_objects(*found)) if errand.as_json else standing_lines(*found, width_of(sys.stdout))
+    )
+    for line in lines:
+        click.echo(line)
+    return standing_code(*found)
+
+
+@click.command()
+@takes_errand(choice=True, making=True)
+@yes_option
+def upgrade(errand: Errand, yes: bool) -> int:
+    """Bring this console's release to nodes, in waves: one leaf, a tenth, then the others from below, the root last.
+
+    It is installed everywhere before anything that runs is touched. A wave that does not answer goes back to the
+    release that it had, and ends the upgrade.
+
+    \b
+    Examples:
+      treescale build upgrade
+      treescale build upgrade --tag web --yes
+    """
+    return go_through(errand.campaign(Upgrade, "upgrade"), "Upgrading", errand, yes=yes)
+
+
+@click.command()
+@takes_errand(choice=True)
+@yes_option
+def rollback(errand: Errand, yes: bool) -> int:
+    """Let nodes go on with the release that they had before, in the waves of an upgrade.
+
+    \b
+    Examples:
+      treescale build rollback
+      treescale build rollback --limit web7 --yes
+    """
+    return go_through(errand.campaign(Rollback, "rollback"), "Rolling back", errand, yes=yes)
+
+
+@click.command()
+@nodes_argument
+@takes_errand(making=True)
+@yes_option
+def add(errand: Errand, nodes: tuple[str, ...], yes: bool) -> int:
+    """Make nodes of servers that are new in the tree's file, and touch no other link.
+
+    Over SSH it goes to them and their parents only; all others get the new tree over the bus.
+
+    \b
+    Examples:
+      treescale build add web41
+      treescale build add 'web[41-44]' --yes
+    """
+    names = with_parents(errand.tree, chosen_of(errand.tree, ",".join(nodes), ()))
+    return go_through(errand.campaign(Add, "add", names), "Adding", errand, yes=yes)
+
+
+@click.command()
+@click.argument("nodes", metavar="NODE...", nargs=-1, required=True)
+@takes_errand()
+@yes_option
+def remove(errand: Errand, nodes: tuple[str, ...], yes: bool) -> int:
+    """Take servers out of the tree that its file does not have any more, but console.toml still has.
+
+    Balancers send nobody there any more, the others get the tree without them, and then they are cleaned. One that
+    cannot be reached is cut off all the same.
+
+    \b
+    Examples:
+      treescale build remove web41
+    """
+    if still := [name for name in nodes if name in errand.tree.servers]:
+        mend = f"take it out of {errand.console.tree_path} first"
+        raise Fault(f"{fold(still)} is still in the tree: {mend}", Code.USAGE)
+    if unknown := [name for name in nodes if name not in errand.console.ssh]:
+        mend = f"leave its table in {errand.console_file} until it is removed"
+        raise Fault(f"nobody knows how to log in to {fold(unknown)}: {mend}", Code.USAGE)
+    question = f"Remove {fold(nodes)} from the tree?"
+    return go_through(errand.campaign(Remove, "remove", nodes), "Removing", errand, yes=yes, question=question)
+
+
+@click.command()
+@any_nodes_argument
+@takes_errand()
+@click.option("--with-docker", is_flag=True, help="Also remove Docker, where a build has installed it.")
+@yes_option
+def uninstall(errand: Errand, nodes: tuple[str, ...], with_docker: bool, yes: bool) -> int:
+    """Leave servers as they were before they were nodes, the leaves first. Packages stay, and so does Docker.
+
+    \b
+    Examples:
+      treescale build uninstall web41
+      treescale build uninstall --with-docker
+    """
+    names = chosen_of(errand.tree, ",".join(nodes), ())
+    run = errand.campaign(Uninstall, "uninstall", [name for name in errand.tree.servers if name in names])
+    run.with_docker = with_docker
+    return go_through(run, "Cleaning", errand, yes=yes)

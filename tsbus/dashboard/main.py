@@ -5,17 +5,19 @@
 
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from tsbus.client import Client
-from tsbus.config import Dashboard
+from tsbus.config import Alert, Dashboard
 from tsbus.config.forms import is_loopback
 from tsbus.dashboard.actions import Actions
+from tsbus.dashboard.alerts import Alerts, RuleError
 from tsbus.dashboard.door import Door
 from tsbus.dashboard.feed import Feed
+from tsbus.dashboard.notify import Notifier
 from tsbus.dashboard.users import Book, UsersError, UsersFile
 from tsbus.log import Log
 from tsbus.starting import load_tree, parser_of, refuse, run_service
@@ -27,6 +29,7 @@ NAME: Final = "dashboard"
 """Of the worker, on the bus."""
 USERS_NAME: Final = "dashboard-users.json"
 _EXTRA: Final = ("nicegui", "fastapi", "starlette", "uvicorn", "prometheus_client")
+NO_ALERTS: Final[Mapping[str, Alert]] = {}
 _log = Log("dashboard")
 
 
@@ -45,6 +48,9 @@ class Ready:
     settings: Dashboard
     door: Door
     listener: "Listener"
+    alerts: Mapping[str, Alert]
+    folder: Path
+    """Where relative paths of alerts begin."""
 
 
 def beside(settings: Dashboard, folder: Path) -> Dashboard:
@@ -57,8 +63,11 @@ def beside(settings: Dashboard, folder: Path) -> Dashboard:
     )
 
 
-def prepare(settings: Dashboard) -> Ready:
-    """Look at all that is needed, and listen; paths of `settings` are in full. Raises NotReady."""
+def prepare(settings: Dashboard, alerts: Mapping[str, Alert] = NO_ALERTS, folder: Path = Path()) -> Ready:
+    """Look at all that is needed, and listen; paths of `settings` are in full. Raises NotReady.
+
+    `alerts` are those of the configuration in `folder`, where this dashboard is the one that watches over them.
+    """
     try:
         from tsbus.dashboard.web import server
     except ImportError as error:
@@ -72,6 +81,10 @@ def prepare(settings: Dashboard) -> Ready:
     if not (settings.certificate or settings.behind_proxy or is_loopback(settings.host)):
         mend = "give certificate and key in [dashboard], or put it behind a proxy on this machine (behind_proxy = true)"
         raise Misconfigured(f"passwords would go over the network in the clear from {settings.host}; {mend}")
+    try:
+        Alerts(alerts)
+    except RuleError as error:
+        raise Misconfigured(str(error)) from error
     is_private = is_loopback(settings.host) and not settings.behind_proxy
     if not is_private and not book.users.users:
         raise Misconfigured(
@@ -86,7 +99,7 @@ def prepare(settings: Dashboard) -> Ready:
         raise Misconfigured(str(error)) from error
     except server.ListenError as error:
         raise NotReady(str(error)) from error
-    return Ready(settings, Door(book, time.monotonic, may_be_open=is_private), listener)
+    return Ready(settings, Door(book, time.monotonic, may_be_open=is_private), listener, alerts, folder)
 
 
 async def serve(ready: Ready, client: Client, begun: Callable[[str], object]) -> None:
@@ -94,8 +107,8 @@ async def serve(ready: Ready, client: Client, begun: Callable[[str], object]) ->
     from tsbus.dashboard.web import server
     from tsbus.dashboard.web.site import Site
 
-    async with Feed(client) as feed:
-        site = Site(client, feed, ready.door, Actions(client))
+    async with Feed(client) as feed, Notifier(feed, client, ready.alerts, ready.folder) as notifier:
+        site = Site(client, feed, ready.door, Actions(client), notifier)
         gate = server.application(site, ready.settings, ready.listener, names=(socket.gethostname(), client.node))
         await server.serve(gate, ready.settings, ready.listener, lambda: begun(ready.listener.url))
 
@@ -106,7 +119,8 @@ def main() -> int:
     options = parser.parse_args()
     tree = load_tree(parser, options)
     try:
-        ready = prepare(beside(tree.dashboard_for(tree.current_node), Path(options.config).parent))
+        folder = Path(options.config).parent
+        ready = prepare(beside(tree.dashboard_for(tree.current_node), folder), tree.alerts, folder)
     except Misconfigured as error:
         refuse(parser, error)
     except NotReady as error:

@@ -6,6 +6,7 @@ from tsbus.client import Client
 from tsbus.dashboard.actions import Actions
 from tsbus.dashboard.door import Door
 from tsbus.dashboard.feed import Feed
+from tsbus.dashboard.notify import Notifier
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,3 +17,4 @@ class Site:
     feed: Feed
     door: Door
     actions: Actions
+    notifier: Notifier

@@ -1,0 +1,108 @@
+"""Graphs over the last quarter of an hour or the last hour, with marks of what happened."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from tsbus.dashboard.history import STEP_S
+from tsbus.dashboard.state import Model
+from tsbus.dashboard.views import Mark
+from tsbus.dashboard.web.pages.page import Page
+from tsbus.dashboard.web.pages.parts import Graph, text
+
+MINUTES: Final = {15: "15 min", 60: "1 h"}
+WORDS: Final = {
+    "net_rx": "in", "net_tx": "out", "block_read": "read", "block_write": "written",
+}  # fmt: skip
+MARKED: Final = {
+    "started": "ok", "died": "warn", "oom": "bad", "unhealthy": "bad", "healthy": "ok", "draining": "busy",
+}  # fmt: skip
+"""What is marked in a graph, and in which tone."""
+
+
+Wanted = tuple[str, str, tuple[str, ...]]
+"""A graph: its label, the kind of its values, and the figures of the history."""
+
+
+@dataclass
+class Span:
+    """How many minutes the graphs of a page show; `changed` are told of another."""
+
+    minutes: int = 15
+    changed: list[Callable[[], None]] = field(default_factory=list)
+
+    def set(self, minutes: int) -> None:
+        """Show so many minutes."""
+        self.minutes = minutes
+        for tell in self.changed:
+            tell()
+
+
+def spans(span: Span) -> None:
+    """Add the choice of the span."""
+    with text("div", classes="seg", role="group", **{"aria-label": "Span of the graphs"}):
+        choices = {minutes: text("button", words, type="button") for minutes, words in MINUTES.items()}
+
+    def mark() -> None:
+        for minutes, choice in choices.items():
+            choice._props["aria-pressed"] = "true" if minutes == span.minutes else "false"
+            choice.update()
+
+    for minutes, choice in choices.items():
+        choice.on("click", lambda minutes=minutes: span.set(minutes), [])
+    span.changed.append(mark)
+    mark()
+
+
+def graphs(page: Page, span: Span, node: str, container: str, wanted: Sequence[Wanted]) -> None:
+    """Add graphs of a container, or with "" of the node."""
+    for label, kind, names in wanted:
+        graph = Graph(label, kind)
+        drawing = Drawing(page, span, node, container, names)
+        page.painter.draw(graph, drawing)
+
+
+class Drawing:
+    """What one graph is sent: once in each step, and when the span is another."""
+
+    def __init__(self, page: Page, span: Span, node: str, container: str, names: tuple[str, ...]) -> None:
+        self._page, self._span, self._names = page, span, names
+        self._node, self._container = node, container
+        self._drawn: tuple[Any, ...] = ()
+
+    def __call__(self, model: Model, now_ms: int) -> dict[str, Any] | None:
+        """Return the points, if there are others than the last time."""
+        view = model.containers.get(self._node, {}).get(self._container)
+        marks = view.marks if view else ()
+        state = (now_ms // 1000 // STEP_S, self._span.minutes, len(marks), bool(marks) and marks[-1])
+        if state == self._drawn:
+            return None
+        self._drawn = state
+        lines = self._page.feed.history.lines(self._node, self._container, now_ms, self._span.minutes)
+        times = [lines.start_ms + lines.step_ms * number for number in range(len(next(iter(lines.figures.values()))))]
+        drawn: dict[str, Any] = {
+            "from": now_ms - self._span.minutes * 60_000,
+            "to": now_ms,
+            "lines": [
+                (
+                    WORDS.get(name, name),
+                    [(at, _known(value)) for at, value in zip(times, lines.figures[name], strict=True)],
+                )
+                for name in self._names
+            ],
+            "marks": [_mark(mark) for mark in marks if mark.action in MARKED and mark.at_ms > lines.start_ms],
+        }
+        limit = view.sample.memory_limit if view and view.sample else 0
+        if "memory" in self._names and limit:
+            drawn["limit"] = limit
+        return drawn
+
+
+def _known(value: float) -> float | None:
+    return None if math.isnan(value) else round(value, 1)
+
+
+def _mark(mark: Mark) -> tuple[int, str, str]:
+    word = f"exit {mark.exit_code}" if mark.action == "died" and mark.exit_code is not None else mark.action
+    return mark.at_ms, word, MARKED[mark.action]

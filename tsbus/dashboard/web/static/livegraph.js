@@ -1,0 +1,111 @@
+// Figures over time. The server sends points and marks; the look comes from the page's own colours, dark and light.
+
+import { echarts } from "nicegui-echart";
+import { bytes, clockTime, percent } from "treescale/cells.js";
+import { part } from "treescale/parts.js";
+
+/** Steps that make round numbers: of bytes powers of two. */
+function scale(top, binary) {
+  const base = binary ? 2 : 10;
+  const rough = Math.max(top, binary ? 1024 : 1) / 3;
+  const power = base ** Math.floor(Math.log(rough) / Math.log(base));
+  const step = (binary ? [1, 2] : [1, 2, 5, 10]).find((one) => one * power >= rough) * power;
+  return { interval: step, max: step * Math.ceil(top / step || 1) };
+}
+
+const WORDS = { percent, bytes, rate: (value) => `${bytes(value)}/s` };
+const LIGHT = matchMedia("(prefers-color-scheme: light)");
+
+export default {
+  mixins: [part],
+  template: `<figure class="graph"><figcaption>{{ label }}<span class="last">{{ last }}</span></figcaption>
+    <div class="plot" ref="plot" role="img" :aria-label="label + (last ? ': ' + last : '')"></div></figure>`,
+  props: { label: String, kind: String },
+  data() {
+    return { last: "" };
+  },
+  mounted() {
+    this.chart = echarts.init(this.$refs.plot, null, { renderer: "canvas" });
+    this.watcher = new ResizeObserver(() => this.chart.resize());
+    this.watcher.observe(this.$refs.plot);
+    this.redraw = () => this.drawn && this.put(this.drawn);
+    LIGHT.addEventListener("change", this.redraw);
+  },
+  beforeUnmount() {
+    LIGHT.removeEventListener("change", this.redraw);
+    this.watcher.disconnect();
+    this.chart.dispose();
+  },
+  methods: {
+    /** `from`, `to` in ms; `lines`: [name, [[ms, value]...]]; `limit`: a line to stay below; `marks`: [ms, word, tone]. */
+    put(drawn) {
+      this.drawn = drawn;
+      const { from, to, lines, limit, marks } = drawn;
+      const css = getComputedStyle(this.$el);
+      const colour = (name) => css.getPropertyValue(`--${name}`).trim();
+      const words = WORDS[this.kind];
+      const text = { color: colour("dim"), fontSize: 11, fontFamily: css.fontFamily };
+      const colours = [colour("accent"), colour("second")];
+      const newest = lines.map(([name, points]) => [name, points.findLast(([, value]) => value !== null)?.[1]]);
+      this.last = newest
+        .filter(([, value]) => value !== undefined)
+        .map(([name, value]) => (lines.length > 1 ? `${name} ${words(value)}` : words(value)))
+        .join(" · ");
+      const highest = Math.max(0, ...lines.flatMap(([, points]) => points.map(([, value]) => value ?? 0)));
+      const top = limit && highest > limit / 2 ? Math.max(highest, limit) : highest;
+      const markLines = marks.map(([at, word, tone]) => ({
+        xAxis: at,
+        name: word,
+        lineStyle: { color: colour(tone), type: "solid", width: 1 },
+        label: { show: true, formatter: word.replaceAll("{", "("), color: colour(tone), fontSize: 10, position: "insideEndTop" },
+      }));
+      if (limit && top >= limit) {
+        const label = { formatter: `limit ${words(limit)}`, color: colour("warn"), fontSize: 10, position: "insideStartTop" };
+        markLines.push({ yAxis: limit, lineStyle: { color: colour("warn"), type: "dashed" }, label });
+      }
+      this.chart.setOption(
+        {
+          animation: false,
+          grid: { left: 58, right: 8, top: 8, bottom: 22 },
+          textStyle: text,
+          xAxis: {
+            type: "time",
+            min: from,
+            max: to,
+            axisLine: { lineStyle: { color: colour("line") } },
+            axisTick: { show: false },
+            axisLabel: { ...text, hideOverlap: true, formatter: (at) => clockTime(at).slice(0, 5) },
+            splitLine: { show: false },
+          },
+          yAxis: {
+            type: "value",
+            min: 0,
+            ...scale(top, this.kind !== "percent"),
+            axisLabel: { ...text, formatter: (value) => (value ? words(value) : "0") },
+            splitLine: { lineStyle: { color: colour("line") } },
+          },
+          tooltip: {
+            trigger: "axis",
+            backgroundColor: colour("panel"),
+            borderColor: colour("line"),
+            textStyle: { color: colour("text"), fontSize: 12 },
+            renderMode: "richText",
+            valueFormatter: (value) => (value === null || value === undefined ? "–" : words(value)),
+          },
+          series: lines.map(([name, data], index) => ({
+            name,
+            data,
+            type: "line",
+            showSymbol: false,
+            connectNulls: false,
+            lineStyle: { width: 1.5, color: colours[index] },
+            itemStyle: { color: colours[index] },
+            areaStyle: lines.length > 1 ? undefined : { color: colours[index], opacity: 0.08 },
+            markLine: index ? undefined : { silent: true, symbol: "none", data: markLines },
+          })),
+        },
+        { replaceMerge: ["series"] },
+      );
+    },
+  },
+};

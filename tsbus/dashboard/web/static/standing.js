@@ -1,0 +1,56 @@
+// How fresh the page is: a word in the header, and a banner when the bus or the dashboard itself is away.
+
+import { age, now, setClock } from "treescale/cells.js";
+import "treescale/keys.js";
+import { part } from "treescale/parts.js";
+
+const QUIET_MS = 4000;
+
+export default {
+  mixins: [part],
+  template: `
+    <span class="standing" role="status"><span class="state" :class="tone"><i aria-hidden="true"></i>{{ word }}</span></span>
+    <teleport to="body"><div v-if="text" class="banner" role="alert">
+      <span class="state bad"><i aria-hidden="true"></i>{{ text }}</span></div></teleport>`,
+  inheritAttrs: false,
+  data() {
+    return { said: null, heard: Date.now(), at: Date.now() };
+  },
+  computed: {
+    away() {
+      return this.at - this.heard > QUIET_MS;
+    },
+    tone() {
+      return this.away || this.said?.lost_ms ? "bad" : "ok";
+    },
+    word() {
+      if (this.away) return "no answer";
+      return this.said?.lost_ms ? "bus lost" : "live";
+    },
+    text() {
+      if (this.away) return `The dashboard has not answered for ${age(this.at - this.heard)}. Figures are from before.`;
+      if (!this.said?.lost_ms) return "";
+      const span = age(this.at + (now() - Date.now()) - this.said.lost_ms);
+      return `The bus has been away for ${span}: ${this.said.why} Figures are from before; they go on by themselves.`;
+    },
+  },
+  watch: {
+    text(text) {
+      document.body.classList.toggle("dimmed", Boolean(text));
+    },
+  },
+  mounted() {
+    this.timer = setInterval(() => (this.at = Date.now()), 1000);
+  },
+  unmounted() {
+    clearInterval(this.timer);
+  },
+  methods: {
+    /** Said at least every two seconds: that it is said is the news. */
+    put({ now: server_ms, lost_ms, why }) {
+      setClock(server_ms);
+      this.heard = this.at = Date.now();
+      this.said = { lost_ms, why };
+    },
+  },
+};

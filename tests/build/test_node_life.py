@@ -13,6 +13,7 @@ from installing import (
     config_step,
     in_box,
     install,
+    manifest,
     parcel_of,
     release_step,
     states,
@@ -24,6 +25,7 @@ from sandbox import Sandbox
 
 from tsbus.build import orders, units
 from tsbus.build.places import CONFIG, SUPERVISOR
+from tsbus.copies import digest, supervisor_digest
 from tsbus.supervision.conf import render_server
 
 PROGRAMS = "/opt/treescale/current/bin"
@@ -253,27 +255,66 @@ def test_systemd_finds_nothing_wrong_with_the_unit(node):
     assert said == ""
 
 
-def test_a_new_key_takes_the_place_of_the_old_one(node):
-    """It is made beside the old one and told; the swap is for this key alone, and may be asked for again."""
+def facts(node):
+    """What the node says of itself."""
+    return json.loads(node.treescale("call . node.facts --json").splitlines()[0])["body"]
+
+
+def send(node, text):
+    """Send the node a tree over its own bus, by hand."""
+    in_box(node.box, "/tmp/tree.toml").write_text(text)
+    answer = json.loads(node.treescale("call . node.config --json --text - < /tmp/tree.toml").splitlines()[0])["body"]
+    in_box(node.box, "/tmp/tree.toml").unlink()
+    return answer
+
+
+def test_a_node_tells_what_a_build_compares(node):
+    """Its release, and the digests that a probe would find: all that `build status` needs, through the tree."""
+    told = facts(node)
+    assert told["release"] == node.release
+    assert told["config"] == digest(in_box(node.box, CONFIG).read_text())
+    assert told["supervisor"] == supervisor_digest(node.texts[SUPERVISOR])
+    assert (told["manifest"]["made"], told["pending"]) == (len(manifest(node.box)), "")
+
+
+def test_a_node_takes_a_tree_from_the_bus(node):
+    """Its copy is written by root for the group, as a build does it, and its router follows."""
+    text = in_box(node.box, CONFIG).read_text()
+    new = text.replace('ip = "10.9.9.9"', 'ip = "10.9.9.9"\ntags = ["new"]')
+    router = node.pid("router")
+    assert send(node, new.replace('current_node = "a"', 'current_node = "."'))["tells"] == {
+        "balancer": "restart", "router": "reload"
+    }  # fmt: skip
+    assert in_box(node.box, CONFIG).read_text() == new
+    assert node.box.run(f"stat -c '%a %U %G' {CONFIG}") == "640 root treescale"
+    node.box.run(f"until {PROGRAMS}/treescale call @new router.ping; do sleep 0.1; done")
+    node.box.run(f"while {PROGRAMS}/treescale call . node.facts --json | grep follow; do sleep 0.1; done")
+    assert node.pid("router") == router
+
+
+def test_a_key_is_exchanged_for_the_next(node):
+    """The next one is made beside it and told; trees that name both, and then it alone, put it in the other's place."""
     old = node.treescale("keys public /etc/treescale/node.key")
 
-    def key(**more):
-        order = {"kind": "key", "data": {**STEP_KEY.data, **more}}
+    def key(order):
         (report,) = install(node.box, orders.document(node.release, [order]))
         return report
 
-    made = key(rotate="make")
+    made = key(orders.next_key())
     new = made.told["public_key"]
     assert (made.state, new == old) == ("changed", False)
-    assert key(rotate="make").told["public_key"] == new
-    assert key().told["public_key"] == old
-    assert "is not the key" in key(rotate="swap", public_key="x" * 40).told["error"]
-    for state in ("changed", "ok"):
-        swapped = key(rotate="swap", public_key=new)
-        assert (swapped.state, swapped.told["public_key"]) == (state, new)
+    assert key(orders.next_key()).told["public_key"] == facts(node)["next_public_key"] == new
+    assert "is not the key" in key(orders.exchange_key("x" * 40)).told["error"]
+    text = in_box(node.box, CONFIG).read_text().replace('current_node = "a"', 'current_node = "."')
+    for mine, other in ((old, new), (new, old), (new, "")):
+        line = f'public_key = "{mine}"' + (f'\nother_public_key = "{other}"' if other else "")
+        assert send(node, text.replace(f'public_key = "{old}"', line))["changed"]
+    assert (facts(node)["public_key"], facts(node)["next_public_key"]) == (new, "")
+    assert key(orders.exchange_key(new)).state == "ok"
     assert node.box.run("ls /etc/treescale | grep key; stat -c '%a %U' /etc/treescale/node.key") == (
         "node.key\n600 treescale"
     )
+    assert states(node.do(activate_step("restart", node.release))) == ["changed"]
 
 
 def test_an_uninstalled_node_is_a_server_as_before(node):

@@ -830,7 +830,7 @@ class Installer:
         return True, {}
 
     def key(self, data: Told) -> tuple[bool, Told]:
-        """Have a key pair, made by the release itself; the public half is told. `rotate`: see docs/build.md."""
+        """Have a key pair, made by the release itself; the public half is told. `rotate`: docs/build.md, Keys."""
         path, wanted = Path(data["path"]), rights(data)
         next_one = path.with_name(f"{path.name}.next")
         made = False
@@ -839,7 +839,8 @@ class Installer:
         elif data.get("rotate") == "swap":
             made = self._swap(next_one, path, data["public_key"])
         if not path.exists():
-            self._pending("reload")
+            if path != next_one:
+                self._pending("reload")
             self._manifest.path(path)
             new = beside(path)
             new.unlink(missing_ok=True)
@@ -853,12 +854,11 @@ class Installer:
         return made, {"public_key": self._treescale("keys", "public", path)}
 
     def _swap(self, next_one: Path, path: Path, public_key: str) -> bool:
-        """Put the new key in the place of the old one, unless that is done."""
+        """Put the next key in the place of the old one, unless that is done. The configuration must name it already."""
         if self._treescale("keys", "public", path) == public_key:
             return False
         if not next_one.exists() or self._treescale("keys", "public", next_one) != public_key:
             raise Failed(f"{next_one} is not the key {public_key}; rotate again")
-        self._pending("restart")
         next_one.replace(path)
         sync(path.parent)
         self._manifest.forget(next_one)

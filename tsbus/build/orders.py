@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
+from tsbus.build.places import FILES, KEY, plain
 from tsbus.build.steps import Step
 from tsbus.build.trouble import Failure
 from tsbus.copies import digest
@@ -86,6 +87,16 @@ def order(step: Step, texts: Mapping[str, str], parcel: Parcel | None = None) ->
     elif step.kind == "unit":
         data |= {"text": texts[data["path"]], "digest": digest(texts[data["path"]])}
     return {"kind": step.kind, "data": data}
+
+
+def next_key() -> dict[str, Any]:
+    """Return the order that makes a node's next key pair, unless there is one, and tells its public half."""
+    return {"kind": "key", "data": {"path": KEY, **plain(FILES[KEY]), "rotate": "make"}}
+
+
+def exchange_key(public_key: str) -> dict[str, Any]:
+    """Return the order that puts the next key in the place of the old one, once the configuration names it."""
+    return {"kind": "key", "data": {"path": KEY, **plain(FILES[KEY]), "rotate": "swap", "public_key": public_key}}
 
 
 def uninstall(script: str = "") -> dict[str, Any]:

@@ -176,6 +176,7 @@ class NodeService:
             "record": record,
             "node": call.node,
             "who": call.who,
+            **({"person": call.person} if call.person else {}),
             "origin": call.origin,
             "role": Role(call.role).name.lower(),
             "handle": call.handle,

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from tsbus.balancer import statefile
 from tsbus.supervision import SupervisionError
 from tsbus.supervision.conf import SERVICES, NodeFiles, example, render, render_worker
 from tsbus.supervision.states import LAST_RETRY_S, Retries, bus_event, is_joined
@@ -24,6 +25,11 @@ def test_only_nodes_with_balancers_have_the_program():
     without = render("a", FILES, commands, password="p", max_files=9, as_root=False)
     assert "[program:balancer]\ncommand=true balancer\n" in with_one
     assert "balancer" not in without
+
+
+def test_the_state_of_the_balancer_is_where_it_writes_it():
+    """Who makes the files of a node and the balancer itself, which never import each other, name the same file."""
+    assert FILES.balancer_state == FILES.run_dir / statefile.NAME
 
 
 @pytest.mark.parametrize("folder", ["/run/a b", "/run/a;b", "/run/[a]", '/run/"a"', "/run/a\nb", "/run/100%"])

@@ -74,6 +74,11 @@ class NodeFiles:
         """The pid of supervisord."""
         return self.run_dir / "supervisord.pid"
 
+    @property
+    def balancer_state(self) -> Path:
+        """The state file of the balancer: while it is there, the kernel may balance for this node."""
+        return self.run_dir / "lb-state.json"
+
 
 SERVER_FILES = NodeFiles(
     run_dir=Path("/run/treescale"),

@@ -282,7 +282,7 @@ class LocalTree:
         """Write the files of supervisord; returns whether they are other than before."""
         hard_limit = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
         # One that has no balancers any more still has to take them out of the kernel: then it removes its file.
-        balances = self.tree.servers[node.name].balancers or (node.files.run_dir / "lb-state.json").exists()
+        balances = self.tree.servers[node.name].balancers or node.files.balancer_state.exists()
         services = [service for service in conf.SERVICES if service != "balancer" or balances]
         text = conf.render(
             node.name,

@@ -117,7 +117,7 @@ def show(stage: Stage, bus: BlockingClient, docker: Borrowed) -> None:
 def remove(stage: Stage) -> None:
     """Take the balancer out of the kernel, which would go on balancing. Its process has ended before."""
     files = stage.folder(NODE).files
-    if (files.run_dir / "lb-state.json").exists():
+    if files.balancer_state.exists():
         options = ["--config", str(files.config), "--run-dir", str(files.run_dir), "--clear"]
         subprocess.run([*start_command("balancer"), *options], stdout=subprocess.DEVNULL, check=False)
 

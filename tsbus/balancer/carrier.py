@@ -51,9 +51,8 @@ class Carrier:
         self._configured = configured
         self.overrides = state.overrides if state else ()
         self._held: frozenset[Key] = frozenset()
-        self._retire = self._may_be_ours
-        """What the other backend may still have of ours."""
-        self._alone = False
+        self._retire: frozenset[Key] | None = self._may_be_ours
+        """What the other backend may still have of ours; None: it has nothing any more."""
         self._left: dict[Key, Pool] = {}
 
     def begin(self) -> dict[Key, Entry]:
@@ -121,14 +120,14 @@ class Carrier:
 
     def _retired(self, problems: list[tuple[Key | None, Problem]]) -> tuple[str, ...]:
         """Take away what the other backend has, once, when this one has everything."""
-        if self._alone:
+        if self._retire is None:
             return ()
         try:
             changes = self.machine.retire_other(self._retire)
         except MachineError as error:
             problems.append((None, Problem(f"what another backend left is still there: {error}", "see the text")))
             return ()
-        self._alone = True
+        self._retire = None
         return changes
 
     @property

@@ -7,13 +7,14 @@ import shlex
 import shutil
 import subprocess
 import threading
-from contextlib import ExitStack
+from collections import Counter
 from dataclasses import replace
 
 import pytest
 from console_of_tests import Cutter, wait
 from sites import Site
 
+from tsbus.build.distros import WAITING
 from tsbus.build.lock import PLACE
 from tsbus.build.reports import Answered, Entered, Failed, Left, Noted, Opened, Sent, Stepped
 from tsbus.config import Secret
@@ -23,7 +24,7 @@ PASSPHRASE = "canary-passphrase-8c2e"
 CANARIES = (PASSWORD, PASSPHRASE)
 LOCK_PACKAGES = """
 use Fcntl; open(my $file, ">>", "/var/lib/dpkg/lock-frontend") or die;
-fcntl($file, F_SETLK, pack("s s x4 q q i x4", F_WRLCK, 0, 0, 0, 0)) or die; sleep 600;
+my $all = pack("s s x4 q q i x4", F_WRLCK, 0, 0, 0, 0); fcntl($file, F_SETLK, $all) or die; sleep 600;
 """
 PROCESSES = "cat /proc/[0-9]*/cmdline /proc/[0-9]*/environ 2>/dev/null | tr '\\0' '\\n' | grep 'canar[y]'"
 MADE = "ls -d /opt/treescale /etc/treescale /var/lib/treescale 2>/dev/null"
@@ -59,16 +60,11 @@ def test_bare_servers_become_a_tree_that_answers(site):
     """A run that another console keeps away does nothing; one that is cut off and interrupted is gone on with; a server
     without room holds up no other, and joins when it has room; and then there is nothing left to do."""
     _is_kept_away(site)
-    _is_cut_off_and_interrupted(site)
-
-    campaign = site.build()
-    outcome = campaign.outcome
-    assert outcome.failed["c"].kind == "disk"
-    assert (outcome.exit_code, outcome.skipped, outcome.root_failed) == (3, {}, False)
-    assert "a" in outcome.ok
-    assert outcome.waiting == {"b": "c"} or "b" in outcome.answered
-    assert campaign.store.failed() == ("c",)
-    assert site.targets["c"].run(MADE, check=False) == ""
+    seed = random.randrange(1 << 32)
+    print(f"seed {seed}")
+    with _behind_proxies(site) as proxies:
+        _is_interrupted(site, proxies, random.Random(seed))
+        _goes_on_without_c(site, proxies, random.Random(seed))
 
     site.targets["c"].run("umount /opt")
     outcome = site.build().outcome
@@ -94,46 +90,69 @@ def _is_kept_away(site):
     root.run(f"rm -r {PLACE}")
 
 
-def _is_cut_off_and_interrupted(site):
-    """The packages of b are locked at first."""
-    seed = random.randrange(1 << 32)
-    print(f"seed {seed}")
-    chance = random.Random(seed)
+@contextlib.contextmanager
+def _behind_proxies(site):
+    """Log in through proxies that cut connections."""
     entries = dict(site.console.ssh)
+    proxies = {name: Cutter(target.ip) for name, target in site.targets.items()}
+    for name, proxy in proxies.items():
+        site.entry(name, host="127.0.0.1", port=proxy.port)
+    yield proxies
+    for proxy in proxies.values():
+        proxy.close()
+    site.console.ssh.update(entries)
+
+
+def _is_interrupted(site, proxies, chance):
+    """a is cut off while it gets the bundle; the packages of b are locked at first, and then somebody stops the run."""
     b = site.targets["b"]
     b.run(f"perl -e {shlex.quote(LOCK_PACKAGES)} >/dev/null 2>&1 & echo $! > /tmp/holder")
-    with ExitStack() as stack:
-        proxies = {}
-        for name, target in site.targets.items():
-            proxies[name] = Cutter(target.ip)
-            stack.callback(proxies[name].close)
-            site.entry(name, host="127.0.0.1", port=proxies[name].port)
-        campaign = site.campaign()
-        site.said = list(campaign.look())
-        assert "package-lock" in [trouble.kind for trouble in campaign.plans["b"].troubles]
-        run = campaign.apply()
-        cuts = [chance.choice("ab") for _ in range(2)]
-        sent = 0
-        for report in run:
-            site.said.append(report)
-            if isinstance(report, Noted) and "holds the package lock" in report.text:
-                b.run("kill $(cat /tmp/holder); rm /tmp/holder")
-            if isinstance(report, Sent):
-                sent += 1
-                if cuts and chance.random() < 0.2:
-                    proxies[cuts.pop()].cut()
-            if isinstance(report, Left):
-                assert not "".join(site.each(PROCESSES))
-            if not cuts and sent > 20 and chance.random() < 0.3:
-                break
-        run.close()
-        assert any("it is tried again" in each.text for each in site.said if isinstance(each, Noted))
-        assert any("holds the package lock" in each.text for each in site.said if isinstance(each, Noted))
-        wait("no thread works", lambda: not [t for t in threading.enumerate() if t.name.startswith("build-")])
-        wait("the lock is free", lambda: site.targets["a"].run(f"test -e {PLACE} || echo free", check=False) == "free")
-    assert set(campaign.store.states()) == set("abc")
+    cut_at, stop_at = chance.randrange(1, 14), chance.randrange(6, 14)
+    campaign = site.campaign()
+    site.said = list(campaign.look())
+    assert "package-lock" in [trouble.kind for trouble in campaign.plans["b"].troubles]
+    sent = Counter()
+    run = campaign.apply()
+    for report in run:
+        site.said.append(report)
+        if isinstance(report, Noted) and report.text == WAITING:
+            b.run("kill $(cat /tmp/holder); rm /tmp/holder")
+        if isinstance(report, Left):
+            assert not "".join(site.each(PROCESSES))
+        sent += Counter([report.name] if isinstance(report, Sent) else [])
+        if sent["a"] == cut_at:
+            proxies["a"].cut()
+            cut_at = -1
+        if sent["b"] == stop_at:
+            break
+    run.close()
     site.everything += site.said
-    site.console.ssh.update(entries)
+    noted = {(each.name, each.text.rpartition(";")[2][:12]) for each in site.said if isinstance(each, Noted)}
+    assert noted >= {("b", WAITING[:12]), ("a", " it is tried")}
+    wait("no thread works", lambda: not [t for t in threading.enumerate() if t.name.startswith("build-")])
+    wait("the lock is free", lambda: site.targets["a"].run(f"test -e {PLACE} || echo free", check=False) == "free")
+    assert set(campaign.store.states()) == set("abc")
+
+
+def _goes_on_without_c(site, proxies, chance):
+    """What had come of the bundle need not come again; one more cut comes when something already runs."""
+    cut, stage = chance.choice("ab"), chance.choice(["configure", "activate"])
+    campaign = site.campaign()
+    site.said = list(campaign.look())
+    for report in campaign.apply():
+        site.said.append(report)
+        if isinstance(report, Entered) and (report.name, report.stage) == (cut, stage):
+            proxies[cut].cut()
+            cut = ""
+    site.everything += site.said
+    assert next(each for each in site.said if isinstance(each, Sent)).have > 0
+    outcome = campaign.outcome
+    assert outcome.failed["c"].kind == "disk"
+    assert (outcome.exit_code, outcome.skipped, outcome.root_failed) == (3, {}, False)
+    assert "a" in outcome.ok
+    assert outcome.waiting == {"b": "c"} or "b" in outcome.answered
+    assert campaign.store.failed() == ("c",)
+    assert site.targets["c"].run(MADE, check=False) == ""
 
 
 def _passes_events(site):

@@ -35,6 +35,11 @@ class Copies:
         self.shared: Final = dump(replace(tree, servers=servers, current_node="."))
         """The text for all nodes: made once, because writing a tree of 1,000 servers takes a second."""
 
+    @property
+    def sealed(self) -> dict[str, str]:
+        """The shared text as `node.config` takes it from a program: the half of one is not taken for a tree."""
+        return {"tree": self.shared, "sha256": digest(self.shared)}
+
     def text(self, name: str) -> str:
         """Return the copy of one server."""
         return own_copy(self.shared, name)

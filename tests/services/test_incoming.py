@@ -35,7 +35,7 @@ def test_each_node_makes_its_own_copy():
 
 def test_the_body_is_the_text_alone_or_with_its_digest():
     """A person sends the text, a program its digest as well, which must be right."""
-    assert text_of(SHARED) == text_of({"tree": SHARED, "sha256": digest(SHARED)}) == SHARED
+    assert text_of(SHARED) == text_of(Copies(TREE, {"a": KEY, "b": OTHER}).sealed) == SHARED
     for wrong in (
         None,
         "",

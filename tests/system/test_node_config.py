@@ -40,8 +40,8 @@ def shared(tree):
 
 
 def send(bus, text, to="*"):
-    """Send a tree as the console does, and return what each node answered."""
-    result = bus.call(to, "node.config", {"tree": text, "sha256": digest(text)})
+    """Send a tree as a person does, and return what each node answered."""
+    result = bus.call(to, "node.config", text)
     assert result.complete, result.explain()
     return result.values()
 
@@ -172,9 +172,9 @@ def test_a_key_is_exchanged_over_the_bus(tree, bus):
     next_key(key).chmod(0o600)
     now = load(tree.files("a").config)
     for public, other in ((old, new), (new, old), (new, "")):
-        text = Copies(now, {"b": public}, {"b": other}).shared
-        send(bus, text)
-        follows(tree, bus, text)
+        copies = Copies(now, {"b": public}, {"b": other})
+        assert bus.call("*", "node.config", copies.sealed).complete
+        follows(tree, bus, copies.shared)
     facts = bus.call_one("b", "node.facts")
     assert (facts["public_key"], facts["next_public_key"]) == (new, "")
     assert read_secret(key) == secret

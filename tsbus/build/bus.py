@@ -42,7 +42,7 @@ class Answers:
 def call(session: Session, names: Collection[str], command: str, log: Log, body: str = "") -> Answers:
     """Send a command to nodes, from the node of this session, as root. Raises ServerTrouble, Cancelled."""
     answers = Answers()
-    words = ["call", fold(names), command, *(["-", "--text"] if body else []), "--timeout", f"{ANSWER_S:g}", "--json"]
+    words = ["call", fold(names), command, *(["-"] if body else []), "--timeout", f"{ANSWER_S:g}", "--json"]
     jobs.treescale(session, words, log, stdin=body.encode() or None, hear=answers.take,
                    limit_s=ANSWER_S + jobs.REPLY_S, check=False)  # fmt: skip
     for name in set(names) - answers.given.keys() - answers.refused.keys():
@@ -64,7 +64,7 @@ def tell_tree(campaign: Campaign, names: Collection[str], copies: Copies) -> Ite
     if not names:
         return
     try:
-        answers = ask_root(campaign, names, "node.config", copies.shared)
+        answers = ask_root(campaign, names, "node.config", json.dumps(copies.sealed))
     except ServerTrouble as error:
         text = (
             f"{fold(names)} did not get the tree: the root cannot be asked ({error.trouble.text}); build there as well"

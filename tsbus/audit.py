@@ -7,6 +7,7 @@ a trace nothing is done.
 import itertools
 import json
 import os
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,11 @@ MAX_BYTES = 10 << 20
 """Of one file; then it becomes FILE.1, which becomes FILE.2 and so on."""
 FILES = 10
 """How many files are kept in all."""
+
+
+def time_now() -> str:
+    """Return the time as records have it: UTC, to the millisecond."""
+    return datetime.now(UTC).isoformat(timespec="milliseconds")
 
 
 class AuditError(Exception):

@@ -6,12 +6,11 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from datetime import UTC, datetime
 from itertools import count
 from typing import Any, Final, TypeVar
 
 from tsbus import CommandError, RefusedError, Request, Role
-from tsbus.audit import AuditError, AuditLog
+from tsbus.audit import AuditError, AuditLog, time_now
 from tsbus.config import DockerPolicy
 from tsbus.containers.engine import Engine, EngineError, ErrorKind
 from tsbus.containers.naming import Named, NotOne, Target, matching, resolve
@@ -147,14 +146,14 @@ class Desk:
             raise
         finally:
             took_ms = round((time.monotonic() - began) * 1000)
-            end = {"time": _now(), "record": "end", "number": number, "command": call.command, "took_ms": took_ms}
+            end = {"time": time_now(), "record": "end", "number": number, "command": call.command, "took_ms": took_ms}
             self._try_to_write({**end, "ok": "error" not in told, **told})
 
     def _line(
         self, record: str, number: int, call: Request, targets: Sequence[Target], order: Order, **more: Any
     ) -> dict[str, Any]:
         return {
-            "time": _now(),
+            "time": time_now(),
             "record": record,
             "number": number,
             "node": call.node,
@@ -190,7 +189,3 @@ class Desk:
             yield
         finally:
             self.streams -= 1
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="milliseconds")

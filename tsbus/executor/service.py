@@ -9,12 +9,11 @@ import time
 from collections import Counter
 from collections.abc import Coroutine
 from dataclasses import asdict, replace
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from tsbus import CommandError, Outcome, RefusedError, Request, Role, Worker
-from tsbus.audit import AuditError, AuditLog
+from tsbus.audit import AuditError, AuditLog, time_now
 from tsbus.config import ExecutorPolicy, Tree
 from tsbus.core.body import to_body
 from tsbus.executor.handlers import EventHandler, source_of
@@ -162,13 +161,13 @@ class Executor:
 
     def _refuse(self, job: Job, node: str, reason: str) -> None:
         self._counters["refused"] += 1
-        self._try_to_record(job.record("refused", node, _now(), reason=reason))
+        self._try_to_record(job.record("refused", node, time_now(), reason=reason))
         raise RefusedError(reason)
 
     def _start(self, job: Job, account: Account, node: str) -> Process:
         """Write the job down, then start it: nothing is run without a trace."""
         try:
-            self._audit.write(job.record("start", node, _now(), run_as=account.name))
+            self._audit.write(job.record("start", node, time_now(), run_as=account.name))
         except AuditError as error:
             self._counters["audit_errors"] += 1
             _log.error("audit.failed", error=str(error))
@@ -225,7 +224,7 @@ class Executor:
         self._processes.pop(job.number, None)
         self._table.close(job, ending)
         self._counters["ended_ok" if ending.ok else "ended_badly"] += 1
-        self._try_to_record(job.record("end", node, _now(), **asdict(ending)))
+        self._try_to_record(job.record("end", node, time_now(), **asdict(ending)))
 
     def _try_to_record(self, record: dict[str, Any]) -> None:
         """Write a line about what cannot be undone any more, so that a failure is only logged and counted."""
@@ -267,7 +266,3 @@ def _program(job: Job, account: Account, node: str) -> Program:
         "TREESCALE_CALLER": f"{job.caller.who}@{job.caller.origin}",
     }
     return Program(request.command, account, request.cwd, {**request.env, **told}, stdin=request.stdin)
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="milliseconds")

@@ -215,7 +215,7 @@ def test_a_plan_shows_servers_with_the_same_steps_together():
         "          uninstall)",
         "  bundle  upload and install release 0.1.0-ab12: it has none",
         "",
-        "db: 1 step",
+        "db: one step",
         "  bundle  upload and install release 0.1.0-ab12: it has none",
         "  warning: its clock is 70 s ahead",
         "    mend: set it (NTP)",

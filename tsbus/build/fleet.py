@@ -27,8 +27,9 @@ class Group:
             return f"{who}: cannot be built"
         if not self.steps:
             return f"{who}: nothing to do"
-        count = f"{len(self.steps)} step{'s' if len(self.steps) > 1 else ''}"
-        return f"{who}: {'the same ' if many else ''}{count}"
+        if len(self.steps) == 1:
+            return f"{who}: {'the same' if many else 'one'} step"
+        return f"{who}: {'the same ' if many else ''}{len(self.steps)} steps"
 
 
 def groups(plans: Iterable[HostPlan]) -> tuple[Group, ...]:

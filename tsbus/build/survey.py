@@ -10,7 +10,7 @@ from tsbus.build.campaign import Campaign
 from tsbus.build.facts import Facts
 from tsbus.build.jobs import Log, Seen
 from tsbus.build.places import CONFIG, SUPERVISOR
-from tsbus.build.reports import Noted, Opened, Report
+from tsbus.build.reports import Left, Noted, Opened, Report
 from tsbus.build.ssh import ServerTrouble, Session
 from tsbus.build.wanted import Wanted
 
@@ -73,6 +73,7 @@ class Survey(Campaign):
             yield Noted("", f"the tree cannot be asked, so each server is: {error.trouble.text}")
         else:
             self.standings = {name: by_bus(name, told, wishes[name]) for name, told in answers.given.items()}
+            yield from (Left(name, "probe", 0.0) for name in self.standings)
 
         def note(name: str, seen: Seen) -> None:
             self.standings[name] = by_ssh(name, seen.facts, wishes[name])

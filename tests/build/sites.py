@@ -18,6 +18,16 @@ from tsbus.config import Console, Server, SshEntry, Tree
 from tsbus.supervision.conf import render_servers
 
 PORT = 8888
+CHANGING = (
+    *("/proc", "/sys", "/run", "/tmp", "/var/tmp", "/var/log/journal", "/var/lib/systemd", "/var/log/wtmp"),
+    "/etc/.pwd.lock",
+)
+NOTED = tuple(f"/etc/{name}-" for name in ("passwd", "group", "shadow", "gshadow", "subuid", "subgid"))
+SNAPSHOT = (
+    "find / -xdev \\( " + " -o ".join(f"-path {path}" for path in (*CHANGING, *NOTED)) + " \\) -prune -o "
+    "\\( -type d -printf '%p %m %U %G\\n' -o -printf '%p %m %U %G %s\\n' \\) | sort"
+)  # fmt: skip
+"""All files with their rights and sizes, but what changes by itself and the system's notes about users."""
 
 
 class Site:
@@ -40,6 +50,8 @@ class Site:
             path=folder / "console.toml",
         )  # fmt: skip
         self.folder = folder
+        self.bundler = Bundler(CACHE)
+        """Of the release that runs bring."""
         self.said: list[Report] = []
         """By the last campaign."""
         self.everything: list[Report] = []
@@ -53,16 +65,17 @@ class Site:
         """Change how the console logs in to a server."""
         self.console.ssh[name] = replace(self.console.ssh[name], **changes)
 
-    def campaign(self, **options: Any) -> Campaign:
+    def campaign(self, kind: type[Campaign] = Campaign, **options: Any) -> Campaign:
         """Return a new run. Docker is left out: the targets have none."""
         options = {"docker": False} | options
         store = Store.beside(self.console)
-        return Campaign(self.tree, self.console, Options(**options), store, render_servers(self.tree),
-                        bundler=Bundler(CACHE, offline=False))  # fmt: skip
+        campaign = kind(self.tree, self.console, Options(**options), store, render_servers(self.tree))
+        campaign.bundler, campaign.release = self.bundler, self.bundler.release
+        return campaign
 
-    def build(self, **options: Any) -> Campaign:
+    def build(self, kind: type[Campaign] = Campaign, **options: Any) -> Campaign:
         """Do all of it; `said` is what it said."""
-        campaign = self.campaign(**options)
+        campaign = self.campaign(kind, **options)
         self.said = [*campaign.look(), *campaign.apply()]
         self.everything += self.said
         return campaign

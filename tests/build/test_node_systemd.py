@@ -9,6 +9,7 @@ import pytest
 from console_of_tests import Desk, wait
 from installing import parcel_of
 from node_bundle import CACHE, made
+from sites import SNAPSHOT
 from targets import Lab, Target
 
 import tsbus.build
@@ -26,23 +27,6 @@ from tsbus.copies import Copies, supervisor_digest
 from tsbus.supervision.conf import render_server
 
 PROBE = Path(tsbus.build.__file__).with_name("probe.sh").read_text()
-CHANGING = (
-    "/proc",
-    "/sys",
-    "/run",
-    "/tmp",
-    "/var/tmp",
-    "/var/log/journal",
-    "/var/lib/systemd",
-    "/var/log/wtmp",
-    "/etc/.pwd.lock",
-)
-NOTED = tuple(f"/etc/{name}-" for name in ("passwd", "group", "shadow", "gshadow", "subuid", "subgid"))
-SNAPSHOT = (
-    "find / -xdev \\( " + " -o ".join(f"-path {path}" for path in (*CHANGING, *NOTED)) + " \\) -prune -o "
-    "\\( -type d -printf '%p %m %U %G\\n' -o -printf '%p %m %U %G %s\\n' \\) | sort"
-)  # fmt: skip
-"""All files with their rights and sizes, but what changes by itself and the system's notes about users."""
 
 
 class Console:

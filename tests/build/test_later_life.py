@@ -1,0 +1,136 @@
+"""The later life of a built tree, on real servers: a node comes, releases come and go, a node leaves, and all leave."""
+
+import json
+from functools import cached_property
+from typing import Any
+
+import pytest
+from node_bundle import CACHE
+from sites import PORT, SNAPSHOT, Site
+
+from tsbus.build.bundle import Bundler
+from tsbus.build.campaign import Campaign
+from tsbus.build.membership import Add, Remove, with_parents
+from tsbus.build.reports import Entered, Noted
+from tsbus.build.survey import Survey
+from tsbus.build.uninstall import Uninstall
+from tsbus.build.upgrade import Rollback, Upgrade
+from tsbus.config import Server
+
+TREESCALE = "/opt/treescale/current/bin/treescale"
+ROUTERS = "pgrep -f bin/ts-route[r]"
+
+
+class Changed(Bundler):
+    """Makes bundles of a release whose code has one more file, or one whose router does not start."""
+
+    broken = False
+
+    @cached_property
+    def _parts(self) -> Any:
+        name, version, files, commands, scripts = super()._parts
+        if self.broken:
+            files = files | {"tsbus/loop.py": files["tsbus/loop.py"] + b"\n\ndef main():\n    raise SystemExit(9)\n"}
+        return name, version, files | {"tsbus/changed.txt": b"changed"}, commands, scripts
+
+
+@pytest.fixture(scope="module")
+def site(lab, tmp_path_factory):
+    """Two servers, a above b, and c, which is in no tree yet; each with a note of its files."""
+    targets = {name: lab.target() for name in "abc"}
+    site = Site(targets, tmp_path_factory.mktemp("console"), lab.key, {"a": ["b"]})
+    before = dict(zip(targets, site.each(SNAPSHOT), strict=True))
+    del site.tree.servers["c"]
+    yield site, before
+    for target in targets.values():
+        target.remove()
+
+
+def test_a_tree_changes_and_goes(site):
+    """Each verb does its part and no more; the tree answers after each, and in the end the servers are as they were."""
+    site, before = site
+    first = site.bundler
+    assert site.build().outcome.exit_code == 0
+    _a_node_comes(site)
+    _a_release_comes(site)
+    _a_broken_one_is_taken_back(site)
+    site.bundler = first
+    _the_release_before_comes_back(site)
+    _a_node_leaves(site, before["c"])
+    outcome = site.build(Uninstall).outcome
+    assert (outcome.exit_code, set(outcome.changed)) == (0, {"a", "b"})
+    assert [each.name for each in site.said if isinstance(each, Entered) and each.stage == "clean"] == ["b", "a"]
+    for name, found in zip("abc", site.each(SNAPSHOT), strict=True):
+        assert found.splitlines() == before[name].splitlines()
+    assert site.build(Uninstall).outcome.changed == {}
+
+
+def _survey(site):
+    survey = site.campaign(Survey)
+    site.said = list(survey.look())
+    survey.close()
+    return survey.standings
+
+
+def _status(site):
+    return json.loads(site.targets["a"].run(f"{TREESCALE} status --json"))
+
+
+def _a_node_comes(site):
+    """Over SSH only it and its parent are touched, and the other child's link stays."""
+    router = site.targets["b"].run(ROUTERS)
+    handles = {node["name"]: node["incarnation"] for node in _status(site)["nodes"]}
+    site.tree.servers["c"] = Server("c", site.targets["c"].ip, PORT)
+    site.tree.servers["a"].childs.append("c")
+    touched = with_parents(site.tree, {"c"})
+    assert touched == ("a", "c")
+    outcome = site.build(Add, names=touched).outcome
+    assert (outcome.exit_code, set(outcome.answered)) == (0, {"a", "c"})
+    assert not (site.campaign().transcripts.folder.parent / "b.log").exists()
+    assert any("b took the tree over the bus" in each.text for each in site.said if isinstance(each, Noted))
+    assert site.targets["b"].run(ROUTERS) == router
+    now = {node["name"]: node["incarnation"] for node in _status(site)["nodes"]}
+    assert {name: now[name] for name in handles} == handles
+    assert {name: each.drift for name, each in _survey(site).items()} == {"a": (), "b": (), "c": ()}
+    assert site.build().outcome.changed == {}
+
+
+def _a_release_comes(site):
+    """The leaves go first, one of them alone, and the root last."""
+    site.bundler = Changed(CACHE)
+    outcome = site.build(Upgrade).outcome
+    assert (outcome.exit_code, set(outcome.changed), set(outcome.answered)) == (0, set("abc"), set("abc"))
+    activated = [each.name for each in site.said if isinstance(each, Entered) and each.stage == "activate"]
+    assert list(dict.fromkeys(activated)) == ["b", "c", "a"]
+    assert {each.release for each in _survey(site).values()} == {site.bundler.release.name}
+
+
+def _a_broken_one_is_taken_back(site):
+    """It ends with the first leaf, which is back at what it had, and nobody else has been touched."""
+    good = site.bundler.release.name
+    site.bundler = Changed(CACHE)
+    site.bundler.broken = True
+    campaign = site.build(Upgrade)
+    assert set(campaign.outcome.failed) == {"b"} and set(campaign.outcome.skipped) == {"a", "c"}
+    assert "it is back to" in campaign.outcome.failed["b"].text
+    assert {(each.answers, each.release) for each in _survey(site).values()} == {(True, good)}
+
+
+def _the_release_before_comes_back(site):
+    """Before which there is none: another rollback says so, and does nothing."""
+    outcome = site.build(Rollback).outcome
+    assert (outcome.exit_code, set(outcome.changed)) == (0, set("abc"))
+    assert {each.release for each in _survey(site).values()} == {site.bundler.release.name}
+    outcome = site.build(Rollback).outcome
+    assert "no release before" in outcome.failed["a"].text and outcome.changed == {}
+
+
+def _a_node_leaves(site, before):
+    """The others get the tree without it over the bus, and it is as it was."""
+    site.tree.servers["a"].childs.remove("c")
+    del site.tree.servers["c"]
+    outcome = site.build(Remove, names=("c",)).outcome
+    assert (outcome.exit_code, set(outcome.changed)) == (0, {"c"})
+    assert [node["name"] for node in _status(site)["nodes"]] == ["a", "b"]
+    assert site.targets["c"].run(SNAPSHOT).splitlines() == before.splitlines()
+    assert site.build(Campaign).outcome.changed == {}

@@ -123,10 +123,12 @@ def test_the_file_is_for_its_owner_alone(place):
     [
         "", "{", "[" * 100_000, '{"users": {"a": 1}}', '{"users": {"a b": {}}}', '{"more": 1}', "\ud800",
         json.dumps({"users": {"a": {"role": "root", "password": {}}}}),
-        json.dumps({"users": {"a": {"role": "view", "password": {"salt": "!", "key": "", "n": 3, "r": 1, "p": 1}}}}),
+        json.dumps({"users": {"a": {"role": "view", "password": {"salt": "!", "key": "", "n": 1024, "r": 1, "p": 1}}}}),
+        json.dumps({"users": {"a": {"role": "view", "password": {"salt": "A" * 24, "key": "A" * 44, "n": 3000, "r": 1,
+                                                                 "p": 1}}}}),
         json.dumps({"tokens": {"a": {"role": "view", "sha256": "x"}}}),
     ],
-    ids=range(10),
+    ids=range(11),
 )  # fmt: skip
 def test_a_damaged_file_is_told_in_one_line(tmp_path, text):
     """Whatever is in it, the error names the file and what to do."""

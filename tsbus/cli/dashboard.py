@@ -10,29 +10,32 @@ import webbrowser
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from tsbus.cli.edge import Code, Fault, bus_option, connect, json_option, run
 from tsbus.cli.table import Column, table
-from tsbus.config import Dashboard, load
+from tsbus.config import load
 from tsbus.dashboard.users import Role, Token, User, Users, UsersError, UsersFile
 from tsbus.log import setup
+
+if TYPE_CHECKING:
+    from tsbus.dashboard.main import Wanted
 
 DEFAULT_CONFIG = "/etc/treescale/treescale.toml"
 _F = TypeVar("_F", bound=Callable[..., Any])
 
 
-def _settings(config: Path, users: Path | None) -> Dashboard:
+def _wanted(config: Path, users: Path | None) -> "Wanted":
     """Return what the configuration says of this node's dashboard; the defaults where there is no such file."""
-    from tsbus.dashboard.main import beside
+    from tsbus.dashboard.main import Wanted
 
-    settings, folder = Dashboard(), Path(click.get_app_dir("treescale"))
     if config.exists():
-        tree, folder = load(config), config.parent
-        settings = tree.dashboard_for(tree.current_node) if tree.current_node else tree.dashboard
-    return beside(replace(settings, users=str(users.absolute())) if users else settings, folder.absolute())
+        wanted = Wanted.of(load(config), config.parent)
+    else:
+        wanted = Wanted(folder=Path(click.get_app_dir("treescale")))
+    return replace(wanted, settings=replace(wanted.settings, users=str(users.absolute()))) if users else wanted
 
 
 def _config_option(command: _F) -> _F:
@@ -80,17 +83,18 @@ def dashboard(
     ctx.obj = config, users
     if ctx.invoked_subcommand is not None:
         return Code.OK
-    settings = _settings(config, users)
+    wanted = _wanted(config, users)
+    settings = wanted.settings
     settings = replace(settings, host=host or settings.host, port=settings.port if port is None else port)
-    return run(_serve(settings, bus, browse))
+    return run(_serve(replace(wanted, settings=settings), bus, browse))
 
 
-async def _serve(settings: Dashboard, bus: str | None, browse: bool) -> int:
+async def _serve(wanted: "Wanted", bus: str | None, browse: bool) -> int:
     from tsbus.dashboard.main import NAME, Misconfigured, NotReady, prepare, serve
 
     setup("warning")
     try:
-        ready = prepare(settings)
+        ready = prepare(wanted)
     except NotReady as error:
         raise Fault(str(error), Code.USAGE if isinstance(error, Misconfigured) else Code.FAILED) from error
 
@@ -210,7 +214,7 @@ def _sound(work: Callable[[], _T]) -> _T:
 
 
 def _read(given: tuple[Path, Path | None]) -> tuple[UsersFile, Users]:
-    file = UsersFile(Path(_settings(*given).users))
+    file = _wanted(*given).users
     return file, _sound(file.read)
 
 

@@ -6,12 +6,12 @@
 import socket
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Self
 
 from tsbus.client import Client
-from tsbus.config import Alert, Dashboard
+from tsbus.config import Alert, Dashboard, Tree
 from tsbus.config.forms import is_loopback
 from tsbus.dashboard.actions import Actions
 from tsbus.dashboard.alerts import Alerts, RuleError
@@ -29,7 +29,6 @@ NAME: Final = "dashboard"
 """Of the worker, on the bus."""
 USERS_NAME: Final = "dashboard-users.json"
 _EXTRA: Final = ("nicegui", "fastapi", "starlette", "uvicorn", "prometheus_client")
-NO_ALERTS: Final[Mapping[str, Alert]] = {}
 _log = Log("dashboard")
 
 
@@ -42,64 +41,74 @@ class Misconfigured(NotReady):
 
 
 @dataclass(frozen=True, slots=True)
+class Wanted:
+    """What a configuration says of a dashboard."""
+
+    settings: Dashboard = field(default_factory=Dashboard)
+    rules: Mapping[str, Alert] = field(default_factory=dict)
+    folder: Path = Path()
+    """Where its relative paths begin."""
+
+    @classmethod
+    def of(cls, tree: Tree, folder: Path) -> Self:
+        """Return what `tree`, from a file in `folder`, says of the dashboard of its current node."""
+        node = tree.current_node
+        return cls(tree.dashboard_for(node) if node else tree.dashboard, tree.alerts, folder.absolute())
+
+    @property
+    def users(self) -> UsersFile:
+        """The users file."""
+        return UsersFile(self.folder / (self.settings.users or USERS_NAME))
+
+    @property
+    def tls(self) -> tuple[Path, Path] | None:
+        """The certificate and its key, if there is one."""
+        settings = self.settings
+        return (self.folder / settings.certificate, self.folder / settings.key) if settings.certificate else None
+
+
+@dataclass(frozen=True, slots=True)
 class Ready:
     """A dashboard that listens, and has no bus yet."""
 
-    settings: Dashboard
+    wanted: Wanted
     door: Door
     listener: "Listener"
-    alerts: Mapping[str, Alert]
-    folder: Path
-    """Where relative paths of alerts begin."""
 
 
-def beside(settings: Dashboard, folder: Path) -> Dashboard:
-    """Return `settings` with their paths in full: they are relative to `folder`, that of the configuration."""
-    users = str(folder / (settings.users or USERS_NAME))
-    if not settings.certificate:
-        return replace(settings, users=users)
-    return replace(
-        settings, users=users, certificate=str(folder / settings.certificate), key=str(folder / settings.key)
-    )
-
-
-def prepare(settings: Dashboard, alerts: Mapping[str, Alert] = NO_ALERTS, folder: Path = Path()) -> Ready:
-    """Look at all that is needed, and listen; paths of `settings` are in full. Raises NotReady.
-
-    `alerts` are those of the configuration in `folder`, where this dashboard is the one that watches over them.
-    """
+def prepare(wanted: Wanted) -> Ready:
+    """Look at all that is needed, and listen. Raises NotReady."""
     try:
         from tsbus.dashboard.web import server
     except ImportError as error:
         if (error.name or "").partition(".")[0] not in _EXTRA:
             raise
         raise NotReady(f"{error.name} is not installed: pip install 'treescale[dashboard]'") from error
+    settings = wanted.settings
     try:
-        book = Book(UsersFile(Path(settings.users)))
-    except UsersError as error:
-        raise Misconfigured(str(error)) from error
-    if not (settings.certificate or settings.behind_proxy or is_loopback(settings.host)):
-        mend = "give certificate and key in [dashboard], or put it behind a proxy on this machine (behind_proxy = true)"
-        raise Misconfigured(f"passwords would go over the network in the clear from {settings.host}; {mend}")
-    try:
-        Alerts(alerts)
-    except RuleError as error:
-        raise Misconfigured(str(error)) from error
-    is_private = is_loopback(settings.host) and not settings.behind_proxy
-    if not is_private and not book.users.users:
-        raise Misconfigured(
-            f"others than this machine reach it, and {settings.users} has nobody who could sign in: "
-            "treescale dashboard user add NAME --role operate"
-        )
-    try:
-        if settings.certificate:
-            server.check_certificate(Path(settings.certificate), Path(settings.key))
+        Alerts(wanted.rules)
+        book = Book(wanted.users)
+        if wanted.tls:
+            server.check_certificate(*wanted.tls)
+        is_private = is_loopback(settings.host) and not settings.behind_proxy
+        _check_reach(wanted, book, is_private)
         listener = server.listen(settings)
-    except server.CertificateError as error:
+    except (RuleError, UsersError, server.CertificateError) as error:
         raise Misconfigured(str(error)) from error
     except server.ListenError as error:
         raise NotReady(str(error)) from error
-    return Ready(settings, Door(book, time.monotonic, may_be_open=is_private), listener, alerts, folder)
+    return Ready(wanted, Door(book, time.monotonic, may_be_open=is_private), listener)
+
+
+def _check_reach(wanted: Wanted, book: Book, is_private: bool) -> None:
+    """Refuse to send passwords in the clear, and to let others than this machine in without one. Raises NotReady."""
+    settings = wanted.settings
+    if not (settings.certificate or settings.behind_proxy or is_loopback(settings.host)):
+        mend = "give certificate and key in [dashboard], or put it behind a proxy on this machine (behind_proxy = true)"
+        raise Misconfigured(f"passwords would go over the network in the clear from {settings.host}; {mend}")
+    if not is_private and not book.users.users:
+        mend = "treescale dashboard user add NAME --role operate"
+        raise Misconfigured(f"others may reach it, and {wanted.users.path} has nobody who could sign in; {mend}")
 
 
 async def serve(ready: Ready, client: Client, begun: Callable[[str], object]) -> None:
@@ -107,10 +116,17 @@ async def serve(ready: Ready, client: Client, begun: Callable[[str], object]) ->
     from tsbus.dashboard.web import server
     from tsbus.dashboard.web.site import Site
 
-    async with Feed(client) as feed, Notifier(feed, client, ready.alerts, ready.folder) as notifier:
+    wanted = ready.wanted
+    async with Feed(client) as feed, Notifier(feed, client, wanted.rules, wanted.folder) as notifier:
         site = Site(client, feed, ready.door, Actions(client), notifier)
-        gate = server.application(site, ready.settings, ready.listener, names=(socket.gethostname(), client.node))
-        await server.serve(gate, ready.settings, ready.listener, lambda: begun(ready.listener.url))
+        gate = server.application(site, wanted.settings, ready.listener, names=(socket.gethostname(), client.node))
+        await server.serve(
+            gate,
+            ready.listener,
+            lambda: begun(ready.listener.url),
+            tls=wanted.tls,
+            behind_proxy=wanted.settings.behind_proxy,
+        )
 
 
 def main() -> int:
@@ -119,8 +135,7 @@ def main() -> int:
     options = parser.parse_args()
     tree = load_tree(parser, options)
     try:
-        folder = Path(options.config).parent
-        ready = prepare(beside(tree.dashboard_for(tree.current_node), folder), tree.alerts, folder)
+        ready = prepare(Wanted.of(tree, Path(options.config).parent))
     except Misconfigured as error:
         refuse(parser, error)
     except NotReady as error:

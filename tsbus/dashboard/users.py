@@ -14,7 +14,7 @@ import tempfile
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Final, Literal, Self
+from typing import Annotated, Final, Self
 
 import msgspec
 
@@ -70,9 +70,13 @@ class Hashed(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     salt: _Bytes
     key: _Bytes
-    n: Literal[1024, 2048, 4096, 8192, 16_384, 32_768, 65_536, 131_072]
+    n: Annotated[int, msgspec.Meta(ge=1024, le=131_072)]
     r: _Factor
     p: _Factor
+
+    def __post_init__(self) -> None:
+        if self.n & (self.n - 1):
+            raise ValueError("n of scrypt is a power of two")
 
     @classmethod
     def of(cls, password: str, cost: tuple[int, int, int] = _COST) -> Self:

@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import socket
 import ssl
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -12,12 +12,15 @@ from typing import Final
 import uvicorn
 from fastapi import FastAPI
 from nicegui import core, ui
+from starlette.responses import Response
 from starlette.staticfiles import StaticFiles
 
 from tsbus.config import Dashboard
+from tsbus.dashboard import metrics
+from tsbus.dashboard.feed import unix_ms
 from tsbus.dashboard.tap import Tap
 from tsbus.dashboard.web import api, errors, pages, signin
-from tsbus.dashboard.web.gate import MAX_BODY, Gate
+from tsbus.dashboard.web.gate import MAX_BODY, METRICS, Gate
 from tsbus.dashboard.web.hosts import Hosts
 from tsbus.dashboard.web.scripts import PageScripts
 from tsbus.dashboard.web.site import Site
@@ -92,6 +95,7 @@ def application(site: Site, settings: Dashboard, listener: Listener, *, names: I
     errors.install(app)
     app.include_router(signin.router(site.door, cookie, secure=secure))
     app.mount("/api", api.application(site, Streams(site.feed, Tap(site.client, site.feed))))
+    app.add_api_route(METRICS, _scraped(site))
     app.mount("/static", StaticFiles(directory=STATIC))
     pages.install(site)
     core.app.add_middleware(PageScripts)
@@ -99,6 +103,16 @@ def application(site: Site, settings: Dashboard, listener: Listener, *, names: I
     ui.run_with(app, title="TreeScale", dark=None, show_welcome_message=False, tailwind=False)
     hosts = Hosts((*names, *settings.allowed_hosts))
     return Gate(app, site.door, hosts, cookie, secure=secure, behind_proxy=settings.behind_proxy)
+
+
+def _scraped(site: Site) -> Callable[[], Awaitable[Response]]:
+    async def scrape() -> Response:
+        """Tell the model to Prometheus. Figures flow until it can be expected to ask again."""
+        site.feed.watch_for(metrics.LEASE_S)
+        told = metrics.take(site.feed.model, unix_ms())
+        return Response(await asyncio.to_thread(metrics.exposition, told), media_type=metrics.CONTENT_TYPE)
+
+    return scrape
 
 
 class _Server(uvicorn.Server):
@@ -109,20 +123,22 @@ class _Server(uvicorn.Server):
         yield
 
 
-async def serve(gate: Gate, settings: Dashboard, listener: Listener, ready: Callable[[], object]) -> None:
-    """Serve until cancelled; `ready` is called once it answers."""
+async def serve(
+    gate: Gate, listener: Listener, ready: Callable[[], object], *, tls: tuple[Path, Path] | None, behind_proxy: bool
+) -> None:
+    """Serve until cancelled; `ready` is called once it answers. `tls`: certificate and key."""
     config = uvicorn.Config(
         gate,
         lifespan="on",
         log_config=None,
         access_log=False,
         server_header=False,
-        proxy_headers=settings.behind_proxy,
+        proxy_headers=behind_proxy,
         ws_max_size=MAX_BODY,
         limit_concurrency=MAX_CONNECTIONS,
         timeout_graceful_shutdown=END_S,
-        ssl_certfile=settings.certificate or None,
-        ssl_keyfile=settings.key or None,
+        ssl_certfile=tls[0] if tls else None,
+        ssl_keyfile=tls[1] if tls else None,
     )
     server = _Server(config)
     serving = asyncio.create_task(server.serve(sockets=[listener.socket]))

@@ -6,6 +6,7 @@ It lives in the network namespace of the thread that makes it.
 """
 
 import contextlib
+import fcntl
 import io
 import os
 import select
@@ -20,6 +21,7 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+PREFIX = "ts-engine-"
 START_S = 60
 STOP_S = 20
 APPLETS = (
@@ -36,7 +38,10 @@ class Dockerd:
 
         `number`: one that the caller has claimed, in another network namespace than that in which the engine runs.
         """
-        self.folder = Path(tempfile.mkdtemp(prefix="ts-dockerd-"))
+        _sweep()
+        made = Path(tempfile.mkdtemp(prefix="ts-new-"))
+        self._lock = _lock(made)  # before it has the name by which others would take it for nobody's
+        self.folder = made.rename(made.with_name(made.name.replace("ts-new-", PREFIX)))
         self.socket = self.folder / "docker.sock"
         self.host = f"unix://{self.socket}"
         self.log = self.folder / "log"
@@ -130,14 +135,10 @@ class Dockerd:
                 self._process.wait(STOP_S)
             self._process.kill()
             self._process.wait()
-        for pid in _offspring(str(self.folder)):
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-        for mount in _mounts(str(self.folder)):
-            _run("umount", "--lazy", mount, check=False)
         for bridge in (self._bridge, *_links_with(self._networks)):
-            _run("ip", "link", "delete", bridge, check=False)
-        shutil.rmtree(self.folder, ignore_errors=True)
+            _delete_bridge(bridge)
+        _remove(self.folder)
+        os.close(self._lock)
         if self._claim:
             self._claim.close()
 
@@ -181,10 +182,47 @@ def claim_number() -> tuple[socket.socket, int]:
         except OSError:
             claim.close()
             continue
-        if _is_link(f"tsd{number}"):
-            _run("ip", "link", "delete", f"tsd{number}")  # of somebody who was killed
+        _delete_bridge(f"tsd{number}")  # of somebody who was killed
         return claim, number
     raise AssertionError("254 engines run already")
+
+
+def _sweep() -> None:
+    """Remove the folders, and what lives in them, of engines whose tests were killed: nobody holds their locks."""
+    for folder in Path(tempfile.gettempdir()).glob(f"{PREFIX}*"):
+        with contextlib.suppress(OSError):  # it is in use, or somebody else has removed it
+            lock = _lock(folder)
+            _remove(folder)
+            os.close(lock)
+
+
+def _lock(folder: Path) -> int:
+    """Take the lock of a folder, which the kernel frees with us. Raises OSError when somebody has it."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+def _remove(folder: Path) -> None:
+    """Remove a folder with the processes that have it in their arguments, and the mounts in it."""
+    for pid in _offspring(str(folder)):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    for mount in _mounts(str(folder)):
+        _run("umount", "--lazy", mount, check=False)
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def _delete_bridge(name: str) -> None:
+    """Delete a bridge and what is plugged in: an engine that was killed forgets the wires that it was laying."""
+    members = subprocess.run(["ip", "-o", "link", "show", "master", name], capture_output=True, text=True, check=False)
+    for line in members.stdout.splitlines():
+        _run("ip", "link", "delete", line.split()[1].rstrip(":").partition("@")[0], check=False)
+    _run("ip", "link", "delete", name, check=False)
 
 
 def _is_link(name: str) -> bool:

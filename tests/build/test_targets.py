@@ -32,7 +32,7 @@ def test_nothing_is_left_when_tests_are_killed():
     )
     assert process.stdout
     folder, link = process.stdout.readline().decode().split()
-    wait("its engine is there", lambda: list(Path(folder).glob("ts-dockerd-*/docker.sock")))
+    wait("its engine is there", lambda: list(Path(folder).glob("ts-engine-*/docker.sock")))
     process.send_signal(signal.SIGKILL)
     process.wait()
     wait("its files are gone", lambda: not Path(folder).exists())

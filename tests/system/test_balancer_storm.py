@@ -21,7 +21,7 @@ from machines import CALM, Machine, Machines, wait
 
 pytestmark = pytest.mark.guest("docker")
 
-STORM_S = float(os.environ.get("TREESCALE_TEST_STORM_S", "25"))
+STORM_S = float(os.environ.get("TREESCALE_TEST_STORM_S", "15"))
 ACTORS = 2
 PORT = 85
 VIP = ("10.0.0.1", PORT)

@@ -8,6 +8,7 @@ import click
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tsbus.build.course import Outcome
 from tsbus.build.plan import HostPlan
 from tsbus.build.reports import (
     STAGES,
@@ -22,11 +23,15 @@ from tsbus.build.reports import (
     Stepped,
 )
 from tsbus.build.steps import Step
+from tsbus.build.survey import Standing
 from tsbus.build.trouble import Trouble
 from tsbus.cli.build.picture import picture, plain
 from tsbus.cli.build.planlines import plan_lines, plan_object, verdict
 from tsbus.cli.build.progress import Progress
 from tsbus.cli.build.reportlines import line_of, object_of
+from tsbus.cli.build.standing import standing_code, standing_lines, standing_objects
+from tsbus.cli.build.summary import summary_lines, summary_object
+from tsbus.cli.edge import Code
 
 REFUSED = Trouble("refused", "root@web9:22 refuses the connection", "is sshd running there?")
 DOCKER = Step("docker", "install Docker from its own packages", "there is none", reversible=False)
@@ -242,3 +247,68 @@ def test_a_plan_is_an_object_for_each_server():
     assert told["node"] == "a" and told["can_go"] is False
     assert told["steps"][0] | {"kind": "docker", "stage": "docker", "reversible": False} == told["steps"][0]
     assert told["troubles"][0]["kind"] == "refused"
+
+
+# The end.
+
+
+def test_a_summary_tells_what_became_of_all():
+    """Failed servers by kind with the next step, who waits for whom, the rest in numbers, and where to read on."""
+    apt = Trouble("package-lock", "apt-get (pid 7) has the package lock", "wait for it", details="E: Could not get it")
+    outcome = Outcome(
+        names=("root", *(f"web{number}" for number in range(1, 10))),
+        ok=("root", "web1", "web2"),
+        waiting={"web4": "web3", "web5": "web3"},
+        failed={"web3": apt, "web6": apt, "web7": replace(REFUSED, text="web7 refuses")},
+        skipped={"web8": "too many others have failed", "web9": "too many others have failed"},
+        changed={"root": 2, "web1": 1},
+        answered={"root": 0.001, "web1": 0.002, "web2": 0.014},
+    )
+    assert [click.unstyle(line) for line in summary_lines(outcome, 84, ".treescale/logs/RUN/", 80)] == [
+        "failed, package-lock: web[3,6] (2)",
+        "  web[3,6]: apt-get (pid 7) has the package lock",
+        "    | E: Could not get it",
+        "  next: wait for it",
+        "failed, refused: web7",
+        "  web7: web7 refuses",
+        "  next: is sshd running there?",
+        "web[8-9] (2): left out: too many others have failed",
+        "web[4-5] (2): built, and without a link until web3 is",
+        "10 servers in 84 s: 2 changed, 1 as before, 2 without a link, 3 failed, 2 left out",
+        "the tree answers: 3 of 10; median round trip 2.0 ms, slowest 14.0 ms (web2)",
+        "transcripts: .treescale/logs/RUN/",
+    ]
+    told = json.loads(json.dumps(summary_object(outcome, 84, "")))
+    assert {state: sorted(names) for state, names in told["summary"].items()} == {
+        "ok": ["root", "web1", "web2"],
+        "waiting": ["web4", "web5"],
+        "failed": ["web3", "web6", "web7"],
+        "skipped": ["web8", "web9"],
+    }
+    assert told["exit"] == 3
+
+
+def test_a_summary_of_a_locked_tree_says_who_has_it():
+    """Nothing was done, so there is nothing else to say."""
+    lines = list(summary_lines(Outcome(("a",), locked="alice@desk (pid 7), build, since 9:00"), 1, "", 80))
+    assert lines[0] == "somebody else is building: alice@desk (pid 7), build, since 9:00"
+    assert "build unlock" in lines[1] and len(lines) == 2
+
+
+def test_a_table_of_standings_folds_what_is_alike():
+    """Servers as they should be share a line, what drifts says how, and the exit code follows."""
+    fine = [Standing(f"web{number}", True, "0.1.0-ab") for number in range(90)]
+    other = Standing("db", False, "0.0.9-cd", ("its node does not run", "its copy of the tree is another"))
+    lines = [click.unstyle(line) for line in standing_lines([*fine, other], {"old": REFUSED}, 100)]
+    assert lines == [
+        "NODES      STATE    RELEASE   NOTES",
+        "web[0-89]  answers  0.1.0-ab  -",
+        "db         silent   0.0.9-cd  its node does not run; its copy of the tree is another",
+        "old        failed   ?         root@web9:22 refuses the connection",
+        "",
+        "92 servers: 90 as they should be, 1 not, 1 could not be asked",
+    ]
+    failed = {"old": REFUSED}
+    found = ((fine, {}), ([other], {}), (fine, failed), ([], failed))
+    assert [standing_code(*each) for each in found] == [Code.OK, Code.PARTIAL, Code.PARTIAL, Code.UNREACHABLE]
+    assert next(standing_objects([other], failed))["drift"] == list(other.drift)

@@ -37,8 +37,8 @@ class Interrupted(KeyboardInterrupt):
         self.progress = progress
 
 
-def follow(reports: Iterator[Report], title: str, *, as_json: bool = False) -> Progress:
-    """Show a run to its end, and return how far it came. Raises Interrupted at Ctrl-C."""
+def follow(reports: Iterator[Report], title: str, *, as_json: bool = False) -> None:
+    """Show a run to its end. Raises Interrupted at Ctrl-C."""
     progress = Progress(time.monotonic())
     shown = (
         _Objects(progress, title) if as_json else _Drawing(progress, title) if _can_draw() else _Lines(progress, title)
@@ -53,7 +53,6 @@ def follow(reports: Iterator[Report], title: str, *, as_json: bool = False) -> P
                 shown.tell(report)
     except KeyboardInterrupt:
         raise Interrupted(progress) from None
-    return progress
 
 
 def _can_draw() -> bool:

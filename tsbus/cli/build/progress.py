@@ -45,7 +45,7 @@ class Progress:
     """How far every server is. It keeps a few words for each, whatever is reported."""
 
     def __init__(self, now_s: float) -> None:
-        self._begun_s = self._last_s = now_s
+        self._begun_s = now_s
         self._stages: dict[StageName, dict[str, State]] = {}
         self._working: dict[str, Work] = {}
         self._sent: dict[str, Sent] = {}
@@ -54,7 +54,6 @@ class Progress:
 
     def take(self, report: Report, now_s: float) -> None:
         """Go on by one report."""
-        self._last_s = now_s
         match report:
             case Opened(stage, names):
                 states = self._stages.setdefault(stage, {})
@@ -83,11 +82,6 @@ class Progress:
     def elapsed_s(self, now_s: float) -> float:
         """Return how long the run has been going."""
         return now_s - self._begun_s
-
-    @property
-    def seconds(self) -> float:
-        """How long it went until the last report."""
-        return self._last_s - self._begun_s
 
     def counts(self) -> dict[StageName, Counter[State]]:
         """Return how many servers of each stage are in which state, in the order of the stages.

@@ -3,6 +3,7 @@
 import json
 import shutil
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
@@ -72,8 +73,9 @@ def ask(question: str, *, yes: bool) -> None:
 def carry_out(campaign: "Campaign", reports: Iterator[Report], title: str, errand: Errand) -> int:
     """Follow a run to its end and tell how it ended; the exit code."""
     transcripts = _near(campaign.transcripts.folder)
+    begun = time.monotonic()
     try:
-        progress = follow(reports, title, as_json=errand.as_json)
+        follow(reports, title, as_json=errand.as_json)
     except Interrupted as stop:
         done = stop.progress.finished()
         click.echo(
@@ -82,11 +84,11 @@ def carry_out(campaign: "Campaign", reports: Iterator[Report], title: str, erran
             err=True,
         )
         return Code.INTERRUPTED
-    outcome = campaign.outcome
+    outcome, seconds = campaign.outcome, time.monotonic() - begun
     if errand.as_json:
-        click.echo(json.dumps(summary_object(outcome, progress.seconds, transcripts)))
+        click.echo(json.dumps(summary_object(outcome, seconds, transcripts)))
     else:
-        for line in summary_lines(outcome, progress.seconds, transcripts, width_of(sys.stderr)):
+        for line in summary_lines(outcome, seconds, transcripts, width_of(sys.stderr)):
             click.echo(line, err=True)
     return outcome.exit_code
 

@@ -159,7 +159,6 @@ class _Dial:
     monitor: "zmq.Socket[Any] | None" = None
     conn: Conn | None = None
     again_ms: float = 0.0
-    tries: int = 0
     failures: int = 0
 
 
@@ -359,7 +358,8 @@ class SocketTransport:
             dial.again_ms = self._clock.monotonic_ms() + _REDIAL_REFUSED_MS[1]
             return
         dial.address, known = self._dial_addresses[dial.node]
-        dial.key = known[dial.tries % len(known)]  # while a key is exchanged it has one or the other
+        # While a key is exchanged the node has one or the other: after the end of a connection it may be the other.
+        dial.key = known[(known.index(dial.key) + 1) % len(known)] if dial.key in known else known[0]
         socket = self._context.socket(zmq.DEALER)
         _options(socket)
         _heartbeat(socket, *self._heartbeat)
@@ -392,7 +392,6 @@ class SocketTransport:
         if dial.conn is not None:
             self._homes.pop(dial.conn, None)
         dial.socket = dial.monitor = dial.conn = None
-        dial.tries += 1
         self._undialled = True
         if again_ms is not None:
             dial.again_ms = self._clock.monotonic_ms() + random.randint(*again_ms)  # noqa: S311

@@ -1,10 +1,13 @@
 """The feed: a model that is kept up over a living bus, and figures that flow only while somebody watches."""
 
 import asyncio
+import tempfile
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import pytest
 import told
+from tree import Tree, until
 
 from tsbus import Request, Worker
 from tsbus.config import loads
@@ -239,3 +242,26 @@ async def lone_balancer() -> AsyncIterator[tuple[MemoryTree, Feed, Balancer]]:
         async with Feed(client, tree.clock.wall_ms) as feed:
             await tree.settle()
             yield tree, feed, Balancer()
+
+
+# Over real sockets ----------------------------------------------------------------------------------------------------
+
+
+async def test_over_real_links_a_killed_node_is_seen_and_figures_stop_with_the_last_viewer():
+    """Routers as processes: a node that is killed is lost and comes back, and figures are told to viewers only."""
+    with tempfile.TemporaryDirectory(prefix="ts-") as folder:  # short: it is in socket addresses
+        async with Tree("a:b c", Path(folder)) as tree, Feed(await tree.connect("a")) as feed:
+            await tree.run(monitor("b"), "b")
+            model = feed.model
+            await until("the container of b", lambda: model.container("b", "c1") is not None)
+            async with (await tree.connect("b")).interest("containers.stats.b") as interest:
+                assert not interest.wanted
+                with feed.watching("b"):
+                    await until("figures are wanted", lambda: interest.wanted)
+                    await until("the link is told", lambda: model.nodes["b"].rtt_ms is not None)
+                await until("figures are not wanted any more", lambda: not interest.wanted)
+            tree.kill("c")
+            await until("c is lost", lambda: model.nodes["c"].state == "lost")
+            assert [event.topic for event in model.events if event.topic.startswith("node")][-1] == "node.lost"
+            tree.start("c")
+            await until("c is back", lambda: model.nodes["c"].state == "up")

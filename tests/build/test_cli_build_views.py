@@ -301,10 +301,14 @@ def test_a_table_of_standings_folds_what_is_alike():
     other = Standing("db", False, "0.0.9-cd", ("its node does not run", "its copy of the tree is another"))
     lines = [click.unstyle(line) for line in standing_lines([*fine, other], {"old": REFUSED}, 100)]
     assert lines == [
-        "NODES      STATE    RELEASE   NOTES",
-        "web[0-89]  answers  0.1.0-ab  -",
-        "db         silent   0.0.9-cd  its node does not run; its copy of the tree is another",
-        "old        failed   ?         root@web9:22 refuses the connection",
+        "NODES      STATE    RELEASE",
+        "web[0-89]  answers  0.1.0-ab",
+        "db         silent   0.0.9-cd",
+        "  its node does not run",
+        "  its copy of the tree is another",
+        "old        failed   ?",
+        "  root@web9:22 refuses the connection",
+        "  mend: is sshd running there?",
         "",
         "92 servers: 90 as they should be, 1 not, 1 could not be asked",
     ]

@@ -40,9 +40,8 @@ class Interrupted(KeyboardInterrupt):
 def follow(reports: Iterator[Report], title: str, *, as_json: bool = False) -> None:
     """Show a run to its end. Raises Interrupted at Ctrl-C."""
     progress = Progress(time.monotonic())
-    shown = (
-        _Objects(progress, title) if as_json else _Drawing(progress, title) if _can_draw() else _Lines(progress, title)
-    )
+    kind = _Objects if as_json else _Drawing if _can_draw() else _Lines
+    shown: _Shown = kind(progress, title)
     try:
         with contextlib.ExitStack() as stack:
             stack.enter_context(shown)

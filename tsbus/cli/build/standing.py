@@ -8,6 +8,7 @@ from tsbus.build.trouble import Trouble
 from tsbus.cli.build.reportlines import trouble_object
 from tsbus.cli.containers.words import count
 from tsbus.cli.edge import Code
+from tsbus.cli.lb.words import wrapped
 from tsbus.cli.table import Column, table
 from tsbus.cli.terminal import safe
 from tsbus.core.target import fold
@@ -17,19 +18,23 @@ _COLUMNS = (
     Column("NODES", least=12),
     Column("STATE", style=lambda cell: {"fg": _COLORS[cell]} if cell in _COLORS else {}),
     Column("RELEASE", least=12),
-    Column("NOTES", least=20),
 )
 
 
 def standing_lines(standings: Collection[Standing], failed: Mapping[str, Trouble], width: int | None) -> Iterator[str]:
-    """Return a table in which servers of which the same is to be said share a line, and what it comes to."""
-    alike: dict[tuple[str, str, str], list[str]] = {}
+    """Return a table in which servers of which the same is to be said share a line, with what is wrong below it."""
+    alike: dict[tuple[str, str, tuple[str, ...]], list[str]] = {}
     for each in standings:
-        key = _state(each), safe(each.release) or "-", safe("; ".join(each.drift)) or "-"
-        alike.setdefault(key, []).append(each.name)
+        alike.setdefault((_state(each), each.release or "-", each.drift), []).append(each.name)
     for name, trouble in failed.items():
-        alike.setdefault(("failed", "?", safe(trouble.text)), []).append(name)
-    yield from table(_COLUMNS, [(fold(names), *cells) for cells, names in alike.items()], width)
+        alike.setdefault(("failed", "?", (trouble.text, f"mend: {trouble.mend}")), []).append(name)
+    rows = [(fold(names), state, safe(release)) for (state, release, _), names in alike.items()]
+    head, *lines = table(_COLUMNS, rows, width)
+    yield head
+    for line, (_, _, notes) in zip(lines, alike, strict=True):
+        yield line
+        for note in notes:
+            yield from wrapped(safe(note), 2, width)
     yield ""
     fine = sum(not each.drift for each in standings)
     others = len(standings) - fine

@@ -72,7 +72,10 @@ class Errand:
         if self.only_failed and not (chosen := chosen & set(self.store.failed())):
             click.echo("nothing to do: none of these servers has failed last time", err=True)
             raise click.exceptions.Exit(Code.OK)
-        if self.only_failed:  # their parents have to learn the keys that were not made last time
+        if self.only_failed:
+            from tsbus.build.membership import with_parents
+
+            # Their parents have to learn the keys that were not made last time.
             chosen = set(with_parents(self.tree, chosen))
         return tuple(name for name in self.tree.servers if name in chosen)
 

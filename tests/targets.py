@@ -171,7 +171,8 @@ class Target:
             "etc/ssh/ssh_host_ed25519_key": (private, 0o600),
             "etc/ssh/ssh_host_ed25519_key.pub": (f"{self.host_key}\n", 0o644),
             "etc/ssh/lab_keys": (lab.key.with_suffix(".pub").read_text(), 0o644),
-            "etc/apt/apt.conf.d/99lab": (f"{proxy}{proxy.replace('http', 'https', 1)}", 0o644),
+            # After 99mmdebstrap, which names the proxy of the lab that made the image.
+            "etc/apt/apt.conf.d/99zlab": (f"{proxy}{proxy.replace('http', 'https', 1)}", 0o644),
         }
         self._container.put_archive("/", _tar(files))
         self._container.start()

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tsbus.build.trouble import KINDS, LOCKED, Failure, classify, clean
+from tsbus.build.trouble import KINDS, LOCKED, WAITING, Failure, classify, clean
 
 AT = "ops@10.0.0.1:22"
 APT = """\
@@ -45,6 +45,8 @@ CASES = {
                                "27841 (zypper).\n"), "package-lock", True),
     "lock of apk": (Failure("docker", AT, status=99, output="ERROR: Unable to lock database: try later\n"),
                     "package-lock", True),
+    "after a wait": (Failure("docker", AT, status=100, output=f"{APT}{WAITING}\nE: Failed to fetch http://x\n"),
+                     "download", True),
     "download": (Failure("docker", AT, status=6, output="curl: (6) Could not resolve host: download.example\n"),
                  "download", True),
     "clock": (Failure("docker", AT, status=100, output="E: Release file for http://x is not valid yet (invalid for "

@@ -6,11 +6,11 @@ import pytest
 from console_of_tests import trouble_of
 
 from tsbus.build import jobs, orders
-from tsbus.build.distros import WAITING
 from tsbus.build.jobs import Task
 from tsbus.build.plan import HostPlan
 from tsbus.build.reports import Entered, Noted, Stepped
 from tsbus.build.steps import Step
+from tsbus.build.trouble import WAITING
 from tsbus.config import Secret
 
 PYTHON = "/usr/bin/python3"

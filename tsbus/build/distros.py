@@ -11,13 +11,11 @@ from dataclasses import dataclass
 from typing import Final, Literal
 
 from tsbus.build.facts import Facts, Init
-from tsbus.build.trouble import LOCKED
+from tsbus.build.trouble import LOCKED, WAITING
 
 Family = Literal["debian", "rhel", "fedora", "amazon", "suse", "alpine"]
 Source = Literal["vendor", "distro"]
 LOCK_S: Final = 300
-WAITING: Final = "another program holds the package lock: waiting"
-"""What a script says from time to time meanwhile."""
 ENGINE_S: Final = 60
 """An engine answers this long after its start at the latest; the first one of a slow machine takes ten seconds."""
 

@@ -15,7 +15,6 @@ from typing import Any, BinaryIO, Final
 
 from tsbus.build import orders
 from tsbus.build.bundle import Bundle
-from tsbus.build.distros import WAITING
 from tsbus.build.facts import Facts, parse
 from tsbus.build.orders import Parcel
 from tsbus.build.places import ROOT
@@ -24,7 +23,7 @@ from tsbus.build.reports import Answered, Entered, Noted, Report, Sent, Stepped
 from tsbus.build.runner import DEADLINE_S
 from tsbus.build.ssh import Outcome, Session, Shared
 from tsbus.build.steps import Stage, Step
-from tsbus.build.trouble import Failure
+from tsbus.build.trouble import WAITING, Failure
 from tsbus.core.target import fold
 
 PROBE: Final = Path(__file__).with_name("probe.sh").read_text()

@@ -18,6 +18,8 @@ Kind = Literal[
 KINDS: Final[tuple[Kind, ...]] = get_args(Kind)
 LOCKED: Final = 75
 """Exit status of a script that has waited too long for the package lock (EX_TEMPFAIL)."""
+WAITING: Final = "another program holds the package lock: waiting"
+"""What such a script says from time to time meanwhile."""
 LAST_LINES: Final = 20
 MAX_TEXT: Final = 4000
 _MAX_LINE: Final = 200
@@ -209,8 +211,9 @@ def _kind_of(failure: Failure) -> tuple[Kind, str]:
         return "lost", ""
     if failure.status == LOCKED:
         return "package-lock", _line_of("package-lock", failure.output)
-    line = last_lines(failure.output, 1)
-    return _by_text(failure.output) or ("step", f"ended with {failure.status}" + (f": {line}" if line else ""))
+    output = failure.output.rpartition(WAITING)[2]  # what was waited for is over
+    line = last_lines(output, 1)
+    return _by_text(output) or ("step", f"ended with {failure.status}" + (f": {line}" if line else ""))
 
 
 def _by_text(text: str) -> tuple[Kind, str] | None:

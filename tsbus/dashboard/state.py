@@ -216,8 +216,10 @@ class Model:
         )
         self._put_node(node, router=view, slow=slow[:MAX_PEERS])
         for link in links:
-            if link.kind != "parent" and link.name in self.nodes:
-                self._put_node(link.name, rtt_ms=link.rtt_ms)
+            # Both ends measure: whoever watches one node only is told by itself.
+            below = node if link.kind == "parent" else link.name
+            if below in self.nodes and link.rtt_ms is not None:
+                self._put_node(below, rtt_ms=link.rtt_ms)
 
     # Events.
 

@@ -116,7 +116,7 @@ class NodeView(_View, frozen=True, kw_only=True):
     since_ms: int = 0
     """Since when its link is in this state."""
     rtt_ms: float | None = None
-    """Round trip of the link to its parent."""
+    """Round trip of the link to the node above, as the last of the two ends told."""
     skew_ms: int = 0
     """How far its clock is ahead of ours, in steps of half a second, as its last few events tell."""
     slow: tuple["SlowView", ...] = ()

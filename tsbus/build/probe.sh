@@ -252,7 +252,8 @@ treescale() {
     say digest "${digest%% *} $etc/supervisord.conf"
   fi
   if [ -r $etc/node.key ] && [ -x /opt/treescale/current/bin/treescale ]; then
-    if key=$(PYTHONDONTWRITEBYTECODE=1 $limit /opt/treescale/current/bin/treescale keys public $etc/node.key 2>&1); then
+    # A busy server takes long to start it, and a key that is not told would keep the server from being built.
+    if key=$(PYTHONDONTWRITEBYTECODE=1 ${limit:+timeout 30} /opt/treescale/current/bin/treescale keys public $etc/node.key 2>&1); then
       say key "$key"
     else
       say key.error "$key"

@@ -303,13 +303,13 @@ def test_a_key_is_exchanged_for_the_next(node):
     made = key(orders.next_key())
     new = made.told["public_key"]
     assert (made.state, new == old) == ("changed", False)
-    assert key(orders.next_key()).told["public_key"] == facts(node)["next_public_key"] == new
+    assert key(orders.next_key()).told["public_key"] == facts(node)["other_public_key"] == new
     assert "is not the key" in key(orders.exchange_key("x" * 40)).told["error"]
     text = in_box(node.box, CONFIG).read_text().replace('current_node = "a"', 'current_node = "."')
     for mine, other in ((old, new), (new, old), (new, "")):
         line = f'public_key = "{mine}"' + (f'\nother_public_key = "{other}"' if other else "")
         assert send(node, text.replace(f'public_key = "{old}"', line))["changed"]
-    assert (facts(node)["public_key"], facts(node)["next_public_key"]) == (new, "")
+    assert (facts(node)["public_key"], facts(node)["other_public_key"]) == (new, "")
     assert key(orders.exchange_key(new)).state == "ok"
     assert node.box.run("ls /etc/treescale | grep key; stat -c '%a %U' /etc/treescale/node.key") == (
         "node.key\n600 treescale"

@@ -175,8 +175,8 @@ def test_a_key_is_exchanged_over_the_bus(tree, bus):
         copies = Copies(now, {"b": public}, {"b": other})
         assert bus.call("*", "node.config", copies.sealed).complete
         follows(tree, bus, copies.shared)
-    facts = bus.call_one("b", "node.facts")
-    assert (facts["public_key"], facts["next_public_key"]) == (new, "")
+        facts = bus.call_one("b", "node.facts")
+        assert (facts["public_key"], facts["other_public_key"]) == (public, other)
     assert read_secret(key) == secret
 
 

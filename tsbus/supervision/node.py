@@ -21,7 +21,7 @@ import tsbus
 from tsbus import log
 from tsbus.audit import AuditError, AuditLog
 from tsbus.calls import Request
-from tsbus.config import ConfigError, load
+from tsbus.config import ConfigError, load, loads
 from tsbus.copies import digest, supervisor_digest
 from tsbus.core.message import PROTOCOL
 from tsbus.core.roles import Role
@@ -68,11 +68,14 @@ class NodeService:
         self._waiting = 0
         self._owed = {"router", *READERS} if self._pending() == FOLLOWS else set[str]()
         """Programs that do not know yet of the tree that is in place."""
-        # One after the other, and never in the loop: supervisord must not wait for its listener.
-        self._thread = ThreadPoolExecutor(1, "node")
+        self._configured = ("", "")
+        """The digest of its copy of the tree, and its public key in there: to read a large tree takes half a second."""
+        # One tree after the other, and never in the loop: supervisord must not wait for its listener.
+        self._thread = ThreadPoolExecutor(1, "node-config")
+        self._facts_thread = ThreadPoolExecutor(1, "node-facts")
         self.worker = Worker("node")
         self.worker.command("config", role="admin")(self.take)
-        self.worker.command("facts", role="observe")(lambda call: self.facts(call.node))
+        self.worker.command("facts", role="observe")(self.tell_facts)
         self.worker.start(self._follow)
 
     # A new tree -------------------------------------------------------------------------------------------------------
@@ -193,19 +196,23 @@ class NodeService:
 
     # What is here -----------------------------------------------------------------------------------------------------
 
-    def facts(self, node: str) -> dict[str, Any]:
-        """Return what the build wants to know of a node: `node.facts`."""
+    async def tell_facts(self, call: Request) -> dict[str, Any]:
+        """Return what the build wants to know of this node: `node.facts`."""
+        return await asyncio.get_running_loop().run_in_executor(self._facts_thread, self._facts, call.node)
+
+    def _facts(self, node: str) -> dict[str, Any]:
         files = self._files
-        conf = _text(files.conf)
+        text, conf = _text(files.config), _text(files.conf)
+        public_key, other = self._own_keys(node, text)
         return {
             "node": node,
             "version": tsbus.__version__,
             "protocol": PROTOCOL,
             "release": _release(),
-            "config": digest(_text(files.config)),
+            "config": digest(text),
             "supervisor": supervisor_digest(conf) if conf else "",
-            "public_key": _public(files.key),
-            "next_public_key": _public(next_key(files.key)),
+            "public_key": public_key,
+            "other_public_key": other,
             "manifest": _manifest(self._state / "manifest.json"),
             "pending": self._pending(),
             "started_ms": self._started_ms,
@@ -213,6 +220,16 @@ class NodeService:
             "kernel": platform.release(),
             "machine": platform.machine(),
         }
+
+    def _own_keys(self, node: str, text: str) -> tuple[str, str]:
+        """Return the public key that its copy of the tree names, and the other one whose secret half is here, or ""."""
+        if self._configured[0] != digest(text):
+            with contextlib.suppress(ConfigError, KeyError):
+                self._configured = digest(text), loads(text).servers[node].public_key
+        keys = [*self._public_keys(), "", ""][:2]
+        if self._configured[1] == keys[1]:
+            keys.reverse()
+        return keys[0], keys[1]
 
 
 def _text(path: Path) -> str:

@@ -39,6 +39,8 @@ RETRY_S: Final = 5.0
 """After what failed."""
 COUNT_S: Final = 0.1
 """Between two counts of the connections of servers that drain, or ten times what the last one took."""
+FINISH_S: Final = 0.02
+"""So long after a change what follows from it is done, which takes 10 ms of a core: what is told of it goes first."""
 FRESH_S: Final = 0.2
 """So old the kernel's counts may be that callers are given."""
 MAX_TOLD_STEPS: Final = 100
@@ -98,7 +100,7 @@ class Keeper:
         self._count_at = 0.0
         """When connections are counted next; 0: there are none to count."""
         self._turns: list[asyncio.Future[Carried]] = []
-        self._finishing: asyncio.Future[None] | None = None
+        self._finishing: set[asyncio.Task[None]] = set()
         self._turned = asyncio.Condition()
         self._settled: tuple[Sequence[Report], Collection[str]] = (), ()
         self._counts: tuple[float, dict[Key, Entry]] | None = None
@@ -168,8 +170,8 @@ class Keeper:
         """
         async with self._turned:
             await self._turned.wait_for(lambda: not all(map(self._drains, places)))
-        if self._finishing is not None:
-            await asyncio.wait({self._finishing})
+        if self._finishing:
+            await asyncio.wait(self._finishing)
         return next(place for place in places if not self._drains(place))
 
     def find(self, place: Where) -> ServerReport | None:
@@ -272,6 +274,8 @@ class Keeper:
         finally:
             for future in self._turns:
                 future.cancel()
+            for task in self._finishing:
+                task.cancel()
             self._deaths.close()
             if self._carrier is not None:
                 self._thread.submit(self._carrier.machine.close)
@@ -349,8 +353,7 @@ class Keeper:
         now, time_ns = self._planned, _ = self._loop.time(), self._wall_ns()
         plan = self._plan = planner.plan(self.facts.world(now, time_ns))
         self.facts.watch(plan.watched)
-        if changed := [report for report in plan.reports if self.reports.get(report.name) is not report]:
-            self._deaths.watch(self.facts.runs(changed))
+        changed = [report for report in plan.reports if self.reports.get(report.name) is not report]
         self.reports = {report.name: report for report in plan.reports}
         if plan.spent:
             async with self._ordering:
@@ -367,6 +370,8 @@ class Keeper:
             steps = tuple(words(step) for step in carried.repaired[:MAX_TOLD_STEPS])
             self._publish("lb.repaired", LbEvent(node=self.node, time_ns=time_ns, steps=steps))
         self._tell_capacity(plan)
+        if changed:
+            self._deaths.watch(self.facts.runs(changed))
         return carried
 
     async def _carry(self, carrier: Carrier, plan: Plan, *, anew: bool) -> Carried:
@@ -377,7 +382,7 @@ class Keeper:
         began, done = time.monotonic(), True
         try:
             carried = await self.in_thread(carrier.carry, self._fronts, adopt, anew=anew)
-            self._finishing = self._loop.run_in_executor(self._thread, _finish, carrier)  # while it is told
+            self._finish_later(carrier)
         except MachineError as error:
             problem = Problem(str(error), "see what the kernel says")
             carried, done = Carried(problems=((None, problem),), failed=frozenset(wanted)), False
@@ -386,6 +391,18 @@ class Keeper:
         if anew and done:
             self._compared = self._loop.time()
         return carried
+
+    def _finish_later(self, carrier: Carrier) -> None:
+        task = asyncio.create_task(self._finish(carrier))
+        self._finishing.add(task)
+        task.add_done_callback(self._finishing.discard)
+
+    async def _finish(self, carrier: Carrier) -> None:
+        await asyncio.sleep(FINISH_S)
+        try:
+            await self.in_thread(carrier.machine.finish)
+        except MachineError as error:
+            _log.warning("lb.connections-stay", error=str(error))
 
     async def _count(self, carrier: Carrier) -> None:
         """Count the connections of the servers that drain, if it is time: other turns do not wait for it."""
@@ -451,13 +468,6 @@ class Keeper:
         if told != self._capacity:
             self._capacity = told
             self._publish("lb.capacity", told)
-
-
-def _finish(carrier: Carrier) -> None:
-    try:
-        carrier.machine.finish()
-    except MachineError as error:
-        _log.warning("lb.connections-stay", error=str(error))
 
 
 def _log_carried(carried: Carried) -> None:

@@ -41,6 +41,7 @@ CONTESTANTS = {
     "ipvs-uml kill": "bench.balancer:IpvsKill",
     "swarm-uml stop": "bench.balancer:SwarmPlain",
     "swarm-uml scale": "bench.balancer:SwarmScale",
+    "ours-dashboard": "bench.dashboard:OursDashboard",
     "nobody": "bench.watchers:Nobody",
     "ours-statistics": "bench.watchers:OursStatistics",
     "ours-monitor": "bench.watchers:OursMonitor",

@@ -6,7 +6,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -80,14 +79,10 @@ async def test_stopped_child(grow: Grow) -> None:
     publishing = asyncio.create_task(publish(publisher, "load", count))
     await until("bus.slow", lambda: slow)
     assert bodies(slow)[0]["peer"] == "b"
-    worst = 0.0
     while not publishing.done():
-        asked = time.monotonic()
         assert await tree.ask("c", "router.ping")
-        worst = max(worst, time.monotonic() - asked)
     await publishing
     await until("all of it at the sibling", lambda: len(at_c) == count)
-    assert worst < 1
     assert tree.rss_kib("a") - before < 25_000
     tree.signal(signal.SIGCONT, "b")
     recovered = await tree.collect("a", "bus.recovered")

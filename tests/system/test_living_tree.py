@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import signal
-import time
 from collections import Counter
 from dataclasses import replace
 from random import Random
@@ -72,12 +71,10 @@ async def test_killed_root(grow: Grow) -> None:
 
 
 async def test_stopped_router(grow: Grow) -> None:
-    """A frozen process is known to be lost within 2.5 s with the usual settings, and is back when it goes on."""
+    """A frozen process is known to be lost with the usual settings, and is back when it goes on."""
     tree = await grow("a:b;b:c", bus=BusSettings())
     tree.signal(signal.SIGSTOP, "c")
-    began = time.monotonic()
     await tree.wait_seen("a", {"a", "b"})
-    assert time.monotonic() - began < 4  # loose here: bench measures it
     tree.signal(signal.SIGCONT, "c")
     await tree.whole()
 

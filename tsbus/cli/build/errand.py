@@ -13,7 +13,8 @@ from tsbus.config import ConfigError, Console, Problem, Tree, check
 from tsbus.core.target import TargetError, resolve
 
 if TYPE_CHECKING:
-    from tsbus.build.campaign import Campaign, Options
+    from tsbus.build.campaign import Campaign
+    from tsbus.build.run import Options
     from tsbus.build.store import Store
 
     _Run = TypeVar("_Run", bound=Campaign)
@@ -81,7 +82,7 @@ class Errand:
 
     def options(self, what: str, names: Collection[str] | None = None) -> "Options":
         """Return the options of a run; `what` is shown to somebody else who wants to build."""
-        from tsbus.build.campaign import Options
+        from tsbus.build.run import Options
 
         names = self.names if names is None else names
         return Options(

@@ -55,11 +55,11 @@ def follow(reports: Iterator[Report], title: str, *, as_json: bool = False) -> N
 
 
 def _can_draw() -> bool:
-    return sys.stderr.isatty() and os.environ.get("TERM", "dumb") != "dumb"
+    return sys.stderr.isatty() and os.environ.get("TERM", "dumb") not in ("dumb", "unknown")
 
 
 class _Shown:
-    """A run that is shown in some way; SIGUSR1 prints the present picture."""
+    """A run that is shown in some way; SIGUSR1 shows the present picture."""
 
     def __init__(self, progress: Progress, title: str) -> None:
         self._progress = progress
@@ -115,7 +115,7 @@ class _Drawing(_Shown):
         from rich.console import Console
         from rich.live import Live
 
-        self._console = Console(stderr=True, highlight=False)
+        self._console = Console(stderr=True, force_terminal=True, highlight=False)
         self._live = Live(
             console=self._console, auto_refresh=False, redirect_stdout=False, redirect_stderr=False,
             get_renderable=self._render, vertical_overflow="crop",
@@ -140,18 +140,19 @@ class _Drawing(_Shown):
 
     def tell(self, report: Report) -> None:
         if isinstance(report, Noted) and not report.name:
-            self._draw(safe(report.text))
+            self._show(lambda: self._console.print(safe(report.text), markup=False))
 
-    def _draw(self, note: str = "") -> None:
-        """Draw the picture, below a note that stays."""
-        if self._busy and not note:
-            return  # the signal came while we draw
+    def _print(self) -> None:
+        self._draw()
+
+    def _draw(self) -> None:
+        if not self._busy:  # else the signal came while we do
+            self._show(self._live.refresh)
+
+    def _show(self, show: Callable[[], None]) -> None:
         self._busy = True
         self._mend_wrapped()
-        if note:
-            self._console.print(note, markup=False)
-        else:
-            self._live.refresh()
+        show()
         self._busy = False
 
     def _mend_wrapped(self) -> None:

@@ -61,13 +61,8 @@ def _share(ctx: click.Context, param: click.Parameter, value: str) -> str:
 
 _REACH: tuple[Callable[[Any], Any], ...] = (
     click.option(
-        "--console",
-        "console_file",
-        metavar="FILE",
-        default="console.toml",
-        show_default=True,
-        type=click.Path(path_type=Path),
-        help="How to log in, and where the tree's file is.",
+        "--console", "console_file", metavar="FILE", default="console.toml", show_default=True,
+        type=click.Path(path_type=Path), help="How to log in, and where the tree's file is.",
     ),
     click.option(
         "--parallel", type=click.IntRange(1, 1000), metavar="N", help="Servers at the same time [default: 32]."
@@ -76,7 +71,7 @@ _REACH: tuple[Callable[[Any], Any], ...] = (
         "--accept-new", is_flag=True, help="Take and record unknown host keys, and the keys of nodes made anew."
     ),
     json_option,
-)
+)  # fmt: skip
 _CHOICE: tuple[Callable[[Any], Any], ...] = (
     click.option("--limit", metavar="TARGET", default="", shell_complete=complete_server, help="Only these servers."),
     click.option(

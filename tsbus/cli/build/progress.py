@@ -2,7 +2,7 @@
 
 from collections import Counter
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Final, Literal, NamedTuple
 
 from tsbus.build.reports import (
     STAGES,
@@ -21,6 +21,7 @@ from tsbus.build.reports import (
 
 State = Literal["waiting", "working", "done", "failed", "skipped"]
 """Of one server in one stage."""
+_LAST: Final[tuple[StageName, ...]] = ("activate", "clean")
 
 
 @dataclass(slots=True)
@@ -49,6 +50,8 @@ class Progress:
         self._stages: dict[StageName, dict[str, State]] = {}
         self._working: dict[str, Work] = {}
         self._sent: dict[str, Sent] = {}
+        self._ended: set[str] = set()
+        """Those of whom nothing more comes."""
         self.failed: dict[str, Failed] = {}
         """In the order in which it happened."""
 
@@ -105,12 +108,9 @@ class Progress:
         return Upload(sent.have, sent.total) if sent and sent.have < sent.total else None
 
     def finished(self) -> list[str]:
-        """Return the servers that have gone well through all that was opened for them."""
-        everybody = {name: True for states in self._stages.values() for name in states}
-        for states in self._stages.values():
-            for name, state in states.items():
-                everybody[name] &= state == "done"
-        return [name for name, well in everybody.items() if well]
+        """Return the servers that have gone well through the stage after which they are what they should be."""
+        done = [name for stage in _LAST for name, state in self._stages.get(stage, {}).items() if state == "done"]
+        return [name for name in done if name not in self._ended]
 
     def _enter(self, name: str, stage: StageName, doing: str, now_s: float) -> None:
         work = self._working.get(name)
@@ -126,6 +126,7 @@ class Progress:
 
     def _end(self, name: str, stage: StageName, state: State) -> None:
         """Nothing more comes of the server: take it out of the stages that still waited for it."""
+        self._ended.add(name)
         self._working.pop(name, None)
         for states in self._stages.values():
             if states.get(name) in ("waiting", "working"):

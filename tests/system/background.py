@@ -11,7 +11,7 @@ from typing import Any, Self, TypeVar
 
 T = TypeVar("T")
 
-LIMIT_S = 20
+LIMIT_S = 60
 
 
 class Background(ABC):

@@ -9,7 +9,7 @@ from typing import Final
 
 from tsbus.dashboard.limits import Limit, neighbourhood
 from tsbus.dashboard.sessions import Session, Sessions
-from tsbus.dashboard.users import Book, Person, Role
+from tsbus.dashboard.users import MAX_NAME, Book, Person, Role
 
 OPEN: Final = Person("", Role.VIEW)
 """Whoever reaches the loopback address while nobody has to sign in."""
@@ -94,16 +94,17 @@ class Door:
 
     async def sign_in(self, name: str, password: str, address: str) -> str | None:
         """Return what goes into the cookie; None if the name or the password is wrong. Raises TooOften."""
-        now = self._clock()
-        wait_s = max(
-            self._tries_of_address.take(neighbourhood(address), now), self._tries_of_user.take(name[:256], now)
-        )
-        if wait_s:
+        now, near, name = self._clock(), neighbourhood(address), name[:MAX_NAME]
+        if wait_s := max(self._tries_of_address.take(near, now), self._tries_of_user.take(name, now)):
             raise TooOften(wait_s)
         async with self._hashing:  # one at a time: each takes 16 MiB
-            person = await asyncio.to_thread(self._book.users.sign_in, name, password)
-        user = self._book.users.users.get(name)
-        return self._sessions.begin(name, user.password, self._clock()) if person and user else None
+            users = self._book.users
+            person = await asyncio.to_thread(users.sign_in, name, password)
+        if person is None:
+            return None
+        self._tries_of_address.give_back(near)
+        self._tries_of_user.give_back(name)
+        return self._sessions.begin(name, users.users[name].password, self._clock())
 
     def sign_out(self, cookie: str) -> None:
         """End the session of a cookie."""

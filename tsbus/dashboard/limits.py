@@ -29,6 +29,12 @@ class Limit:
             self._left.popitem(last=False)
         return wait_s
 
+    def give_back(self, key: str) -> None:
+        """Let what was counted last not count."""
+        if key in self._left:
+            left, then = self._left[key]
+            self._left[key] = (min(self._burst, left + 1), then)
+
 
 def neighbourhood(address: str) -> str:
     """Return what counts as one address: of IPv6 its /64, which one customer has 2**64 addresses in."""

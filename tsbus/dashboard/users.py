@@ -27,6 +27,7 @@ MAX_NAMED: Final = 10_000
 """Users, and tokens, in one file."""
 MAX_FILE_BYTES: Final = 8 << 20
 TOKEN_PREFIX: Final = "ts_"  # noqa: S105  (a mark, so that a token that leaked is known for one)
+MAX_NAME: Final = 64
 _NAME: Final = r"[A-Za-z0-9_][A-Za-z0-9_.@-]{0,63}"
 _COST: Final = (1 << 14, 8, 5)
 """n, r, p of scrypt: 16 MiB and about 0.2 s, with the strength that OWASP asks for."""

@@ -20,6 +20,7 @@ from tsbus.core.accounting import Outcome
 from tsbus.core.body import body_json
 from tsbus.core.target import TargetError
 from tsbus.core.topic import TopicError, check_pattern, check_topic
+from tsbus.dashboard.door import SessionEnded
 from tsbus.dashboard.feed import unix_ms
 from tsbus.dashboard.problems import problems
 from tsbus.dashboard.views import NodeView
@@ -33,6 +34,7 @@ from tsbus.dashboard.web.schema import (
     Balancers,
     Bus,
     Containers,
+    Me,
     Nodes,
     Publish,
     Published,
@@ -72,6 +74,7 @@ class _Api:
         self._asking = asyncio.Semaphore(MAX_ASKING)
         self.routes = APIRouter()
         add = self.routes.add_api_route
+        add("/me", self.me, responses=schema.answers("Who asks.", Me))
         add("/status", self.status, responses=schema.answers("Totals, and what is wrong now.", Status))
         add("/nodes", self.nodes, responses=schema.answers("The nodes in the tree's order.", Nodes))
         add("/nodes/{name}", self.node, responses=schema.answers("One node.", NodeView, 404))
@@ -82,6 +85,13 @@ class _Api:
             responses=schema.answers("It is on its way.", Published, 403, 404, 413))  # fmt: skip
         add("/request", self.request, methods=["POST"], openapi_extra=schema.body(Ask),
             responses=schema.answers("All answers, and how each node ended.", Account, 403, 404, 413, 504))  # fmt: skip
+
+    async def me(self, request: Request) -> Response:
+        """Tell who asks, and what a signed-in browser shows in X-CSRF-Token with each POST."""
+        visitor = visitor_of(request)
+        if (person := visitor.person) is None:
+            raise SessionEnded
+        return _json(Me(name=person.name, role=person.role, csrf=visitor.csrf))
 
     # What the model knows.
 
@@ -128,7 +138,8 @@ class _Api:
     async def balancers(self) -> Response:
         """List the balancers."""
         model = self._known()
-        return _json(Balancers(model.revision, [view for each in model.balancers.values() for view in each.values()]))
+        found = [view for each in model.balancers.values() for view in each.values()]
+        return _json(Balancers(revision=model.revision, balancers=found))
 
     async def events(
         self,
@@ -150,9 +161,10 @@ class _Api:
         """Publish an event: JSON, or text where the body is a text."""
         client = self._site.actions.client_for(visitor_of(request).must_operate())
         order = await _order(request, Publish)
+        self._require_bus()
         nodes = self._nodes(order.target)
         await self._on_bus(_published(client.publish(order.topic, order.body, to=order.target), client.flush()))
-        return _json(Published(order.topic, nodes))
+        return _json(Published(topic=order.topic, nodes=nodes))
 
     async def request(self, request: Request) -> Response:
         """Call a worker's command on nodes, and wait for all answers. It is cancelled when nobody waits any more."""
@@ -199,6 +211,7 @@ class _Api:
         except ConnectionLost:
             raise self._away() from None
         except TimeoutError:
+            self._require_bus()
             raise Refusal(HTTPStatus.GATEWAY_TIMEOUT, "the router did not answer in time", "try again") from None
         except UnknownTarget as error:
             raise Refusal(HTTPStatus.NOT_FOUND, str(error), "GET /api/v1/nodes lists the nodes") from None

@@ -9,6 +9,7 @@ from fastapi.openapi.utils import get_openapi
 from msgspec import Meta
 
 from tsbus.dashboard.problems import Problem
+from tsbus.dashboard.users import Role
 from tsbus.dashboard.views import BalancerView, ContainerView, NodeView, Totals
 
 _REF: Final = "#/components/schemas/{name}"
@@ -20,6 +21,16 @@ class _Body(msgspec.Struct, frozen=True, kw_only=True):
 
 class _Order(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What is sent. A key that it does not have is an error."""
+
+
+class Me(_Body, frozen=True):
+    """Who asks."""
+
+    name: str
+    """Empty where nobody has to sign in."""
+    role: Role
+    csrf: str = ""
+    """Of a signed-in browser."""
 
 
 class Bus(_Body, frozen=True):
@@ -119,7 +130,7 @@ class Error(_Body, frozen=True):
 
 ALWAYS: Final = (400, 401, 429, 503)
 """What every request may be answered with."""
-_TYPES: Final = (Status, Nodes, NodeView, Containers, Balancers, Publish, Published, Ask, Account, Error)
+_TYPES: Final = (Me, Status, Nodes, NodeView, Containers, Balancers, Publish, Published, Ask, Account, Error)
 
 
 def answers(text: str, kind: type, *errors: int) -> dict[int | str, dict[str, Any]]:

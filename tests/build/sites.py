@@ -10,8 +10,9 @@ from node_bundle import CACHE
 from targets import Target
 
 from tsbus.build.bundle import Bundler
-from tsbus.build.campaign import Campaign, Options
+from tsbus.build.campaign import Campaign
 from tsbus.build.reports import Report, Stepped
+from tsbus.build.run import Options
 from tsbus.build.steps import Step
 from tsbus.build.store import Store
 from tsbus.config import Console, Server, SshEntry, Tree

@@ -151,6 +151,8 @@ def _goes_on_without_c(site, proxies, chance):
     assert (outcome.exit_code, outcome.skipped, outcome.root_failed) == (3, {}, False)
     assert "a" in outcome.ok
     assert outcome.waiting == {"b": "c"} or "b" in outcome.answered
+    with site.campaign() as mere_look:
+        list(mere_look.look())
     assert campaign.store.failed() == ("c",)
     assert site.targets["c"].run(MADE, check=False) == ""
 

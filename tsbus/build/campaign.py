@@ -4,73 +4,35 @@
     for report in campaign.look(): ...      # then campaign.plans
     for report in campaign.apply(): ...     # then campaign.outcome
 
-Both yield what happens (reports.py). Whoever stops listening ends the run: connections are cut within a second, the
-lock is given back, and what is known is remembered. The next run goes on from what it finds on the servers.
+Both yield what happens (reports.py). Whoever stops listening ends the run (run.py): connections are cut within a
+second, the lock is given back, and what is known is remembered. The next one goes on from what it finds on the servers.
 """
 
-import getpass
-import os
-import socket
-import time
 from collections.abc import Callable, Collection, Iterator, Mapping
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Final, Self, TypeVar
+from typing import Any
 
-from tsbus.build import access, jobs, units
-from tsbus.build.access import Local, Login
+from tsbus.build import jobs, units
 from tsbus.build.bundle import Bundle, Bundler
-from tsbus.build.course import EARLY, LATE, Course, Outcome, Stages
-from tsbus.build.facts import Facts
+from tsbus.build.course import EARLY, LATE
 from tsbus.build.jobs import Log, Seen, Task
-from tsbus.build.lock import Holder, Lock
 from tsbus.build.places import CONFIG, SUPERVISOR, UNITS
 from tsbus.build.plan import HostPlan, plan
-from tsbus.build.reports import STAGES, Answered, Entered, Failed, Noted, Opened, Report, Skipped, StageName, Stepped
-from tsbus.build.runner import Again, Begun, Done, Runner, Told
-from tsbus.build.runner import Failed as RunnerFailed
-from tsbus.build.runner import Skipped as RunnerSkipped
-from tsbus.build.ssh import ServerTrouble, Session, Shared, client_config
+from tsbus.build.reports import STAGES, Noted, Opened, Report
+from tsbus.build.run import ANSWER_S, Options, Run
+from tsbus.build.ssh import Session
 from tsbus.build.steps import Platform, Step
-from tsbus.build.store import Remembered, Store, Transcripts
+from tsbus.build.store import Store
 from tsbus.build.trouble import Trouble
-from tsbus.build.wanted import Release, Wanted, known_keys, wanted
+from tsbus.build.wanted import Release, Wanted, wanted
 from tsbus.config import Console, Tree
 from tsbus.copies import Copies, supervisor_digest
 from tsbus.core.target import fold
 
-ANSWER_S: Final = 30.0
-"""How long it may take, after the last activation, until all links stand: routers dial within a second or two."""
 
-_T = TypeVar("_T")
-Job = Callable[[Session, Callable[[Report], None], Log], Any]
-"""As the runner's, with what writes to the server's transcript."""
-Check = Callable[[str, Any], Trouble | None]
-"""Takes what a job has returned for a server, and says what is wrong with it."""
-
-
-@dataclass(frozen=True, slots=True)
-class Options:
-    """What is asked for, beyond what console.toml says."""
-
-    names: tuple[str, ...] = ()
-    """The servers of the run; empty: all."""
-    parallel: int | None = None
-    max_fail: int | None = None
-    """Failed servers after which no further one is begun."""
-    docker: bool = True
-    """Install an engine where there is none."""
-    offline: bool = False
-    wheelhouse: Path | None = None
-    accept_new: bool = False
-    """Take unknown host keys, and the node keys of servers that were made anew."""
-    what: str = "build"
-    """Shown to whoever finds the lock taken."""
-
-
-class Campaign:
-    """One run."""
+class Campaign(Run):
+    """A run that makes servers what they should be."""
 
     def __init__(
         self,
@@ -86,62 +48,15 @@ class Campaign:
         """`supervisors`: the supervisord.conf of each server. `bundler` makes other bundles than the usual ones,
         `release` is another one than the bundler's: the servers must have it. Raises StoreError.
         """
-        self.tree, self.console, self.options, self.store = tree, console, options, store
-        self.topology = tree.topology()
-        self.settings = console.build if options.docker else replace(console.build, docker="no")
+        super().__init__(tree, console, options, store)
         self.bundler = bundler or Bundler(wheelhouse=_wheelhouse(console, options), offline=options.offline)
         self.release = release or self.bundler.release
-        self.shared = Shared(uploads=self.settings.upload_parallel)
-        self.course = Course(self.topology, options.names or self.topology.names, options.max_fail)
-        self.stages = Stages()
-        self.facts: dict[str, Facts] = {}
         self.plans: dict[str, HostPlan] = {}
         """Of all servers of the run, when it has looked at them; those that it could not reach have a trouble."""
-        self.keys = known_keys(tree, store.keys())
-        self.transcripts: Transcripts = store.transcripts(self.shared.secrets.mask)
         self._supervisors = supervisors
         self._supervisor_digests = {name: supervisor_digest(text) for name, text in supervisors.items()}
-        self._states = store.states()
         self._offsets: dict[str, float] = {}
-        self._releases: dict[str, str] = {}
-        self._configs: dict[str, str] = {}
-        self._changed: dict[str, set[str]] = {}
-        self._answered: dict[str, float] = {}
-        self._holder: Holder | None = None
-        self._lock: Lock | None = None
         self._copies: tuple[dict[str, str], Copies] | None = None
-        self._logins, self.unusable = self._find_logins()
-        """`unusable`: servers that nobody can log in to, by what the files say."""
-        self.runner = Runner(self._logins, self.shared, parallel=options.parallel or self.settings.parallel)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """The servers of the run."""
-        return self.course.names
-
-    @property
-    def outcome(self) -> Outcome:
-        """How it has ended, or stands."""
-        course = self.course
-        waiting = {name: above for name, above in course.waiting.items() if name not in self._answered}
-        return Outcome(
-            names=course.names,
-            ok=tuple(name for name in course.standing if name not in waiting),
-            waiting=waiting,
-            failed=dict(course.failed),
-            skipped=dict(course.skipped),
-            changed={name: len(words) for name, words in self._changed.items()},
-            answered=dict(self._answered),
-            root_failed=course.root_failed,
-            reached=bool(self.facts),
-            locked=str(self._holder or ""),
-        )
 
     def look(self) -> Iterator[Report]:
         """Log in to all servers and look at them: nothing is changed. Then there are `plans`. Raises StoreError."""
@@ -158,7 +73,7 @@ class Campaign:
 
         yield from self.each(dict.fromkeys(self.course.standing, "probe"), _probe, judge)
         self._plan()
-        self._remember()
+        self.remember()
 
     def apply(self) -> Iterator[Report]:
         """Do what the plans say, and see that the tree answers. Raises BundleError, StoreError."""
@@ -166,96 +81,13 @@ class Campaign:
             if any(self.plans[name].steps for name in self.course.standing):
                 bundles = self._bundles()
                 yield from self.take_lock()
-                if self._holder:
+                if self.holder:
                     return
                 yield from self._early(bundles)
                 yield from self._late()
             yield from self.verify()
         finally:
             self.close()
-
-    def close(self) -> None:
-        """End it: connections, lock; what is known is remembered. Raises StoreError."""
-        try:
-            if self._lock:
-                self._lock.release()
-        finally:
-            self.runner.close()
-            self._remember()
-
-    # What runs of other kinds are made of as well.
-
-    def each(self, names: Mapping[str, StageName], job: Job, check: Check | None = None) -> Iterator[Report]:
-        """Let servers go through a job, and yield what happens.
-
-        `names`: with the stage that each begins with. `check` has the last word when a job has gone well.
-        """
-        for news in self.runner.each(names, partial(_logged, job, self.transcripts), max_fail=self.course.room):
-            name, now = news.name, time.monotonic()
-            match news:
-                case Begun():
-                    yield from self.stages.enter(name, names[name], now)
-                case Told(value=Entered(stage=stage, doing=doing)):
-                    yield from self.stages.enter(name, stage, now, doing)
-                case Told(value=report):
-                    if isinstance(report, Stepped) and report.changed:
-                        self._changed.setdefault(name, set()).add(report.step.words)
-                    yield report
-                case Again(trouble=trouble, delay_s=delay_s):
-                    self.stages.again(name)
-                    yield Noted(name, f"{trouble.text}; it is tried again in {delay_s:.0f} s")
-                case Done(value=value):
-                    if check and (found := check(name, value)):
-                        yield self.fail(name, names[name], found)
-                    else:
-                        yield from self.stages.leave(name, now)
-                case RunnerFailed(trouble=trouble):
-                    yield self.fail(name, names[name], trouble)
-                case RunnerSkipped():
-                    yield self.skip(name, names[name], "too many others have failed")
-
-    def fail(self, name: str, stage: StageName, trouble: Trouble) -> Failed:
-        """Note that a server has failed, in the stage that it is in, or else in this one."""
-        self.course.fail(name, trouble)
-        self.transcripts.add(name, f"failed: {trouble}")
-        return self.stages.fail(name, stage, trouble, time.monotonic())
-
-    def skip(self, name: str, stage: StageName, why: str) -> Skipped:
-        """Note that a server is left out from now on."""
-        self.course.skip(name, why)
-        self.transcripts.add(name, f"left out: {why}")
-        return Skipped(name, stage, why)
-
-    def skip_all(self, stage: StageName, why: str) -> Iterator[Skipped]:
-        """Leave out whoever has not come to an end yet."""
-        for name in self.course.standing:
-            yield self.skip(name, stage, why)
-
-    def carry_out(
-        self, tasks: Mapping[str, Task], done: Callable[[str, Mapping[str, Any]], None] | None = None
-    ) -> Iterator[Report]:
-        """Let each server do its task; `done` takes what the installer of one has told."""
-
-        def job(session: Session, tell: Callable[[Report], None], log: Log) -> dict[str, Any]:
-            return jobs.carry_out(session, self.shared, tasks[session.login.name], tell, log)
-
-        yield from self.each({name: task.steps[0].stage for name, task in tasks.items()}, job, done)
-
-    def take_lock(self) -> Iterator[Report]:
-        """Keep everybody else from building until `close`; then `outcome.locked` says if somebody does already."""
-        root = self.topology.root
-        trouble = self.unusable.get(root) or (None if root in self.facts else self.course.failed.get(root))
-        if trouble is None:
-            me = Holder(getpass.getuser(), socket.gethostname(), os.getpid(), self.options.what, time.time())
-            self._lock = Lock(self._logins[root], self.shared, me, partial(self.transcripts.add, root))
-            try:
-                self._holder = self._lock.take()
-                return
-            except ServerTrouble as error:
-                trouble = error.trouble
-                if root in self.course.standing:
-                    yield self.fail(root, "probe", trouble)
-        yield Noted("", f"others are not kept from building: the lock is on the server of {root}, and {trouble.text}")
 
     def verify(self, wait_s: float = ANSWER_S) -> Iterator[Report]:
         """Send a message from the root to every server that stands, and back, over the bus."""
@@ -268,41 +100,6 @@ class Campaign:
         elif self.course.standing:
             waiting = self.course.waiting
             yield from self.hear([name for name in self.course.standing if name not in waiting], wait_s, waiting)
-
-    def hear(self, names: Collection[str], wait_s: float = ANSWER_S, waiting: Collection[str] = ()) -> Iterator[Report]:
-        """Let the root ask servers over the bus; who does not answer has failed, but those that wait for others."""
-        root = self.topology.root
-        for name in names:
-            yield from self.stages.enter(name, "verify", time.monotonic())
-
-        def job(session: Session, tell: Callable[[Report], None], log: Log) -> dict[str, str]:
-            if waiting:
-                jobs.ask(session, waiting, 0, tell, log)
-            return jobs.ask(session, names, wait_s, tell, log) if names else {}
-
-        silent: dict[str, str] = {}
-        for news in self.runner.each([root], partial(_logged, job, self.transcripts)):
-            match news:
-                case Told(value=Answered(name, rtt_s)):
-                    self._answered[name] = rtt_s
-                    yield news.value
-                    yield from self.stages.leave(name, time.monotonic())
-                case Done(value=silent):
-                    pass
-                case RunnerFailed(trouble=trouble):
-                    if root in self.course.standing:
-                        yield self.fail(root, "verify", trouble)
-                    yield from self.skip_all("verify", f"the root {root} cannot be asked: {trouble.text}")
-        for name, reason in silent.items():
-            yield self.fail(name, "verify", Trouble("silent", f"it does not answer over the bus: {reason}", _SILENT))
-
-    def at_root(self, do: Callable[[Session], _T]) -> _T:
-        """Return what `do` does on the root's server, outside of the run. Raises ServerTrouble."""
-        root = self.topology.root
-        if root in self.unusable:
-            raise ServerTrouble(self.unusable[root])
-        with Session(self._logins[root], self.shared) as session:
-            return do(session)
 
     def wishes(self) -> dict[str, Wanted]:
         """Return what each server of the tree should be, by what is known of keys now."""
@@ -343,19 +140,13 @@ class Campaign:
 
     # Inside.
 
-    def _find_logins(self) -> tuple[dict[str, Login], dict[str, Trouble]]:
-        home = Path.home()
-        names = {*self.names, self.topology.root}
-        local = Local(getpass.getuser(), home)
-        return access.logins(self.console, names, client_config(home), local, accept_new=self.options.accept_new)
-
     def _plan(self) -> None:
         """Make the plans."""
         wishes = self.wishes()
         for name in self.names:
             if name in self.facts:
                 self.plans[name] = self.plan_of(name, wishes[name])
-                self._releases[name] = self.facts[name].current
+                self.releases[name] = self.facts[name].current
             else:
                 self.plans[name] = HostPlan(name, wishes[name].depth, (), (self.course.failed[name],))
 
@@ -388,7 +179,7 @@ class Campaign:
             yield Noted("", f"{fold(others)} will not know all keys: build there as well")
         self.keys |= found
         self.store.save_keys(self.keys)
-        self._remember()
+        self.remember()
 
     def _late(self) -> Iterator[Report]:
         """Let the servers follow, the root first. They are planned once more, with the keys that are known now."""
@@ -401,16 +192,15 @@ class Campaign:
         yield from _opened(steps, self.course.standing)
 
         def follow(name: str, _: Mapping[str, Any]) -> None:
-            self._releases[name], self._configs[name] = self.release_of(name), wishes[name].config
+            self.releases[name], self.configs[name] = self.release_of(name), wishes[name].config
 
         for wave in self.waves(steps):
-            if self._lock and self._lock.lost_to:
-                self._holder = self._lock.lost_to
-                yield from self.skip_all("configure", f"{self._holder} builds now: we were not heard for too long")
+            if not self.is_ours:
+                yield from self.skip_all("configure", f"{self.holder} builds now: we were not heard for too long")
                 return
             tasks = {name: Task.of(plans[name], LATE, self.release_of(name), self.texts(name)) for name in wave}
             yield from self.carry_out(tasks, follow)
-            self._remember()
+            self.remember()
             yield from self.after(wave)
         if not self.course.root_failed:
             for name in self.course.standing:
@@ -418,28 +208,9 @@ class Campaign:
         else:
             yield from self.skip_all("activate", f"nothing is activated: the root {self.topology.root} has failed")
 
-    def _remember(self) -> None:
-        """Write down how far each server got."""
-        now = time.time()
-        for name, stage in self.stages.last.items():
-            more: dict[str, Any] = {"release": self._releases.get(name, ""), "config": self._configs.get(name, "")}
-            more["time_s"] = now
-            if name in self.course.failed:
-                self._states[name] = Remembered.failed(stage, self.course.failed[name], **more)
-            else:
-                self._states[name] = Remembered(stage, text=self.course.skipped.get(name, ""), **more)
-        self.store.save_states({name: each for name, each in self._states.items() if name in self.topology})
-
-
-_SILENT: Final = "see `treescale status` on the root, and /var/log/treescale/router.log there and here"
-
 
 def _probe(session: Session, _: Callable[[Report], None], log: Log) -> Seen:
     return jobs.probe(session, log)
-
-
-def _logged(job: Job, transcripts: Transcripts, session: Session, tell: Callable[[Report], None]) -> Any:
-    return job(session, tell, partial(transcripts.add, session.login.name))
 
 
 def _has_release(steps: Collection[Step]) -> bool:

@@ -11,8 +11,9 @@ from typing import Final
 
 from tsbus.build import jobs
 from tsbus.build.bus import tell_tree
-from tsbus.build.campaign import ANSWER_S, Campaign, Options
+from tsbus.build.campaign import Campaign
 from tsbus.build.reports import Noted, Report
+from tsbus.build.run import ANSWER_S, Options
 from tsbus.build.ssh import ServerTrouble
 from tsbus.build.store import Store
 from tsbus.build.uninstall import Uninstall

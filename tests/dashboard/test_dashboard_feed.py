@@ -139,6 +139,18 @@ async def test_links_and_history_grow_while_watched(bed):
     assert len(bed.feed.history) == 4  # two nodes with figures, and a container on each
 
 
+async def test_what_routers_knew_before_is_asked_once(bed):
+    """Links and workers are known without a viewer, of a node that comes back as well; after that nobody is asked."""
+    await bed.tree.settle()
+    heard = {name: view.router.heard_ms for name, view in bed.model.nodes.items()}
+    bed.tree.stop("b")
+    await bed.tree.advance(30)
+    bed.tree.start("b")
+    await bed.tree.advance(30)
+    again = {name for name, view in bed.model.nodes.items() if view.router.heard_ms != heard[name]}
+    assert again == {"b"}
+
+
 async def test_only_what_claims_to_be_of_its_own_node_counts(bed):
     """Figures that a node publishes for another one change nothing."""
     with bed.feed.watching():

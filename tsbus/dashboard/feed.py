@@ -11,7 +11,7 @@ while somebody watches.
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
 from contextlib import AbstractContextManager, asynccontextmanager, suppress
 from typing import Any, Final, Self
 
@@ -199,20 +199,24 @@ class Feed:
 
     def _ask_all(self) -> None:
         self._tree.want(_TREE)
-        for node, view in self.model.nodes.items():
-            if view.balancers:
-                self._balancers.want(node)
+        self._ask_nodes(name for name, view in self.model.nodes.items() if view.state != "lost")
+
+    def _ask_nodes(self, nodes: Iterable[str]) -> None:
+        """Ask nodes that we may have missed news of: who reads slowly there, and what their balancers have."""
+        names = list(nodes)
+        self._start(self._flows.ask_links(names))
+        for name in names:
+            if self.model.nodes[name].balancers:
+                self._balancers.want(name)
 
     async def _told_tree(self) -> Status:
         return msgspec.convert(await self._client.call_one(".", "router.status", timeout_s=ASK_S), Status)
 
     async def _ask_tree(self, _: str) -> None:
         told = await self._told_tree()
-        before = {name: view.state for name, view in self.model.nodes.items()}
+        before = {name for name, view in self.model.nodes.items() if view.state != "lost"}
         self.model.status(told, self._clock())
-        for node, view in self.model.nodes.items():
-            if view.balancers and view.state != "lost" and before.get(node, "lost") == "lost":
-                self._balancers.want(node)
+        self._ask_nodes(name for name, view in self.model.nodes.items() if view.state != "lost" and name not in before)
         if self._mirror is None or self._mirror.nodes.keys() != self.model.nodes.keys():
             await self._follow()
         self._flows.tune()

@@ -6,9 +6,9 @@ what routers know of their links there is no event: they are asked, every five s
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Coroutine, Iterator
 from contextlib import contextmanager
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 
@@ -57,6 +57,7 @@ class Flows:
         self._followers: dict[str, asyncio.Task[None]] = {}
         """By node: who listens to the traffic of its balancers."""
         self._rounds: asyncio.Task[None] | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
         self._loop = asyncio.get_running_loop()
 
     # Viewers.
@@ -131,7 +132,7 @@ class Flows:
             self._figures[node] = await self._client.subscribe(
                 f"containers.stats.{node}", scope=self._model.scope, callback=self._on_figures
             )
-            await self._ask_figures(node)
+            self._start(self._ask_figures(node))
         for node in self._figures.keys() - watched:
             await self._figures.pop(node).close()
 
@@ -150,7 +151,7 @@ class Flows:
     async def _end(self) -> None:
         for timer in self._leases.values():
             timer.cancel()
-        tasks = [*self._followers.values(), *([self._rounds] if self._rounds else [])]
+        tasks = [*self._tasks, *self._followers.values(), *([self._rounds] if self._rounds else [])]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -178,11 +179,15 @@ class Flows:
             for name in self._nodes(frozenset((watched,)))
             if self._model.nodes[name].monitored and self._model.nodes[name].stats_ms < stale
         ]
-        if nodes:
+        if not nodes:
+            return
+        try:
             async with self._client.request(fold(nodes), "containers.sample", timeout_s=ASK_S) as call:
                 async for reply in call:
                     if reply.body and reply.status is Outcome.OK:
                         self._take_figures(reply.node, reply.body)
+        except BusError as error:
+            _log.info("flows.no-figures", error=str(error))
 
     async def _follow_traffic(self, node: str) -> None:
         body = {"every_s": TRAFFIC_S}
@@ -200,11 +205,12 @@ class Flows:
     async def _keep_rounds(self) -> None:
         """Every five seconds, ask routers for their links, and let the history have a point of everything."""
         while True:
-            await asyncio.gather(self._ask_links(), asyncio.sleep(STEP_S - self._clock() / 1000 % STEP_S))
+            asking = self.ask_links(self._nodes(self.watched))
+            await asyncio.gather(asking, asyncio.sleep(STEP_S - self._clock() / 1000 % STEP_S))
             self._history.record(self._model, self._clock())
 
-    async def _ask_links(self) -> None:
-        nodes = self._nodes(self.watched)
+    async def ask_links(self, nodes: Collection[str]) -> None:
+        """Ask the routers of `nodes` what they know of their links and workers."""
         if not nodes:
             return
         try:
@@ -215,3 +221,8 @@ class Flows:
         except (BusError, msgspec.DecodeError) as error:
             _log.info("flows.no-links", error=str(error))
         self._changed()
+
+    def _start(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)

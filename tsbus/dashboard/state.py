@@ -44,6 +44,7 @@ MAX_PEERS: Final = 256
 """Processes and slow peers of one node that are kept."""
 MAX_GONE: Final = 10_000
 """Keys of what is there no more; who has not looked for longer draws everything anew."""
+_PROCESS_STATES: Final = ("started", "exited", "stopped", "fatal")
 _SINCE_STEP_MS: Final = 2000
 """Times that are told as ages move by what an answer takes; less than this is no change."""
 _SKEW_STEP_MS: Final = 500
@@ -248,9 +249,9 @@ class Model:
     def _learn(self, kind: str, happened: str, node: str, told: Mapping[str, Any], time_ms: int) -> None:
         view = self.nodes[node]
         name = str(told.get("peer" if kind == "bus" else "name", ""))[:MAX_TEXT]
-        if kind == "process" and happened in ("started", "exited", "stopped", "fatal"):
+        if kind == "process" and happened in _PROCESS_STATES:
             expected = bool(told.get("expected", True))
-            process = ProcessView(name=name, state=happened, at_ms=time_ms, expected=expected)  # type: ignore[arg-type]
+            process = ProcessView(name=name, state=happened, at_ms=time_ms, expected=expected)
             others = {one.name: one for one in view.processes} | {name: process}
             self._put_node(node, processes=tuple(others[key] for key in sorted(others)[:MAX_PEERS]))
             return

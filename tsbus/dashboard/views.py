@@ -89,7 +89,8 @@ class ProcessView(_View, frozen=True, kw_only=True):
     """A program of a node's supervisord, as far as its events told."""
 
     name: str
-    state: Literal["started", "exited", "stopped", "fatal"]
+    state: str
+    """started, exited, stopped or fatal."""
     at_ms: int
     expected: bool = True
     """It ended as it should."""

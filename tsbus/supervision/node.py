@@ -21,8 +21,9 @@ import tsbus
 from tsbus import log
 from tsbus.audit import AuditError, AuditLog
 from tsbus.calls import Request
-from tsbus.config import ConfigError, load, loads
+from tsbus.config import ConfigError, Tree, load, loads
 from tsbus.copies import digest, supervisor_digest
+from tsbus.core.body import BodyError
 from tsbus.core.message import PROTOCOL
 from tsbus.core.roles import Role
 from tsbus.errors import CommandError, RefusedError
@@ -80,49 +81,48 @@ class NodeService:
 
     # A new tree -------------------------------------------------------------------------------------------------------
 
-    async def take(self, call: Request) -> dict[str, Any] | None:
+    async def take(self, call: Request) -> None:
         """Take the tree in the call's body, answer, then let the processes follow: `node.config`."""
         if self._waiting >= MAX_WAITING:
             raise CommandError(f"{self._waiting} trees wait already; try again")
         self._waiting += 1
         try:
-            answer = await asyncio.get_running_loop().run_in_executor(self._thread, self._take, call, call.node)
-        except (SupervisionError, TransportError, OSError) as error:
-            raise CommandError(str(error)) from None
-        finally:
-            self._waiting -= 1
-        if not answer["tells"]:
-            return answer
-        try:
+            answer = await asyncio.get_running_loop().run_in_executor(self._thread, self._take, call)
             # What follows may cut the way back: the answer must be with the router before.
             await call.answer(answer)
             await self.worker.client.flush()
+        except (SupervisionError, BodyError, OSError) as error:
+            raise CommandError(str(error)) from None
         finally:
-            self._follow()
-        return None  # it is answered
+            self._waiting -= 1
+            self._follow()  # also if nobody waits for the answer any more: the tree is taken all the same
 
-    def _take(self, call: Request, node: str) -> dict[str, Any]:
-        """Check and write the tree of a call; returns the answer. Raises SupervisionError, TransportError, OSError."""
+    def _take(self, call: Request) -> dict[str, Any]:
+        """Check and write the tree of a call; returns the answer. Raises SupervisionError, BodyError, OSError."""
         self._write_down(call, "start")
         try:
-            incoming = check(text_of(call.value()), node, self._public_keys())
-            answer = self._put(incoming, node)
+            answer = self._put(check(text_of(call.value()), call.node, self._public_keys()))
         except Exception as error:
             self._write_down(call, "end", ok=False, error=str(error)[:1000])
             raise
         self._write_down(call, "end", ok=True, **answer)
         return answer
 
-    def _put(self, incoming: Incoming, node: str) -> dict[str, Any]:
+    def _put(self, incoming: Incoming) -> dict[str, Any]:
         config = self._files.config
-        before = config.read_text()
+        before = _text(config)
         if before != incoming.text:
-            self._owed |= {"router", *self._outdated(incoming, node)}
+            outdated = self._outdated(incoming.tree)
+            found = config.stat()
             if not self._pending():
                 write(self._state / "pending", FOLLOWS, 0o644)
-            found = config.stat()
-            write(config, incoming.text, stat.S_IMODE(found.st_mode), owner=(found.st_uid, found.st_gid))
-        self._settle_key(incoming, node)
+            try:
+                write(config, incoming.text, stat.S_IMODE(found.st_mode), owner=(found.st_uid, found.st_gid))
+            except OSError:
+                self._nothing_new()
+                raise
+            self._owed |= {"router", *outdated}
+        self._settle_key(incoming.tree)
         return {
             "changed": before != incoming.text,
             "before": digest(before),
@@ -130,16 +130,16 @@ class NodeService:
             "tells": {name: "reload" if name == "router" else "restart" for name in sorted(self._owed)},
         }
 
-    def _outdated(self, incoming: Incoming, node: str) -> Sequence[str]:
-        """Return the services that must start anew."""
+    def _outdated(self, tree: Tree) -> Sequence[str]:
+        """Return the services that must start anew to follow a tree."""
         try:
-            return restarts(load(self._files.config), incoming.tree, node)
+            return restarts(load(self._files.config), tree, tree.current_node)
         except ConfigError:  # it is not known what they have read
             return READERS
 
-    def _settle_key(self, incoming: Incoming, node: str) -> None:
+    def _settle_key(self, tree: Tree) -> None:
         """Let the next key be the key, once the tree knows no other of this node any more."""
-        server, following = incoming.tree.servers[node], next_key(self._files.key)
+        server, following = tree.servers[tree.current_node], next_key(self._files.key)
         if not server.other_public_key and _public(following) == server.public_key:
             following.replace(self._files.key)
             _log.info("key.exchanged", public_key=server.public_key)
@@ -162,8 +162,7 @@ class NodeService:
             _log.error("config.not-followed", error=str(error), hint="it is pending: send it again, or build")
             return
         self._owed.clear()
-        if self._pending() == FOLLOWS:
-            (self._state / "pending").unlink(missing_ok=True)
+        self._nothing_new()
         _log.info("config.followed", told=owed)
 
     def _pending(self) -> str:
@@ -171,6 +170,10 @@ class NodeService:
         with contextlib.suppress(OSError):
             return (self._state / "pending").read_text().strip()
         return ""
+
+    def _nothing_new(self) -> None:
+        if not self._owed and self._pending() == FOLLOWS:
+            (self._state / "pending").unlink(missing_ok=True)
 
     def _write_down(self, call: Request, record: str, **more: Any) -> None:
         """Write a line of the audit log. Without a trace nothing is done: raises RefusedError."""
@@ -209,7 +212,7 @@ class NodeService:
             "version": tsbus.__version__,
             "protocol": PROTOCOL,
             "release": _release(),
-            "config": digest(text),
+            "config": digest(text) if text else "",
             "supervisor": supervisor_digest(conf) if conf else "",
             "public_key": public_key,
             "other_public_key": other,

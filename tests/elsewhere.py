@@ -29,7 +29,7 @@ import pytest
 
 LAB = Path(__file__).parent / "lab"
 LIMIT_S = 900
-BESIDE = {"lab": "lab", "dockerd": "engine", "engine": "engine"}
+BESIDE = {"lab": "lab", "dockerd": "engine", "engine": "engine", "browser": "browser"}
 """Fixture -> the process of the modules that use it. Of a module that uses several, the first here counts."""
 PASSED = "TREESCALE_TEST_"
 """Variables whose names begin so are for tests, and those in a guest get them, too."""

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 import told
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from tree import Tree, until
 
 from tsbus import Request, Worker
@@ -22,21 +24,30 @@ from tsbus.testing import MemoryTree
 CHILDREN = {"root": ["a", "b"], "a": ["a1"]}
 
 
-def monitor(node: str) -> Worker:
-    """A worker that says what a container monitor with one container says."""
-    worker = Worker(MONITOR)
-    there = told.container()
+class Monitor:
+    """A worker that says what a container monitor says, with one container at first."""
 
-    @worker.command("snapshot", role="observe")
-    async def snapshot(_: Request):
-        yield SnapshotHead(node=node, epoch=1, seq=0, engine=told.engine(node), count=1)
-        yield [there]
+    def __init__(self, node: str) -> None:
+        self.node, self.seq = node, 0
+        self.there = {1: told.container()}
+        self.worker = Worker(MONITOR)
 
-    @worker.command("sample", role="observe")
-    async def sample(_: Request):
-        return told.figures(node, {1: Sample(cpu=1.0)}, full=True)
+        @self.worker.command("snapshot", role="observe")
+        async def snapshot(_: Request):
+            yield SnapshotHead(node=node, epoch=1, seq=self.seq, engine=told.engine(node), count=len(self.there))
+            yield list(self.there.values())
 
-    return worker
+        @self.worker.command("sample", role="observe")
+        async def sample(_: Request):
+            return told.figures(node, {1: Sample(cpu=1.0)}, full=True)
+
+    def change(self, number: int, state: str) -> tuple[str, ContainerEvent]:
+        """Let a container take a state; returns what is to be published."""
+        self.seq += 1
+        after = self.there[number] = told.container(number, state)
+        action = "started" if state == "running" else "died"
+        event = ContainerEvent(node=self.node, epoch=1, seq=self.seq, action=action, time_ns=1, container=after)
+        return f"container.{action}", event
 
 
 class Bed:
@@ -64,7 +75,7 @@ class Bed:
 
 async def bed_on(tree: MemoryTree, node: str) -> Feed:
     for each in ("a", "b"):
-        await tree.run(monitor(each), each)
+        await tree.run(Monitor(each).worker, each)
     client = await tree.connect(node, name="dashboard", role=Role.OPERATE)
     return Feed(client, tree.clock.wall_ms)
 
@@ -198,6 +209,68 @@ async def test_a_feed_on_an_interior_node_shows_what_is_below():
             )  # fmt: skip
 
 
+ACTS = st.lists(
+    st.one_of(
+        st.tuples(st.sampled_from(["stop", "start"]), st.sampled_from(["root", "a", "b", "a1"])),
+        st.tuples(st.sampled_from(["cut", "mend"]), st.sampled_from([("root", "a"), ("root", "b"), ("a", "a1")])),
+        st.tuples(st.just("change"), st.sampled_from(["a", "b"]), st.integers(1, 3),
+                  st.sampled_from(["running", "exited"])),
+        st.tuples(st.just("wait"), st.sampled_from([0.1, 1.0, 5.0])),
+    ),
+    max_size=14,
+)  # fmt: skip
+
+
+async def act(tree: MemoryTree, monitors: dict[str, Monitor], down: set[str], kind: str, *facts) -> None:
+    """Do one of ACTS, where it can be done."""
+    if kind == "stop" and facts[0] not in down:
+        down.add(facts[0])
+        tree.stop(facts[0])
+    elif kind == "start" and facts[0] in down:
+        down.remove(facts[0])
+        tree.start(facts[0])
+    elif kind in ("cut", "mend"):
+        getattr(tree, kind)(*facts[0])
+    elif kind == "wait":
+        await tree.advance(facts[0])
+    elif kind == "change":
+        monitor = monitors[facts[0]]
+        topic, event = monitor.change(*facts[1:])
+        if monitor.worker.client.connected:  # else nobody hears of it
+            monitor.worker.client.publish_nowait(topic, event)
+
+
+@settings(max_examples=12)
+@given(ACTS)
+def test_whatever_breaks_the_model_is_right_in_the_end(acts):
+    """Routers die and return, links are cut and mended, containers change unheard: when all is well, all is known."""
+
+    async def course() -> None:
+        async with MemoryTree(CHILDREN) as tree:
+            monitors, down = {node: Monitor(node) for node in ("a", "b")}, set()
+            for node, each in monitors.items():
+                await tree.run(each.worker, node)
+            client = await tree.connect("root")
+            async with Feed(client, tree.clock.wall_ms) as feed:
+                for each in acts:
+                    await act(tree, monitors, down, *each)
+                for node in sorted(down):
+                    await act(tree, monitors, down, "start", node)
+                for link in (("root", "a"), ("root", "b"), ("a", "a1")):
+                    tree.mend(*link)
+                await tree.advance(60)
+                model = feed.model
+                assert model.connected
+                assert {name: (node.state, node.adopted) for name, node in model.nodes.items()} == dict.fromkeys(
+                    ("root", "a", "a1", "b"), ("up", False)
+                )
+                for node, each in monitors.items():
+                    known = {view.record.name: view.record for view in model.containers[node].values()}
+                    assert known == {one.name: one for one in each.there.values()}
+
+    asyncio.run(course())
+
+
 class Balancer:
     """A worker that says what a balancer says, and counts who watches its traffic."""
 
@@ -263,7 +336,7 @@ async def test_over_real_links_a_killed_node_is_seen_and_figures_stop_with_the_l
     """Routers as processes: a node that is killed is lost and comes back, and figures are told to viewers only."""
     with tempfile.TemporaryDirectory(prefix="ts-") as folder:  # short: it is in socket addresses
         async with Tree("a:b c", Path(folder)) as tree, Feed(await tree.connect("a")) as feed:
-            await tree.run(monitor("b"), "b")
+            await tree.run(Monitor("b").worker, "b")
             model = feed.model
             await until("the container of b", lambda: model.container("b", "c1") is not None)
             async with (await tree.connect("b")).interest("containers.stats.b") as interest:

@@ -88,6 +88,13 @@ def test_what_a_container_has():
     assert [kind for kind, *_ in found(model, NOW + LATELY_MS)] == ["container-unhealthy"]
 
 
+def test_a_loop_that_began_before_anybody_listened():
+    """The engine has counted the starts."""
+    model = told.model()
+    told.Node(model, "a", told.container(1, "restarting", restarts=7, exit_code=1))
+    assert found(model) == [("restart-loop", "a", "c1 on a was started again 7 times")]
+
+
 def test_a_container_that_somebody_stopped_is_no_problem():
     """A program that ends by SIGKILL after its stop signal did what was wanted."""
     model = told.model()

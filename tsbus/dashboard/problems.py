@@ -172,10 +172,14 @@ def of_container(view: ContainerView, now_ms: int) -> Iterator[Problem]:
     """Return what is wrong with a container: at most one thing, the one that explains the others."""
     record, where = view.record, f"{view.name} on {view.node}"
     starts = starts_since(view, now_ms - LOOP_MS)
+    is_looping = len(starts) >= LOOP_STARTS
     ended_ms = record.finished_ns // 1_000_000
     lately = now_ms - ended_ms < LATELY_MS
-    if len(starts) >= LOOP_STARTS or record.state == "restarting":
-        times = f"{len(starts)} times in {LOOP_MS // 60_000} minutes" if starts else "again and again"
+    if is_looping or record.state == "restarting":
+        # What was before we listened, the engine has counted.
+        times = (
+            f"{len(starts)} times in {LOOP_MS // 60_000} minutes" if is_looping else f"again {record.restarts} times"
+        )
         code = next((f", last with exit code {mark.exit_code}" for mark in reversed(view.marks) if mark.exit_code), "")
         yield _about(view, "restart-loop", f"{where} was started {times}{code}", starts[0] if starts else ended_ms)
     elif record.state == "running" and record.health == "unhealthy":

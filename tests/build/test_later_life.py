@@ -12,6 +12,7 @@ from tsbus.build.bundle import Bundler
 from tsbus.build.campaign import Campaign
 from tsbus.build.membership import Add, Remove, with_parents
 from tsbus.build.reports import Entered, Noted
+from tsbus.build.rotation import Revoke, Rotate
 from tsbus.build.survey import Survey
 from tsbus.build.uninstall import Uninstall
 from tsbus.build.upgrade import Rollback, Upgrade
@@ -52,6 +53,8 @@ def test_a_tree_changes_and_goes(site):
     first = site.bundler
     assert site.build().outcome.exit_code == 0
     _a_node_comes(site)
+    _keys_are_exchanged(site)
+    _a_key_is_revoked(site)
     _a_release_comes(site)
     _a_broken_one_is_taken_back(site)
     site.bundler = first
@@ -95,11 +98,36 @@ def _a_node_comes(site):
     assert site.build().outcome.changed == {}
 
 
+def _keys_are_exchanged(site):
+    """Of a leaf and of the root; then the old ones are nobody's, and a build has nothing to do."""
+    old = site.campaign().keys
+    outcome = site.build(Rotate, names=("a", "b")).outcome
+    assert not outcome.failed and set(outcome.answered) == {"a", "b"}
+    new = site.campaign().keys
+    assert {name for name in old if new[name] != old[name]} == {"a", "b"}
+    assert not any(
+        key in text for key in (old["a"], old["b"]) for text in site.each("cat /etc/treescale/treescale.toml")
+    )
+    assert site.targets["b"].run("ls /etc/treescale/node.key*") == "/etc/treescale/node.key"
+    assert site.build().outcome.changed == {}
+
+
+def _a_key_is_revoked(site):
+    """Its node is cut off, no build takes it in again, and with a new key it is back."""
+    outcome = site.build(Revoke, names=("c",)).outcome
+    assert outcome.exit_code == 0, outcome.failed
+    assert {node["name"]: node["state"] for node in _status(site)["nodes"]} == {"a": "up", "b": "up", "c": "lost"}
+    assert site.build().outcome.failed["c"].text == "its key is revoked"
+    outcome = site.build(Rotate, names=("c",)).outcome
+    assert not outcome.failed and set(outcome.answered) == {"c"}
+    assert site.build().outcome.changed == {}
+
+
 def _a_release_comes(site):
     """The leaves go first, one of them alone, and the root last."""
     site.bundler = Changed(CACHE)
     outcome = site.build(Upgrade).outcome
-    assert (outcome.exit_code, set(outcome.changed), set(outcome.answered)) == (0, set("abc"), set("abc"))
+    assert not outcome.failed and set(outcome.changed) == set(outcome.answered) == set("abc")
     activated = [each.name for each in site.said if isinstance(each, Entered) and each.stage == "activate"]
     assert list(dict.fromkeys(activated)) == ["b", "c", "a"]
     assert {each.release for each in _survey(site).values()} == {site.bundler.release.name}

@@ -108,6 +108,7 @@ class Campaign(Run):
             self.settings,
             self.release,
             saved=self.keys,
+            revoked=self.revoked,
             probed={name: facts.key for name, facts in self.facts.items() if facts.key},
             supervisors=self._supervisor_digests,
             accept_keys=self.options.accept_new,
@@ -115,8 +116,8 @@ class Campaign(Run):
 
     def texts(self, name: str) -> dict[str, str]:
         """Return what is to be in the files of a server."""
-        if self._copies is None or self._copies[0] != self.keys:
-            self._copies = dict(self.keys), Copies(self.tree, self.keys)
+        if self._copies is None or self._copies[0] != self.valid_keys:
+            self._copies = self.valid_keys, Copies(self.tree, self.valid_keys)
         return {CONFIG: self._copies[1].text(name), SUPERVISOR: self._supervisors[name],
                 **{UNITS[init]: text for init, text in units.TEXTS.items()}}  # fmt: skip
 

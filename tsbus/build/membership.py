@@ -39,7 +39,7 @@ class Add(Campaign):
         """Let the others have the tree, then see that those of the run answer."""
         if not self.course.root_failed:
             others = [name for name in self.topology.names if name not in self.names and self.keys.get(name)]
-            yield from tell_tree(self, others, Copies(self.tree, self.keys))
+            yield from tell_tree(self, others, Copies(self.tree, self.valid_keys))
         yield from super().verify(wait_s)
 
 
@@ -69,7 +69,7 @@ class Remove(Uninstall):
                 return
             yield from self._drain()
             self.keys = {name: key for name, key in self.keys.items() if name not in self.names}
-            yield from tell_tree(self, tuple(self.keys), Copies(self.staying, self.keys))
+            yield from tell_tree(self, tuple(self.keys), Copies(self.staying, self.valid_keys))
             self.store.save_keys(self.keys)
             yield from self.clean()
         finally:

@@ -110,9 +110,12 @@ def _release(wanted: Wanted, facts: Facts, python: Python) -> Iterator[Step]:
 def _key(wanted: Wanted, facts: Facts) -> Iterator[Step | Trouble]:
     there, data = KEY in facts.stats, {"path": KEY, **plain(FILES[KEY])}
     is_other = facts.key != wanted.key if facts.key else not there
-    if wanted.key and is_other and not wanted.accept_key:
+    if wanted.revoked:
+        mend = f"`treescale build rotate-keys {wanted.name}` gives it a new one"
+        yield Trouble("identity", "its key is revoked", f"{mend}; or take it out of the tree")
+    elif wanted.key and is_other and not wanted.accept_key:
         what = "has another key than last time" if there else "had a key, and has none any more"
-        mend = f"if so: --accept-new, or `treescale build rotate-keys {wanted.name}`"
+        mend = "if so, build it with --accept-new"
         yield Trouble("identity", f"it {what}: was it made anew?", mend)
     elif facts.key_error:
         text = f"{KEY} cannot be used: {facts.key_error.splitlines()[-1]}"

@@ -74,6 +74,8 @@ class Run:
         """What probes have told."""
         self.keys = known_keys(tree, store.keys())
         """The public keys of all servers, as far as they are known."""
+        self.revoked = {name: key for name, key in store.revoked().items() if self.keys.get(name) == key}
+        """Those of them that nobody is to take."""
         self.releases: dict[str, str] = {}
         self.configs: dict[str, str] = {}
         """The release and the SHA-256 of the copy of the tree that servers are known to have."""
@@ -98,6 +100,11 @@ class Run:
     def names(self) -> tuple[str, ...]:
         """The servers of the run."""
         return self.course.names
+
+    @property
+    def valid_keys(self) -> dict[str, str]:
+        """The public keys that servers are to be known by; "" for one that is revoked."""
+        return self.keys | dict.fromkeys(self.revoked, "")
 
     @property
     def outcome(self) -> Outcome:

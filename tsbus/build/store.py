@@ -80,6 +80,15 @@ class Store:
         """Remember the public keys of all servers. Raises StoreError."""
         self._write("keys.json", "keys", dict(keys))
 
+    def revoked(self) -> dict[str, str]:
+        """Return the servers whose key nobody is to take any more, and that key. Raises StoreError."""
+        mend = "put a copy back: without it, the next build takes revoked keys for good ones"
+        return self._read("revoked.json", "keys", mend)
+
+    def save_revoked(self, keys: Mapping[str, str]) -> None:
+        """Remember which keys are revoked. Raises StoreError."""
+        self._write("revoked.json", "keys", dict(keys))
+
     def states(self) -> dict[str, Remembered]:
         """Return how each server's last run ended. Raises StoreError."""
         mend = "remove it: builds do not need it"

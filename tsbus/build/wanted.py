@@ -3,7 +3,7 @@
 It knows nothing of how a server is now: plan.py compares.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Final, Literal
 
@@ -63,6 +63,8 @@ class Wanted:
     """The public key that it had last time; empty: it has been given none yet."""
     accept_key: bool = False
     """Another key than last time is taken."""
+    revoked: bool = False
+    """That key is not to be taken any more."""
 
 
 def wanted(
@@ -73,17 +75,20 @@ def wanted(
     saved: Mapping[str, str] | None = None,
     probed: Mapping[str, str] | None = None,
     supervisors: Mapping[str, str] | None = None,
+    revoked: Collection[str] = (),
     accept_keys: bool = False,
 ) -> dict[str, Wanted]:
     """Return what each server of the tree should be, in the tree's order.
 
     `saved` are the public keys of last time, node -> key, `probed` those that the servers have told now;
-    `accept_keys` takes these where they differ. `supervisors` are the digests of their supervisord.conf.
+    `accept_keys` takes these where they differ. The keys of those that are `revoked` are in no copy. `supervisors` are
+    the digests of their supervisord.conf.
     Raises ValueError when the servers are no tree; those of a loaded tree are.
     """
     topology = tree.topology()
     before = known_keys(tree, saved or {})
-    own = Copies(tree, {**before, **(probed or {})} if accept_keys else {**(probed or {}), **before})
+    known = {**before, **(probed or {})} if accept_keys else {**(probed or {}), **before}
+    own = Copies(tree, known | dict.fromkeys(revoked, ""))
     return {
         name: Wanted(
             name=name,
@@ -100,6 +105,7 @@ def wanted(
             keep_releases=settings.keep_releases,
             key=before.get(name, ""),
             accept_key=accept_keys,
+            revoked=name in revoked,
         )
         for name, server in tree.servers.items()
     }

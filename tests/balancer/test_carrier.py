@@ -5,14 +5,17 @@ from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
+import pytest
 from model_kernel import VIP, server
 from site_of_balancer import MemoryMachine
 
 from tsbus.balancer import statefile
 from tsbus.balancer.carrier import Carrier
+from tsbus.balancer.plan import Named, keys_of
 from tsbus.balancer.rules import Front
 from tsbus.balancer.steps import Pool, SetDestination
 from tsbus.balancer.table import Entry, Key, Protocol, Service, Virtual
+from tsbus.config import Balancer
 
 OTHER = Virtual(Protocol.TCP, ip_address("10.0.0.2"), 80)
 
@@ -29,7 +32,7 @@ class Watched(MemoryMachine):
         return super().services(keys, counted=counted)
 
 
-def front(key: Virtual, weight: int) -> Front:
+def front(key: Key, weight: int) -> Front:
     """A balancer with one server."""
     one = server("172.17.0.2", weight=weight)
     return Front("web", (), Pool(Service(key, owned=True), {one.address: one}))
@@ -55,3 +58,27 @@ def test_a_change_looks_at_its_service(tmp_path: Path) -> None:
     carrier.carry(changed[:1], (), anew=False)
     assert machine.read[3:] == [None, None, None]
     assert not machine.kernel.serves(OTHER)
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [({}, {"ports": "80-89"}), ({"ports": "80-89"}, {}), ({}, {"addresses": ("10.0.0.2:80",)})],
+    ids=["one becomes a range", "a range becomes one", "one becomes several"],
+)
+def test_other_addresses_without_a_state_file(tmp_path: Path, before: dict[str, Any], after: dict[str, Any]) -> None:
+    """What was at a balancer's address with another configuration makes room, also without a file; others stay."""
+    machine = MemoryMachine()
+    foreign = Virtual(Protocol.TCP, ip_address("10.0.0.1"), 90)
+    machine.kernel.table[foreign] = Entry(Service(foreign, owned=True), {})
+    for number, keys in enumerate((before, after)):
+        balancers = {"web": balancer(**keys)}
+        (key,) = keys_of(balancers).values()
+        carrier = Carrier(machine, tmp_path / f"{number}.json", None, Named(balancers))
+        carrier.begin()
+        carrier.carry([front(key, 1)], (), anew=True)
+        assert machine.kernel.table.keys() == {key, foreign}
+
+
+def balancer(ports: str = "80", addresses: tuple[str, ...] = ()) -> Balancer:
+    """The balancer `web` at 10.0.0.1."""
+    return Balancer("web", f"10.0.0.1:{ports}", addresses=addresses)

@@ -176,6 +176,18 @@ def test_ranges(stage: Stage) -> None:
         stage.apply(AddService(Service(Mark(1))))
 
 
+def test_one_address_becomes_several(stage: Stage) -> None:
+    """A service takes the address of another one that goes in the same change, and gives it back."""
+    stage.balance(web(), place("c1"))
+    several = (Listen(Protocol.TCP, ip_address("10.0.0.1"), 80, 80), *RANGE)
+    stage.apply(
+        AddService(Service(MARK)), AddDestination(MARK, place("c2")), DeleteService(web()), listens={MARK: several}
+    )
+    assert stage.servers("client") == {"c2": 4}
+    stage.apply(AddService(Service(web())), AddDestination(web(), place("c1")), DeleteService(MARK))
+    assert stage.servers("client") == {"c1": 4}
+
+
 # ---- Schedulers and weights ----
 
 

@@ -1,6 +1,6 @@
 """Carrier: carries a plan out in the kernel, and writes down before what becomes ours. Blocks; for one thread."""
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Container, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -39,19 +39,19 @@ class Carried:
 class Carrier:
     """Knows which services are ours, and how the table was left."""
 
-    def __init__(self, machine: Machine, path: Path, state: State | None, configured: frozenset[Key]) -> None:
+    def __init__(self, machine: Machine, path: Path, state: State | None, named: Container[Key]) -> None:
         """`path` is the state file, `state` what it holds.
 
-        Without one, what is `configured` and has our mark is ours: anything else with the mark may belong to another
-        TreeScale on this kernel, such as another node of a tree on one machine.
+        Without one, what is among the `named` and has our mark is ours: anything else with the mark may belong to
+        another TreeScale on this kernel, such as another node of a tree on one machine.
         """
         self.machine = machine
         self._path = path
         self._recorded = None if state is None else state.keys
-        self._configured = configured
+        self._named = named
         self.overrides = state.overrides if state else ()
         self._held: frozenset[Key] = frozenset()
-        self._retire: frozenset[Key] | None = self._may_be_ours
+        self._retire: Container[Key] | None = self._may_be_ours
         """What the other backend may still have of ours; None: it has nothing any more."""
         self._left: dict[Key, Pool] = {}
 
@@ -131,8 +131,8 @@ class Carrier:
         return changes
 
     @property
-    def _may_be_ours(self) -> frozenset[Key]:
-        return self._configured if self._recorded is None else self._recorded
+    def _may_be_ours(self) -> Container[Key]:
+        return self._named if self._recorded is None else self._recorded
 
     def _claim(self, claims: frozenset[Key], problems: list[tuple[Key | None, Problem]]) -> frozenset[Key]:
         """Write down what is ours from now on; return the services that must not be made, since it failed."""

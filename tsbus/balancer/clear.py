@@ -8,7 +8,7 @@ from pathlib import Path
 from tsbus.balancer import statefile
 from tsbus.balancer.carrier import Carried, Carrier
 from tsbus.balancer.machine import open_machine
-from tsbus.balancer.plan import keys_of
+from tsbus.balancer.plan import Named
 from tsbus.config import Tree
 
 
@@ -22,7 +22,7 @@ def clear(tree: Tree, run_dir: Path) -> Carried:
     state = statefile.load(path)
     machine = open_machine(tree.balancing_for(node).backend, "leave", node)
     try:
-        carrier = Carrier(machine, path, state, frozenset(keys_of(tree.servers[node].balancers).values()))
+        carrier = Carrier(machine, path, state, Named(tree.servers[node].balancers))
         carrier.begin()
         carrier.keep(())
         carried = carrier.carry((), (), anew=True)

@@ -10,7 +10,7 @@ import errno
 import os
 import struct
 import sys
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Container, Iterator
 from contextlib import contextmanager
 from enum import IntEnum
 from functools import lru_cache
@@ -143,12 +143,12 @@ def why_unavailable() -> str | None:
     return None
 
 
-def remove(keys: Collection[Key]) -> bool:
-    """Delete those services of `keys` that have our mark, and return whether there were any. Raises IpvsError."""
+def remove(keys: Container[Key]) -> bool:
+    """Delete those services among `keys` that have our mark, and return whether there were any. Raises IpvsError."""
     if not _AT_WORK.exists():
         return False
     with Kernel() as kernel:
-        ours = [key for key, each in kernel.services(keys, counted=False).items() if each.service.owned]
+        ours = [key for key, each in kernel.services(counted=False).items() if key in keys and each.service.owned]
         for key in ours:
             kernel.delete_service(key)
     return bool(ours)

@@ -19,7 +19,7 @@ from tsbus.balancer.deaths import Deaths
 from tsbus.balancer.facts import Facts
 from tsbus.balancer.life import State
 from tsbus.balancer.machine import Machine, MachineError, Unusable
-from tsbus.balancer.plan import Plan, Planner, keys_of
+from tsbus.balancer.plan import Named, Plan, Planner
 from tsbus.balancer.pool import virtual
 from tsbus.balancer.report import Problem, Report, ServerReport
 from tsbus.balancer.rules import Backend, Front, front, published
@@ -306,8 +306,7 @@ class Keeper:
     def _opened(self) -> tuple[Carrier, dict[Key, Entry]]:
         state = statefile.load(self._path)
         machine = self._open()
-        configured = frozenset(keys_of(self.balancers).values())
-        carrier = Carrier(machine, self._path, state, configured)
+        carrier = Carrier(machine, self._path, state, Named(self.balancers))
         try:
             return carrier, carrier.begin()
         except BaseException:

@@ -3,7 +3,7 @@
 Everything here blocks for system calls or tools, and is for one thread without a loop: carrier.py's.
 """
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Container, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import NamedTuple, Protocol
 
@@ -87,10 +87,10 @@ class Machine(Protocol):
         """Make the host as the balancers need it, and tell what had to be changed; `anew`: look at all of it again."""
         ...
 
-    def retire_other(self, ours: Collection[Key]) -> tuple[str, ...]:
+    def retire_other(self, ours: Container[Key]) -> tuple[str, ...]:
         """Take away what balancers here have left with the other backend, now that all is in this one.
 
-        `ours` are the services that were written down as ours. Returns what was done, in words. Raises MachineError.
+        `ours` are the services that may be ours. Returns what was done, in words. Raises MachineError.
         """
         ...
 
@@ -224,7 +224,7 @@ class IpvsMachine:
         """See Machine."""
         return self._preparation.apply(fronts, anew=anew)
 
-    def retire_other(self, ours: Collection[Key]) -> tuple[str, ...]:
+    def retire_other(self, ours: Container[Key]) -> tuple[str, ...]:
         """See Machine."""
         try:
             gone = nftables.remove()
@@ -301,7 +301,7 @@ class NftablesMachine:
         """See Machine."""
         return self._preparation.apply(fronts, anew=anew)
 
-    def retire_other(self, ours: Collection[Key]) -> tuple[str, ...]:
+    def retire_other(self, ours: Container[Key]) -> tuple[str, ...]:
         """See Machine."""
         try:
             left = ipvs.remove(ours)

@@ -5,8 +5,9 @@ plan out; the service gathers the world, has steps.py find the way to the wanted
 """
 
 import zlib
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass, field
+from ipaddress import ip_address
 from typing import Final
 
 from tsbus.balancer.members import Members
@@ -14,7 +15,7 @@ from tsbus.balancer.pool import ServerPool, virtual
 from tsbus.balancer.report import Event, Problem, Report
 from tsbus.balancer.sight import Sight
 from tsbus.balancer.steps import Pool
-from tsbus.balancer.table import Address, Entry, Key, Mark
+from tsbus.balancer.table import Address, Entry, Key, Mark, Protocol, Virtual
 from tsbus.balancer.world import NodeView, Override, World
 from tsbus.config import Balancer, Tree
 
@@ -132,8 +133,37 @@ def keys_of(balancers: Mapping[str, Balancer]) -> dict[str, Key]:
     keys: dict[str, Key] = {}
     for name, balancer in balancers.items():
         key: Key | None = virtual(balancer)
-        number = _MARKS | (zlib.crc32(name.encode()) & 0xFFFF)
+        number = _mark(name)
         while key is None or key in keys.values():
             key, number = Mark(number, 4 if balancer.listens[0].family == 4 else 6), number + 1
         keys[name] = key
     return keys
+
+
+class Named(Container[Key]):
+    """The services that balancers may have in a kernel, also those of an earlier configuration.
+
+    These are at one of their addresses, or have the mark that one of their names gives.
+    """
+
+    def __init__(self, balancers: Mapping[str, Balancer]) -> None:
+        self._keys = {*keys_of(balancers).values()}
+        self._marks = {*map(_mark, balancers)}
+        self._places = {
+            (Protocol[each.protocol.upper()], ip_address(listen.ip), range(listen.first, listen.last + 1))
+            for each in balancers.values()
+            for listen in each.listens
+        }
+
+    def __contains__(self, key: object) -> bool:
+        match key:
+            case Virtual(protocol, ip, port):
+                return any((protocol, ip) == place[:2] and port in place[2] for place in self._places)
+            case Mark(number):
+                return number in self._marks or key in self._keys
+        return False
+
+
+def _mark(name: str) -> int:
+    """Return the number of a balancer's mark, if no other one has it."""
+    return _MARKS | (zlib.crc32(name.encode()) & 0xFFFF)

@@ -5,7 +5,7 @@ goes. So a service in which somebody shall serve never has a moment in which nob
 touched.
 """
 
-from collections.abc import Collection, Mapping, Set
+from collections.abc import Collection, Container, Mapping
 from dataclasses import dataclass, field, replace
 
 from tsbus.balancer.table import Address, Destination, Entry, Key, Service
@@ -104,7 +104,7 @@ class Change:
     """What the state file must hold before the first step, and what is `held` from then on."""
 
 
-def owned(actual: Actual, recorded: Set[Key] | None, held: Collection[Key] = ()) -> frozenset[Key]:
+def owned(actual: Actual, recorded: Container[Key] | None, held: Collection[Key] = ()) -> frozenset[Key]:
     """Return which services are ours.
 
     `recorded` are the keys of the state file, None where there is none. `held` are those that were ours before in this

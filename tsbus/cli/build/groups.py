@@ -22,6 +22,7 @@ BUILD = {
     "remove": (f"{_HERE}.later:remove", "Take servers out that the tree's file does not have any more."),
     "upgrade": (f"{_HERE}.later:upgrade", "Bring this console's release to nodes, in waves."),
     "rollback": (f"{_HERE}.later:rollback", "Let nodes go on with the release that they had before."),
+    "rotate-keys": (f"{_HERE}.later:rotate_keys", "Give nodes new keys while the tree runs, or cut them off."),
     "uninstall": (f"{_HERE}.later:uninstall", "Leave servers as they were before they were nodes."),
     "unlock": (f"{_HERE}.locking:unlock", "Show who builds, and take away the lock of somebody who is gone."),
 }

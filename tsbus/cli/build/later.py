@@ -1,4 +1,4 @@
-"""Later: the commands for a tree that stands: status, upgrade, rollback, add, remove and uninstall."""
+"""Later: the commands for a tree that stands: status, upgrade, rollback, add, remove, rotate-keys, uninstall."""
 
 import json
 import sys
@@ -6,6 +6,7 @@ import sys
 import click
 
 from tsbus.build.membership import Add, Remove, with_parents
+from tsbus.build.rotation import Revoke, Rotate
 from tsbus.build.survey import Survey
 from tsbus.build.uninstall import Uninstall
 from tsbus.build.upgrade import Rollback, Upgrade
@@ -114,6 +115,36 @@ def remove(errand: Errand, nodes: tuple[str, ...], yes: bool) -> int:
         raise Fault(f"nobody knows how to log in to {fold(unknown)}: {mend}", Code.USAGE)
     question = f"Remove {fold(nodes)} from the tree?"
     return go_through(errand.campaign(Remove, "remove", nodes), "Removing", errand, yes=yes, question=question)
+
+
+@click.command("rotate-keys")
+@any_nodes_argument
+@takes_errand()
+@click.option("--revoke", is_flag=True, help="Cut the nodes off at once: nobody takes their keys any more.")
+@yes_option
+def rotate_keys(errand: Errand, nodes: tuple[str, ...], revoke: bool, yes: bool) -> int:
+    """Give nodes new key pairs while the tree runs, all of them unless some are named. Each must answer over the bus.
+
+    Links to a node are made anew when it goes on with its new key. Somebody stopped it? Run it again. A node that was
+    revoked comes back with a new key: name it without --revoke.
+
+    \b
+    Examples:
+      treescale build rotate-keys
+      treescale build rotate-keys web7
+      treescale build rotate-keys --revoke web7
+    """
+    chosen = chosen_of(errand.tree, ",".join(nodes), ())
+    names = [name for name in errand.tree.servers if name in chosen]
+    if not revoke:
+        return go_through(errand.campaign(Rotate, "rotate-keys", names), "Exchanging the keys of", errand, yes=yes)
+    root = errand.tree.topology().root
+    if not nodes:
+        raise Fault("name the nodes that are to be cut off", Code.USAGE)
+    if root in names:
+        raise Fault(f"{root} is the root, and nobody is above it to cut it off: give it a new key", Code.USAGE)
+    run = errand.campaign(Revoke, "rotate-keys --revoke", names)
+    return go_through(run, "Cutting off", errand, yes=yes, question=f"Cut {fold(names)} off from the tree?")
 
 
 @click.command()

@@ -37,11 +37,14 @@ TOPICS: Final = (
 """What is always in the event log; `listening` adds to it. None of these is told in intervals."""
 SETTLE_S: Final = 2.0
 """So long after a change of the tree it is asked for once more: routers may still be telling each other."""
+LINKS_REST_S: Final = 2.0
+"""Between two questions for links, however often events were dropped or nodes came back."""
 ASK_S: Final = 10.0
 NOT_RUNNING: Final = "its balancer does not run"
 
 _BALANCER: Final = "lb"
-_TREE: Final = ""
+_TOGETHER: Final = ""
+"""The node of questions that are not for one."""
 _read_details: Final = msgspec.json.Decoder(Details).decode
 
 
@@ -66,7 +69,10 @@ class Feed:
         self._tasks: set[asyncio.Task[None]] = set()
         self._last: Event | None = None
         self._settling: asyncio.TimerHandle | None = None
+        self._unasked: set[str] = set()
+        """Nodes that are to be asked for their links."""
         self._tree = Questions(self._ask_tree, self._start)
+        self._links = Questions(self._ask_links, self._start, rest_s=LINKS_REST_S)
         self._balancers = Questions(self._ask_balancers, self._start)
         self._flows = Flows(client, self.model, self.history, self._changed, clock)
         self._loop = asyncio.get_running_loop()
@@ -163,10 +169,10 @@ class Feed:
         family, _, happened = event.topic.partition(".")
         by_router = event.who == "router"
         if family == "node" and by_router:
-            self._tree.want(_TREE)
+            self._tree.want(_TOGETHER)
             if self._settling is not None:
                 self._settling.cancel()
-            self._settling = self._loop.call_later(SETTLE_S, self._tree.want, _TREE)
+            self._settling = self._loop.call_later(SETTLE_S, self._tree.want, _TOGETHER)
         elif (family == "lb" and happened != "capacity") or (
             family == "worker" and by_router and _name_in(event) == _BALANCER
         ):
@@ -198,16 +204,20 @@ class Feed:
     # Asking.
 
     def _ask_all(self) -> None:
-        self._tree.want(_TREE)
+        self._tree.want(_TOGETHER)
         self._ask_nodes(name for name, view in self.model.nodes.items() if view.state != "lost")
 
     def _ask_nodes(self, nodes: Iterable[str]) -> None:
         """Ask nodes that we may have missed news of: who reads slowly there, and what their balancers have."""
-        names = list(nodes)
-        self._start(self._flows.ask_links(names))
-        for name in names:
+        for name in nodes:
+            self._unasked.add(name)
+            self._links.want(_TOGETHER)
             if self.model.nodes[name].balancers:
                 self._balancers.want(name)
+
+    async def _ask_links(self, _: str) -> None:
+        nodes, self._unasked = self._unasked, set()
+        await self._flows.ask_links(nodes)
 
     async def _told_tree(self) -> Status:
         return msgspec.convert(await self._client.call_one(".", "router.status", timeout_s=ASK_S), Status)

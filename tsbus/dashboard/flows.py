@@ -138,8 +138,8 @@ class Flows:
 
     def _nodes(self, watched: frozenset[str]) -> frozenset[str]:
         nodes = self._model.nodes
-        return frozenset(name for name in (nodes if ALL in watched else watched & nodes.keys())
-                         if nodes[name].state != "lost")  # fmt: skip
+        names = nodes.keys() if ALL in watched else watched & nodes.keys()
+        return frozenset(name for name in names if nodes[name].state != "lost")
 
     def _tune_followers(self, nodes: frozenset[str]) -> None:
         wanted = {node for node in nodes if self._model.nodes[node].balancers}

@@ -1,4 +1,4 @@
-"""Questions: asks nodes again what an event made doubtful: one question to a node at a time, and not too often."""
+"""Questions: asks again what an event made doubtful: one question of a kind at a time, and not too often."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Coroutine
@@ -20,10 +20,13 @@ class Questions:
     """One question, to many nodes. The first is asked at once; what is wanted meanwhile is asked once afterwards."""
 
     def __init__(
-        self, ask: Callable[[str], Awaitable[None]], start: Callable[[Coroutine[Any, Any, None]], object]
+        self,
+        ask: Callable[[str], Awaitable[None]],
+        start: Callable[[Coroutine[Any, Any, None]], object],
+        rest_s: float = REST_S,
     ) -> None:
-        """`ask` asks one node and takes the answer; `start` runs a coroutine in a task."""
-        self._ask, self._start = ask, start
+        """`ask` asks one node and takes the answer; `start` runs a coroutine in a task; then there is rest."""
+        self._ask, self._start, self._rest_s = ask, start, rest_s
         self._wanted: dict[str, bool] = {}
         """Nodes that are being asked, or rest; whether they are wanted once more."""
         self._waiting: set[str] = set()
@@ -38,10 +41,9 @@ class Questions:
     def want(self, node: str) -> None:
         """Let the node be asked."""
         self._waiting.add(node)
-        if node in self._wanted:
-            self._wanted[node] = True
-        else:
-            self._wanted[node] = True
+        rests = node in self._wanted
+        self._wanted[node] = True
+        if not rests:
             self._start(self._run(node))
 
     async def wait_idle(self) -> None:
@@ -59,6 +61,6 @@ class Questions:
                 if not self._wanted[node]:
                     self._waiting.discard(node)
                     self._answered()
-                await asyncio.sleep(REST_S)
+                await asyncio.sleep(self._rest_s)
         finally:
             del self._wanted[node]

@@ -233,6 +233,17 @@ def test_a_script_outlives_its_console(box):
     box.run("echo on > /go; while [ ! -e /done ]; do sleep 0.05; done")
 
 
+def test_a_release_that_nobody_waits_for_is_given_up(box):
+    """Who comes back after the console was lost need not wait for the rest of it, and finds nothing of it."""
+    compiling = 'sys.executable, "-I", "-m", "compileall", *options, self._site'
+    console = Console(box, parcel_of(BUNDLE), change=[(compiling, '"sleep", "1000"')])
+    console.send(DOCUMENT + BUNDLE)
+    box.run("while ! pgrep sleep; do sleep 0.05; done")
+    console.hang_up()
+    assert "failed" not in states(install(box, DOCUMENT, BUNDLE))
+    assert "sleep" not in box.run("ps -e -o comm")
+
+
 @pytest.mark.parametrize(
     ("script", "limit_s", "why"),
     [("sleep 1000 & sleep 1000", 0.3, "has not ended within 0.3 s"), ("yes", 60, "writes without end")],
@@ -250,7 +261,7 @@ def test_a_script_has_limits(box, script, limit_s, why):
 def test_only_one_changes_a_server_at_a_time(box):
     """While one installer works, another waits, and says why when that takes too long."""
     first = Console(box)
-    second = Console(box, change=[("LOCK_S: Final = 60.0", "LOCK_S: Final = 0.2")])
+    second = Console(box, change=[("LOCK_S: Final = 300.0", "LOCK_S: Final = 0.2")])
     assert second.first.told["error"] == "another build is changing this server; wait until it is done"
     assert second.end() == []
     first.end()

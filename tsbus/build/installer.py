@@ -21,6 +21,7 @@ import os
 import pwd
 import re
 import secrets
+import select
 import shutil
 import signal
 import socket
@@ -37,7 +38,8 @@ from typing import Any, BinaryIO, Final
 
 FORMAT: Final = 1
 """Of orders, bundles and manifests."""
-LOCK_S: Final = 60.0
+LOCK_S: Final = 300.0
+"""How long another installer is waited for: that of a console which is lost ends a script of packages first."""
 RUN_S: Final = 60.0
 SCRIPT_S: Final = 900.0
 UP_S: Final = 30.0
@@ -113,9 +115,13 @@ def one_line(text: str) -> str:
 # Running programs.
 
 
-def run(*argv: str | Path, limit_s: float = RUN_S, check: bool = True) -> tuple[int, str]:
-    """Run a program to its end; returns its status and the end of its output. Raises Failed."""
-    return _run([str(word) for word in argv], f"`{' '.join(str(word) for word in argv[:3])}`", None, limit_s, check)
+def run(*argv: str | Path, limit_s: float = RUN_S, check: bool = True, heard: bool = False) -> tuple[int, str]:
+    """Run a program to its end; returns its status and the end of its output. Raises Failed.
+
+    With `heard` it is ended when the console is lost, and BrokenPipeError raised: whoever comes back need not wait.
+    """
+    name = f"`{' '.join(str(word) for word in argv[:3])}`"
+    return _run([str(word) for word in argv], name, None, limit_s, check, heard=heard)
 
 
 def _run(
@@ -125,6 +131,7 @@ def _run(
     limit_s: float,
     check: bool,
     tell: Callable[[str], None] | None = None,
+    heard: bool = False,
 ) -> tuple[int, str]:
     # A file in memory, not a pipe: should this process die, a package manager must not die of it in the middle.
     with os.fdopen(os.memfd_create("output"), "r+b", buffering=0) as output:
@@ -140,6 +147,10 @@ def _run(
                 told = _tell_new(output.fileno(), told, tell, last=process.returncode is not None)
             if process.returncode is not None:
                 break
+            if heard and not _is_heard():
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+                raise BrokenPipeError
             is_too_much = os.fstat(output.fileno()).st_size > MAX_SAID
             if is_too_much or time.monotonic() > until:
                 os.killpg(process.pid, signal.SIGKILL)
@@ -151,6 +162,13 @@ def _run(
         last = next((line for line in reversed(said.splitlines()) if line.strip()), "")
         raise Failed(f"{name} ended with {process.returncode}: {last}", status=process.returncode, output=said)
     return process.returncode, said
+
+
+def _is_heard() -> bool:
+    """Tell whether anybody still reads what we say."""
+    poll = select.poll()
+    poll.register(sys.stdout.fileno(), 0)  # the end of a reader is told without being asked for
+    return not poll.poll(0)
 
 
 def _tell_new(output: int, told: int, tell: Callable[[str], None], *, last: bool) -> int:
@@ -495,7 +513,7 @@ class Release:
         """Compile all modules. Nothing looks at their sources again: a release never changes."""
         options = ("-q", "-j", "2", "--invalidation-mode", "unchecked-hash", "-s", self._folder, "-p", final)
         # Some packages have templates and files for other Pythons, which are no modules: its status says nothing.
-        run(sys.executable, "-I", "-m", "compileall", *options, self._site, limit_s=SCRIPT_S, check=False)
+        run(sys.executable, "-I", "-m", "compileall", *options, self._site, limit_s=SCRIPT_S, check=False, heard=True)
 
     def finish(self, check: str) -> None:
         """See that it works, and have all of it on the disk. Raises Failed."""

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import asdict
 
 import pytest
-from console_of_tests import wait
+from console_of_tests import cutter, wait
 
 from tsbus.build.lock import PLACE, STALE_S, Holder, Lock, look, remove
 from tsbus.build.ssh import ServerTrouble
@@ -84,7 +84,7 @@ def test_a_holder_that_was_gone_for_too_long(desk, server, session, monkeypatch)
         who = shlex.quote(json.dumps(asdict(OTHER)))
         server.run(f"printf '%s another-token\\n' {who} > {PLACE}/who")
         wait("the first knows", lambda: old.lost_to)
-        assert (old.lost_to.user, old.lost_to.what) == (OTHER.user, "upgrade")
+        assert (old.lost_to.user, old.lost_to.what, old.is_ours) == (OTHER.user, "upgrade", False)
 
 
 def test_a_lost_connection_keeps_it(desk, server, session, monkeypatch):
@@ -95,6 +95,19 @@ def test_a_lost_connection_keeps_it(desk, server, session, monkeypatch):
         server.run("pkill -f 'sshd: root@nott[y]'", check=False)
         with desk.session(server) as other:
             wait("it is back", lambda: (found := look(other)) is not None and found.user == "me")
+        assert lock.is_ours
+
+
+def test_a_holder_that_hears_nothing(desk, server, session, monkeypatch):
+    """When nothing comes back any more, it does not count on the lock after the time in which it may go stale."""
+    monkeypatch.setattr("tsbus.build.lock.BEAT_S", 0.1)
+    monkeypatch.setattr("tsbus.build.lock.STALE_S", 5.0)
+    way = {"host": "127.0.0.1", "host_key": server.host_key}
+    with cutter(server) as proxy, locking(desk, server, ME, port=proxy.port, **way) as lock:
+        assert lock.take() is None
+        assert lock.is_ours
+        proxy.freeze()
+        wait("it is no more its own", lambda: not lock.is_ours)
         assert lock.lost_to is None
 
 

@@ -84,7 +84,7 @@ echo have
 while read -r word; do
   is_mine || held
   [ "$word" != over ] || { rm -rf "$place"; break; }
-  touch "$place/who"
+  touch "$place/who" && echo kept
 done
 exit 0
 """
@@ -116,8 +116,14 @@ class Lock:
         self._answers: SimpleQueue[Holder | ServerTrouble | None] = SimpleQueue()
         self._has = False
         self._thread = threading.Thread(target=self._keep, name="build-lock", daemon=True)
+        self._kept = 0.0
         self.lost_to: Holder | None = None
         """Who has it now, although we have not given it back: we were gone for too long."""
+
+    @property
+    def is_ours(self) -> bool:
+        """Whether nobody can have taken it over since `take`."""
+        return self._has and self.lost_to is None and time.monotonic() < self._kept + STALE_S
 
     def take(self) -> Holder | None:
         """Take it; returns who has it, None when it is ours. Raises ServerTrouble, Cancelled."""
@@ -144,7 +150,7 @@ class Lock:
             try:
                 with Session(self._login, self._shared) as session:
                     outcome = session.run(
-                        self._script, stage="lock", what="take the lock", stdin=self._beats, tell=self._log,
+                        self._script, stage="lock", what="take the lock", stdin=self._beats, hear=self._hear,
                         timeout_s=FOR_EVER, check=False,
                     )  # fmt: skip
                     if outcome.status not in (0, _HELD):
@@ -175,6 +181,12 @@ class Lock:
             self.lost_to = holder
         else:
             self._answers.put(holder)
+
+    def _hear(self, line: str) -> None:
+        if line in ("have", "kept"):
+            self._kept = time.monotonic()
+        else:
+            self._log(line)
 
     def _beats(self, line: str) -> BinaryIO:
         if line != "have":

@@ -189,12 +189,13 @@ class Run:
 
         yield from self.each({name: task.steps[0].stage for name, task in tasks.items()}, job, done)
 
-    @property
-    def is_ours(self) -> bool:
-        """Whether nobody has taken the lock over, for not having heard of us for too long."""
-        if self._lock and self._lock.lost_to:
-            self.holder = self._lock.lost_to
-        return self.holder is None
+    def keep_lock(self) -> Iterator[Skipped]:
+        """See that the lock is still ours; where it is not, all that stand are left out."""
+        if self._lock is None or self._lock.is_ours:
+            return
+        self.holder = self._lock.lost_to
+        who = f"{self.holder} builds now" if self.holder else "nothing is heard of the lock any more"
+        yield from self.skip_all("configure", f"{who}: the way to the root was cut for too long")
 
     def take_lock(self) -> Iterator[Report]:
         """Keep everybody else from building until `close`; then `outcome.locked` says if somebody does already."""

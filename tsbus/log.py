@@ -70,3 +70,11 @@ def setup(level: str = "info") -> None:
     _LOGGER.handlers[:] = [handler]
     _LOGGER.propagate = False
     _LOGGER.setLevel(level.upper())
+
+
+def adopt(package: str) -> None:
+    """Let an outside package that logs by itself do so as we do, from warnings on."""
+    logger = logging.getLogger(package)
+    logger.handlers[:] = _LOGGER.handlers
+    logger.propagate = False
+    logger.setLevel(logging.WARNING)

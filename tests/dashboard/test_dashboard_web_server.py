@@ -7,9 +7,21 @@ import subprocess
 from collections.abc import Iterator
 
 import pytest
+import schemathesis
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+from schemathesis import GenerationMode
+from schemathesis.specs.openapi import checks as openapi_checks
 from served import HOST, LIMIT_S, PORT, URL, Served, ask, sign_in, stream
 
 from tsbus.dashboard.web.stream import MAX_STREAMS
+
+CHECKS = [
+    schemathesis.checks.not_a_server_error,
+    openapi_checks.status_code_conformance,
+    openapi_checks.content_type_conformance,
+    openapi_checks.response_schema_conformance,
+]
 
 
 @pytest.fixture(scope="module")
@@ -340,6 +352,28 @@ def test_a_body_is_bounded(served):
             "-H", f"Authorization: Bearer {served.tokens['operate']}", "-T", "-", "-X", "POST"]  # fmt: skip
     sent = subprocess.run([*argv, f"{URL}/api/v1/publish"], input=b"x" * (2 << 20), stdout=subprocess.PIPE, check=False)
     assert sent.stdout == b"413"
+
+
+FUZZED = ("me", "status", "nodes", "nodes/{name}", "containers", "balancers", "publish", "request")
+
+
+@pytest.mark.parametrize("path", FUZZED)
+def test_the_api_is_what_its_document_says(served, path):
+    """Whatever a fuzzer makes of the OpenAPI document, right or wrong, the answer has the form that it tells."""
+    bearer = {"Authorization": f"Bearer {served.tokens['fuzz']}"}
+    document = schemathesis.openapi.from_url(f"{URL}/api/openapi.json", headers=bearer)
+    assert {each.removeprefix("/v1/") for each in document} == {*FUZZED, "events"}
+    (operation,) = [one.ok() for one in document.include(path=f"/v1/{path}").get_all_operations()]
+    statuses = []
+
+    @settings(max_examples=10, phases=[Phase.generate], suppress_health_check=list(HealthCheck), database=None)
+    @given(st.one_of(operation.as_strategy(), operation.as_strategy(generation_mode=GenerationMode.NEGATIVE)))
+    def answers(case):
+        response = case.call_and_validate(headers=bearer, checks=CHECKS, timeout=LIMIT_S)
+        statuses.append(response.status_code)
+
+    answers()
+    assert set(statuses) - {429, 503}, statuses
 
 
 # Metrics, and a bus that is away.

@@ -120,13 +120,8 @@ async def serve(ready: Ready, client: Client, begun: Callable[[str], object]) ->
     async with Feed(client) as feed, Notifier(feed, client, wanted.rules, wanted.folder) as notifier:
         site = Site(client, feed, ready.door, Actions(client), notifier)
         gate = server.application(site, wanted.settings, ready.listener, names=(socket.gethostname(), client.node))
-        await server.serve(
-            gate,
-            ready.listener,
-            lambda: begun(ready.listener.url),
-            tls=wanted.tls,
-            behind_proxy=wanted.settings.behind_proxy,
-        )
+        running = server.Running(gate, ready.listener, wanted.tls, behind_proxy=wanted.settings.behind_proxy)
+        await running.run_until_cancelled(lambda: begun(ready.listener.url), site.closing)
 
 
 def main() -> int:

@@ -6,7 +6,7 @@ the other keeps.
 
 import asyncio
 import time
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Coroutine
 from http import HTTPStatus
 from typing import Annotated, Any, Final, TypeVar
 
@@ -41,7 +41,7 @@ from tsbus.dashboard.web.schema import (
     Status,
 )
 from tsbus.dashboard.web.site import Site
-from tsbus.dashboard.web.stream import Streams
+from tsbus.dashboard.web.stream import Streams, left
 from tsbus.errors import BufferFull, ConnectionLost, PayloadTooLarge, Refused, UnknownTarget
 from tsbus.filters import Filter, FilterError
 
@@ -176,7 +176,20 @@ class _Api:
         async with self._asking:
             self._require_bus()
             call = client.request(order.target, order.command, order.body, timeout_s=order.timeout_s)
-            return _json(await self._on_bus(_unless_left(request, _account(call))))
+            return _json(await self._on_bus(self._while_wanted(request, _account(call))))
+
+    async def _while_wanted(self, request: Request, work: Coroutine[Any, Any, T]) -> T:
+        """Wait for `work` for as long as somebody waits for the answer, and the server goes on. Raises Refusal."""
+        working = asyncio.create_task(work)
+        ends = [asyncio.create_task(end) for end in (left(request.receive), self._site.closing.wait())]
+        try:
+            await asyncio.wait({working, *ends}, return_when=asyncio.FIRST_COMPLETED)
+            if not working.done():
+                raise Refusal(HTTPStatus.SERVICE_UNAVAILABLE, "the dashboard ends", "try again")
+            return working.result()
+        finally:
+            for task in (working, *ends):
+                task.cancel()
 
     def _nodes(self, target: str) -> list[str]:
         try:
@@ -265,22 +278,3 @@ async def _account(call: Call) -> Account:
                 answers.append(msgspec.convert({"node": reply.node} | outcome | body_json(reply.body), Answer))
     sets = {outcome.name.lower(): sorted(nodes) for outcome, nodes in ended.items()}
     return Account(answers=answers, summary=sets, seconds=round(time.monotonic() - began, 3))
-
-
-async def _unless_left(request: Request, work: Awaitable[T]) -> T:
-    """Wait for `work` for as long as somebody waits for the answer."""
-    working = asyncio.ensure_future(work)
-    leaving = asyncio.create_task(_left(request))
-    try:
-        await asyncio.wait({working, leaving}, return_when=asyncio.FIRST_COMPLETED)
-        if not working.done():
-            raise Refusal(HTTPStatus.GATEWAY_TIMEOUT, "nobody waits for the answer")
-        return working.result()
-    finally:
-        for task in (working, leaving):
-            task.cancel()
-
-
-async def _left(request: Request) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
-        pass

@@ -2,6 +2,8 @@
 
 import asyncio
 import contextlib
+import logging
+import os
 import socket
 import ssl
 from collections.abc import Awaitable, Callable, Iterable, Iterator
@@ -25,6 +27,7 @@ from tsbus.dashboard.web.hosts import Hosts
 from tsbus.dashboard.web.scripts import PageScripts
 from tsbus.dashboard.web.site import Site
 from tsbus.dashboard.web.stream import Streams
+from tsbus.log import adopt
 
 STATIC: Final = Path(__file__).parent / "static"
 MAX_CONNECTIONS: Final = 1000
@@ -60,8 +63,10 @@ def listen(settings: Dashboard) -> Listener:
         family, _, _, _, place = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
         listener = socket.create_server(place[:2], family=family, backlog=256)
     except OSError as error:
-        mend = "; give another one with --port, or port in [dashboard]"
-        raise ListenError(f"cannot listen at {_spelled(host)}:{port}: {error.strerror}{mend}") from error
+        # Of its own words create_server makes long ones.
+        why = str(error.strerror) if isinstance(error, socket.gaierror) else os.strerror(error.errno or 0)
+        mend = "give another one with --host and --port, or in [dashboard]"
+        raise ListenError(f"cannot listen at {_spelled(host)}:{port}: {why}; {mend}") from error
     shown = {"0.0.0.0": "localhost", "::": "localhost"}.get(host, host)  # noqa: S104  (words)
     scheme = "https" if settings.certificate else "http"
     return Listener(listener, f"{scheme}://{_spelled(shown)}:{listener.getsockname()[1]}/")
@@ -94,7 +99,7 @@ def application(site: Site, settings: Dashboard, listener: Listener, *, names: I
     app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None)
     errors.install(app)
     app.include_router(signin.router(site.door, cookie, secure=secure))
-    app.mount("/api", api.application(site, Streams(site.feed, Tap(site.client, site.feed))))
+    app.mount("/api", api.application(site, Streams(site, Tap(site.client, site.feed))))
     app.add_api_route(METRICS, _scraped(site))
     app.mount("/static", StaticFiles(directory=STATIC))
     pages.install(site)
@@ -115,39 +120,47 @@ def _scraped(site: Site) -> Callable[[], Awaitable[Response]]:
     return scrape
 
 
-class _Server(uvicorn.Server):
-    """One that leaves signals to whoever runs it."""
+class Running(uvicorn.Server):
+    """Uvicorn in a loop that is somebody else's: it leaves signals alone, and ends when it is cancelled."""
+
+    def __init__(self, gate: Gate, listener: Listener, tls: tuple[Path, Path] | None, *, behind_proxy: bool) -> None:
+        """`tls`: certificate and key."""
+        super().__init__(
+            uvicorn.Config(
+                gate,
+                lifespan="on",
+                log_config=None,
+                access_log=False,
+                server_header=False,
+                proxy_headers=behind_proxy,
+                ws_max_size=MAX_BODY,
+                limit_concurrency=MAX_CONNECTIONS,
+                timeout_graceful_shutdown=END_S,
+                ssl_certfile=tls[0] if tls else None,
+                ssl_keyfile=tls[1] if tls else None,
+            )
+        )
+        self._socket = listener.socket
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
+        """Leave them to whoever runs the loop."""
         yield
 
-
-async def serve(
-    gate: Gate, listener: Listener, ready: Callable[[], object], *, tls: tuple[Path, Path] | None, behind_proxy: bool
-) -> None:
-    """Serve until cancelled; `ready` is called once it answers. `tls`: certificate and key."""
-    config = uvicorn.Config(
-        gate,
-        lifespan="on",
-        log_config=None,
-        access_log=False,
-        server_header=False,
-        proxy_headers=behind_proxy,
-        ws_max_size=MAX_BODY,
-        limit_concurrency=MAX_CONNECTIONS,
-        timeout_graceful_shutdown=END_S,
-        ssl_certfile=tls[0] if tls else None,
-        ssl_keyfile=tls[1] if tls else None,
-    )
-    server = _Server(config)
-    serving = asyncio.create_task(server.serve(sockets=[listener.socket]))
-    try:
-        while not server.started and not serving.done():
-            await asyncio.sleep(0.01)
-        if server.started:
-            ready()
-        await asyncio.shield(serving)
-    finally:
-        server.should_exit = True
-        await serving
+    async def run_until_cancelled(self, ready: Callable[[], object], closing: asyncio.Event) -> None:
+        """Serve; `ready` is called once it answers, and `closing` set when it ends."""
+        for name in ("uvicorn", "nicegui"):
+            adopt(name)
+        serving = asyncio.create_task(self.serve(sockets=[self._socket]))
+        try:
+            while not self.started and not serving.done():
+                await asyncio.sleep(0.01)
+            if self.started:
+                ready()
+            await asyncio.shield(serving)
+        finally:
+            closing.set()
+            # From here on it would complain of every browser that does not leave.
+            logging.getLogger("uvicorn").setLevel(logging.CRITICAL)
+            self.should_exit = True
+            await serving

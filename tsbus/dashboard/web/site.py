@@ -1,6 +1,7 @@
 """Site: what pages and the API are made of, in one place."""
 
-from dataclasses import dataclass
+import asyncio
+from dataclasses import dataclass, field
 
 from tsbus.client import Client
 from tsbus.dashboard.actions import Actions
@@ -18,3 +19,5 @@ class Site:
     door: Door
     actions: Actions
     notifier: Notifier
+    closing: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set when the server ends: whoever waits for something gives up."""

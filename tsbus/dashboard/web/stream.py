@@ -7,7 +7,7 @@ what he has missed, as far as the log reaches, and is told how much it does not 
 import asyncio
 import secrets
 from collections.abc import Awaitable, Callable, Iterator, Sequence
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Final
@@ -24,6 +24,7 @@ from tsbus.dashboard.feed import TOPICS, Feed
 from tsbus.dashboard.tap import Tap
 from tsbus.dashboard.views import EventRecord
 from tsbus.dashboard.web.errors import Refusal
+from tsbus.dashboard.web.site import Site
 
 MAX_STREAMS: Final = 64
 BEAT_S: Final = 10.0
@@ -32,6 +33,8 @@ STALLED_S: Final = 60.0
 """A reader that takes nothing for so long is given up."""
 RETRY_MS: Final = 2000
 """A browser comes back so soon."""
+_END_S: Final = 1.0
+"""What is under way to a reader who does not read holds up the end no longer."""
 _MAX_CHUNK: Final = 256 << 10
 
 _RUN: Final = secrets.token_hex(4)
@@ -59,8 +62,9 @@ class _Log:
 class Streams:
     """All streams of one server."""
 
-    def __init__(self, feed: Feed, tap: Tap) -> None:
-        self._feed = feed
+    def __init__(self, site: Site, tap: Tap) -> None:
+        self._feed = site.feed
+        self._closing = site.closing
         self._tap = tap
         self._count = 0
 
@@ -85,7 +89,7 @@ class Streams:
             except BaseException:
                 await stack.aclose()
                 raise
-        return _EventStream(_Reading(log, feed, patterns or TOPICS, last_id), visitor, stack)
+        return _EventStream(_Reading(log, feed, patterns or TOPICS, last_id), visitor, stack, self._closing)
 
     def _leave(self) -> None:
         self._count -= 1
@@ -164,23 +168,28 @@ class _EventStream(Response):
 
     media_type = "text/event-stream"
 
-    def __init__(self, reading: _Reading, visitor: Visitor, stack: AsyncExitStack) -> None:
+    def __init__(self, reading: _Reading, visitor: Visitor, stack: AsyncExitStack, closing: asyncio.Event) -> None:
         super().__init__(headers={"cache-control": "no-store", "x-accel-buffering": "no"})
         del self.headers["content-length"]
         self._reading = reading
         self._visitor = visitor
         self._stack = stack
+        self._closing = closing
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send until the end."""
-        writing = asyncio.create_task(self._write(send))
-        leaving = asyncio.create_task(_left(receive))
+        works = self._write(send), left(receive), self._closing.wait()
+        tasks = [asyncio.create_task(work) for work in works]
         try:
-            await asyncio.wait({writing, leaving}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            tasks[0].cancel()
+            with suppress(OSError, TimeoutError):
+                async with asyncio.timeout(_END_S):
+                    await send({"type": "http.response.body", "body": b""})
         finally:
-            for task in (writing, leaving):
+            for task in tasks:
                 task.cancel()
-            await asyncio.gather(writing, leaving, return_exceptions=True)
+            await asyncio.gather(*tasks, return_exceptions=True)
             await self._stack.aclose()
 
     async def _write(self, send: Send) -> None:
@@ -192,7 +201,6 @@ class _EventStream(Response):
                 await _write(send, text)
             if not await reading.wait():
                 await _write(send, reading.beat())
-        await send({"type": "http.response.body", "body": b""})
 
 
 async def _write(send: Send, text: str) -> None:
@@ -200,6 +208,7 @@ async def _write(send: Send, text: str) -> None:
         await send({"type": "http.response.body", "body": text.encode(), "more_body": True})
 
 
-async def _left(receive: Receive) -> None:
+async def left(receive: Receive) -> None:
+    """Wait until whoever sent a request is gone."""
     while (await receive())["type"] != "http.disconnect":
         pass

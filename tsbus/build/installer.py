@@ -42,7 +42,7 @@ LOCK_S: Final = 300.0
 """How long another installer is waited for: that of a console which is lost ends a script of packages first."""
 RUN_S: Final = 60.0
 SCRIPT_S: Final = 900.0
-UP_S: Final = 30.0
+UP_S: Final = 60.0
 """How long a router may take until it answers."""
 DOWN_S: Final = 60.0
 MAX_OUTPUT: Final = 1 << 20

@@ -25,6 +25,8 @@ ANSWER_S: Final = 10.0
 """So long a balancer may take for what needs no waiting."""
 LEASE_S: Final = 120.0
 """So long a drain holds when its caller dies; one that lives makes it anew three times in that."""
+ENDS_S: Final = 10.0
+"""So long after a signal its drain holds on: Docker, too, gives a program so long to end."""
 LIMIT_S: Final = 7 * 86_400.0
 """Patience with connections that are to end: each balancer has a limit of its own, `drain_timeout_s`."""
 TELL_S: Final = 1.0
@@ -178,8 +180,8 @@ class Balancers:
     async def drain(self, boxes: Collection[Box], *, told: Told | None = None) -> AsyncIterator[None]:
         """Have no connections to containers any more, in any balancer, while inside: stop them there.
 
-        A drain ends with its container's run; `undrain` those that were not stopped. Whatever is raised, also inside,
-        takes all back. Raises NotDrained before anything may be stopped.
+        A drain ends with its container's run; `undrain` those that were not stopped, and `let_go` those of which that
+        is not known. Whatever is raised, also inside, takes all back. Raises NotDrained before anything may be stopped.
         """
         nodes = self._nodes_of(boxes)
         keeper = asyncio.create_task(self._keep(nodes, boxes))
@@ -206,6 +208,15 @@ class Balancers:
             body = {"servers": [box.id for box in some], "if_here": True, "once": True}
             with suppress(BusError):
                 await self.client.call(fold(nodes), "lb.undrain", body, timeout_s=ANSWER_S)
+
+    async def let_go(self, boxes: Collection[Box]) -> None:
+        """Let containers that were sent a signal take part again if they still run ENDS_S from now.
+
+        Where a balancer does not answer, the drain ends by itself after LEASE_S.
+        """
+        with suppress(BusError):
+            order = {"once": True, "for_s": ENDS_S}
+            await self._order("lb.drain", self._nodes_of(boxes), boxes, order, ANSWER_S)
 
     async def seats(self, boxes: Collection[Box]) -> list[Seat]:
         """Return where containers are now. Raises NotDrained for a balancer that does not tell."""

@@ -257,6 +257,21 @@ async def test_what_could_not_be_stopped_takes_part_again(tmp_path: Path) -> Non
         await one.servers(c2=1, c3=1)
 
 
+async def test_a_signal_that_ends_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A container that goes on after its signal takes part again a little later."""
+    monkeypatch.setattr(draining, "ENDS_S", 0.2)
+    async with place(tmp_path, C2, C3) as (one, _):
+        balancers = await done(one, Balancers.ask(one.caller))
+
+        async def signal() -> None:
+            async with balancers.drain([B2]):
+                pass
+            await balancers.let_go([B2])
+
+        await done(one, signal())
+        await one.servers(c2=1, c3=1)
+
+
 async def test_a_drain_that_somebody_takes_back(tmp_path: Path) -> None:
     """It gets connections again, so it is not stopped."""
     async with place(tmp_path, C2, C3) as (one, engine):

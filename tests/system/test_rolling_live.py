@@ -25,7 +25,7 @@ from lan import Box, enter
 from lone_router import LoneRouter
 from waiting import LIMIT_S, wait
 
-from tsbus import connect_blocking
+from tsbus import connect_blocking, draining
 from tsbus.cli.main import cli
 from tsbus.containers.engine import Engine
 
@@ -311,6 +311,13 @@ def test_a_balancer_that_is_not_there(shop: Shop) -> None:
     assert json.loads(told[-1])["summary"]["no_such_service"] == ["solo/web1", "solo/web2"]
     assert shop.containers() == before
     shop.start("balancer", *shop.balancer_options)
+    shop.wait_active(*WEBS)
+
+
+def test_a_signal_that_ends_nothing(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A container is drained for its signal too, and if it goes on, it takes part again soon."""
+    monkeypatch.setattr(draining, "ENDS_S", 0.5)
+    assert shop.told("container", "kill", "solo", "web1", "--signal", "WINCH", "--drain") == "solo/web1: running\n"
     shop.wait_active(*WEBS)
 
 

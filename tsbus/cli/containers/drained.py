@@ -121,6 +121,8 @@ async def act_drained(
     except asyncio.CancelledError:
         acts.endings |= dict.fromkeys(boxes, Ending(Outcome.CANCELLED, "interrupted before anything was done"))
         return False
+    if command == "kill":  # perhaps with a signal that ends nothing
+        await balancers.let_go(boxes.values())
     await balancers.undrain([box for label, box in boxes.items() if acts.endings[label].outcome is not Outcome.OK])
     return whole
 

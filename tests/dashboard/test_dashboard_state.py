@@ -12,7 +12,7 @@ from tsbus.core.target import TargetError
 from tsbus.dashboard.answers import Stats
 from tsbus.dashboard.eventlog import EventLog
 from tsbus.dashboard.state import MAX_MARKS, MAX_PEERS, MAX_SAMPLES, Model
-from tsbus.dashboard.views import Changes, NodeView, Rates
+from tsbus.dashboard.views import NodeView, Rates
 from tsbus.lb_records import BalancerTraffic, Traffic
 from tsbus.records import Sample
 
@@ -133,35 +133,6 @@ def test_any_order_ends_in_what_was_told_last(taken):
     fresh.tell_all()
 
     assert known(world.model) == known(fresh.model)
-
-
-@settings(max_examples=100)
-@given(steps, st.integers(0, 40))
-def test_changes_since_a_revision_are_all_that_a_drawing_needs(taken, cut):
-    """Who draws everything once, and then only what `changes` gives, has what is in the model."""
-    world = World(told.model())
-    drawn: dict[tuple[str, ...], Any] = {}
-
-    def draw(changes: Changes) -> int:
-        for key in changes.gone:
-            for old in [old for old in drawn if old == key or old[: len(key)] == key]:
-                del drawn[old]
-        drawn.update({(one.name,): one for one in changes.nodes})
-        drawn.update({(one.node, one.id): one for one in changes.containers})
-        drawn.update({("balancer", one.node, one.name): one for one in changes.balancers})
-        return changes.revision
-
-    play(world, taken[:cut])
-    revision = draw(world.model.changes(0))
-    play(world, taken[cut:])
-    draw(world.model.changes(revision))
-
-    expected = {(one.name,): one for one in world.model.nodes.values()}
-    expected |= {(node, key): one for node, each in world.model.containers.items() for key, one in each.items()}
-    expected |= {
-        ("balancer", node, key): one for node, each in world.model.balancers.items() for key, one in each.items()
-    }
-    assert drawn == expected
 
 
 def test_only_the_node_and_what_is_below_it_are_shown():
@@ -307,14 +278,14 @@ def test_what_strangers_tell_is_passed_over():
 
 
 def test_a_node_that_is_taken_out_leaves_nothing():
-    """Node, containers and figures go, and whoever draws is told."""
+    """Node, containers and figures go, and that is a change."""
     model = told.model()
     told.Node(model, "b", told.container())
     revision = model.revision
     model.status(told.status(tree={"root": "", "a": "root"}), NOW)
     assert list(model.nodes) == ["root", "a"]
     assert "b" not in model.containers
-    assert ("b",) in model.changes(revision).gone
+    assert model.revision > revision
     assert model.totals().containers == 0
 
 

@@ -21,7 +21,6 @@ from tsbus.dashboard.views import (
     MAX_TEXT,
     SHORT_ID,
     BalancerView,
-    Changes,
     ContainerView,
     EventRecord,
     Mark,
@@ -42,8 +41,6 @@ MAX_SAMPLES: Final = 10_000
 """Containers of one node whose figures are kept, known or not."""
 MAX_PEERS: Final = 256
 """Processes and slow peers of one node that are kept."""
-MAX_GONE: Final = 10_000
-"""Keys of what is there no more; who has not looked for longer draws everything anew."""
 _PROCESS_STATES: Final = ("started", "exited", "stopped", "fatal")
 _SINCE_STEP_MS: Final = 2000
 """Times that are told as ages move by what an answer takes; less than this is no change."""
@@ -91,7 +88,6 @@ class Model:
         self._measured: dict[str, tuple[int, float]] = {}
         """The node's time of its last figures, and the seconds between them and those before."""
         self._skews: dict[str, deque[int]] = {}
-        self._gone: deque[tuple[int, tuple[str, ...]]] = deque(maxlen=MAX_GONE)
 
     # Reading.
 
@@ -137,19 +133,6 @@ class Model:
             memory=sum(node.containers_memory for node in nodes),
             freshest_ms=max(ages, default=0),
             oldest_ms=min(ages, default=0),
-        )
-
-    def changes(self, since: int) -> Changes:
-        """Return what has changed after the revision `since`; 0 for everything."""
-        whole = since <= 0 or (len(self._gone) == MAX_GONE and self._gone[0][0] > since)
-        after = -1 if whole else since
-        return Changes(
-            revision=self.revision,
-            whole=whole,
-            nodes=tuple(one for one in self.nodes.values() if one.revision > after),
-            containers=tuple(one for each in self.containers.values() for one in each.values() if one.revision > after),
-            balancers=tuple(one for each in self.balancers.values() for one in each.values() if one.revision > after),
-            gone=() if whole else tuple(key for revision, key in self._gone if revision > after),
         )
 
     # The connection and the tree.
@@ -391,7 +374,7 @@ class Model:
 
     def _forget_container(self, node: str, short: str) -> None:
         if self.containers.get(node, {}).pop(short, None) is not None:
-            self._gone.append((self._next(), (node, short)))
+            self._next()
         if node in self._samples and self._samples[node].pop(short, None) is not None:
             self._moving[node].discard(short)
 
@@ -456,7 +439,7 @@ class Model:
 
     def _forget_balancer(self, node: str, name: str) -> None:
         if self.balancers.get(node, {}).pop(name, None) is not None:
-            self._gone.append((self._next(), ("balancer", node, name)))
+            self._next()
 
     # Nodes.
 
@@ -473,7 +456,7 @@ class Model:
         for each in (self.nodes, self.containers, self.balancers, self._samples, self._moving, self._measured,
                      self._skews, self.heard_ms):  # fmt: skip
             each.pop(name, None)
-        self._gone.append((self._next(), (name,)))
+        self._next()
 
     def _next(self) -> int:
         self.revision += 1

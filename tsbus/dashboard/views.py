@@ -305,17 +305,3 @@ class Totals(_View, frozen=True, kw_only=True):
     freshest_ms: int = 0
     """When the last figures of the node with the newest, and of the one with the oldest arrived; lost ones aside."""
     oldest_ms: int = 0
-
-
-class Changes(_View, frozen=True, kw_only=True):
-    """What is new since a revision, for whoever draws."""
-
-    revision: int
-    """Ask with this the next time."""
-    whole: bool
-    """So much has gone meanwhile that nobody remembers: draw everything anew."""
-    nodes: tuple[NodeView, ...] = ()
-    containers: tuple[ContainerView, ...] = ()
-    balancers: tuple[BalancerView, ...] = ()
-    gone: tuple[tuple[str, ...], ...] = ()
-    """Keys of what is there no more: (node,), (node, container's short id), ("balancer", node, name)."""

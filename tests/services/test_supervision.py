@@ -17,14 +17,15 @@ def test_example_is_what_the_code_writes():
     assert (Path(__file__).parents[2] / "supervisord.conf.example").read_text() == example()
 
 
-def test_only_nodes_with_balancers_have_the_program():
-    """The program balancer is in the file of a node whose commands have one, and nothing else differs."""
+@pytest.mark.parametrize("service", ["balancer", "dashboard"])
+def test_only_nodes_that_need_a_program_have_it(service):
+    """The balancer and the dashboard are in the file of a node whose commands have one, and nothing else differs."""
     commands = {service: ["true", service] for service in SERVICES}
     with_one = render("a", FILES, commands, password="p", max_files=9, as_root=False)
-    del commands["balancer"]
+    del commands[service]
     without = render("a", FILES, commands, password="p", max_files=9, as_root=False)
-    assert "[program:balancer]\ncommand=true balancer\n" in with_one
-    assert "balancer" not in without
+    assert f"[program:{service}]\ncommand=true {service}\n" in with_one
+    assert service not in without
 
 
 def test_the_state_of_the_balancer_is_where_it_writes_it():

@@ -13,8 +13,8 @@ from types import MappingProxyType
 from tsbus.config import Tree
 from tsbus.supervision import SupervisionError
 
-SERVICES = ("router", "executor", "docker", "events", "balancer")
-"""All that a node may have: the balancer is for nodes with balancers."""
+SERVICES = ("router", "executor", "docker", "events", "balancer", "dashboard")
+"""All that a node may have: the balancer is for nodes with balancers, the dashboard where the configuration says so."""
 USER = "treescale"
 """The name that goes with the password on supervisord's own socket; on a server, the user who is the router as well."""
 DOCKER_USER = "treescale-docker"
@@ -107,9 +107,9 @@ def render(
 ) -> str:
     """Return the supervisord.conf of `node`.
 
-    `commands` has the argv of each of SERVICES, without a balancer where there is none; `max_files` is how many files
-    its programs may open; `as_root` tells supervisord that running as root is meant; `environments` has variables of
-    single services.
+    `commands` has the argv of each of SERVICES, without a balancer or dashboard where there is none; `max_files` is how
+    many files its programs may open; `as_root` tells supervisord that running as root is meant; `environments` has
+    variables of single services.
 
     Raises SupervisionError for commands that it could not read.
     """
@@ -185,7 +185,7 @@ killasgroup=true
 command={_command(commands["docker"])}
 priority=30
 {_lasting(files, "docker", environments)}
-{_balancer(files, commands)}
+{_balancer(files, commands)}{_dashboard(files, commands)}
 [include]
 files={files.conf_dir}/*.conf
 """
@@ -200,6 +200,18 @@ def _balancer(files: NodeFiles, commands: Mapping[str, Sequence[str]]) -> str:
 command={_command(commands["balancer"])}
 priority=30
 {_lasting(files, "balancer")}
+"""
+
+
+def _dashboard(files: NodeFiles, commands: Mapping[str, Sequence[str]]) -> str:
+    if "dashboard" not in commands:
+        return ""
+    return f"""
+; Shows the tree from this node down, to browsers and programs.
+[program:dashboard]
+command={_command(commands["dashboard"])}
+priority=40
+{_lasting(files, "dashboard")}
 """
 
 
@@ -260,7 +272,8 @@ def render_server(node: str, *, port: int, balancer: bool, password: str = "") -
     commands = {
         service: [*before.get(service, ()), str(SERVER_PROGRAMS / f"ts-{service}"), *after.get(service, ())]
         for service in SERVICES
-        if balancer or service != "balancer"
+        # The bundle of a server has no packages of the dashboard.
+        if service != "dashboard" and (balancer or service != "balancer")
     }
     environments = {
         # Folders of their own: whoever may write where root writes could put a link there.

@@ -283,7 +283,8 @@ class LocalTree:
         hard_limit = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
         # One that has no balancers any more still has to take them out of the kernel: then it removes its file.
         balances = self.tree.servers[node.name].balancers or node.files.balancer_state.exists()
-        services = [service for service in conf.SERVICES if service != "balancer" or balances]
+        missing = {"balancer": not balances, "dashboard": not self.tree.dashboard_for(node.name).enabled}
+        services = [service for service in conf.SERVICES if not missing.get(service)]
         text = conf.render(
             node.name,
             node.files,

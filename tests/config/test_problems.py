@@ -372,6 +372,10 @@ TOML_CASES = {
         "t.toml:5:16: error: servers.node1.dashboard: would send passwords over the network in the clear from 0.0.0.0; "
         "give certificate and key, or put it behind a proxy on this machine (behind_proxy = true)",
     ),
+    "alert of a dashboard on an unknown node": (
+        NODE + "[alerts.a]\nwhen = 'node-lost'\nnode = 'nod1'",
+        't.toml:7:1: error: alerts.a.node: no server named "nod1"; did you mean "node1"?',
+    ),
     "alert on an event without a topic": (
         NODE + "[alerts.a]\nwhen = 'event'",
         't.toml:5:9: error: alerts.a: on is the topic of an event; give on a topic, like "backup.failed"',

@@ -103,6 +103,13 @@ async def test_an_alert_reaches_bus_webhook_and_command(lone_bus, hook, tmp_path
         serving.cancel()
 
 
+async def test_a_rule_may_be_for_the_dashboard_of_one_node(lone_bus, tmp_path):
+    """A dashboard elsewhere leaves it alone, so that two of them do not both tell."""
+    for node, taken in (("other", []), ("solo", ["r"])):
+        async with notifying(lone_bus, Alert(name="r", when="node-lost", node=node), tmp_path) as notifier:
+            assert list(notifier.alerts.rules) == taken
+
+
 async def test_a_test_tells_what_became_of_it(lone_bus, hook, tmp_path, capfd):
     """The button shows who was told and who was not, and why; neither it nor the log shows a secret."""
     hook.codes = [302]

@@ -139,6 +139,9 @@ def _check_dashboard(tree: Tree, document: Document) -> None:
 def _check_alerts(tree: Tree, document: Document) -> None:
     for name, alert in tree.alerts.items():
         path = ("alerts", name)
+        if alert.node and alert.node not in tree.servers:
+            message = f"no server named {quote(alert.node)}"
+            document.note_unknown("error", (*path, "node"), message, alert.node, tree.servers)
         if (alert.when == "event") != bool(alert.on):
             hint = 'give on a topic, like "backup.failed"' if alert.when == "event" else 'with on goes when = "event"'
             document.note("error", path, "on is the topic of an event", hint)

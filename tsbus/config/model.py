@@ -253,6 +253,13 @@ class Dashboard:
     allowed_hosts: tuple[Annotated[str, forms.host], ...] = ()
     """Names that it is reached by, besides localhost, the machine's own name and addresses."""
 
+    @property
+    def url(self) -> str:
+        """What a browser on this machine opens."""
+        host = "localhost" if self.host in ("0.0.0.0", "::") else self.host  # noqa: S104  (words, nothing is bound)
+        scheme = "https" if self.certificate else "http"
+        return f"{scheme}://{f'[{host}]' if ':' in host else host}:{self.port}/"
+
 
 @dataclass(frozen=True, slots=True)
 class Handler:
@@ -282,6 +289,8 @@ class Alert:
 
     name: Name = field(metadata=_IMPLIED)
     when: Annotated[str, forms.one_of(ALERTS_WHEN)]
+    node: Annotated[str, lambda value: forms.name(value) if value else None] = ""
+    """Whose dashboard watches over it; empty: every dashboard that runs does."""
     target: Target = "*"
     """Only what is so on these nodes."""
     filters: tuple[Annotated[str, forms.container_filter], ...] = ()

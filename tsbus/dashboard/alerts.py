@@ -118,7 +118,7 @@ class Alerts:
         """Raises RuleError for a rule that cannot be read."""
         self.rules = dict(rules)
         self.left_out = 0
-        """Cases that were too many."""
+        """Cases that were too many when the model was looked at last."""
         self.broken: dict[str, str] = {}
         """Rules whose target names what is not there, and in which words."""
         self._rules = {name: _Rule(alert) for name, alert in rules.items()}
@@ -144,6 +144,7 @@ class Alerts:
         news: list[News] = []
         if not model.connected:
             return news
+        self.left_out = 0
         found: dict[Key, Case] = {}
         for name, rule in self._rules.items():
             if rule.alert.when == "event":

@@ -68,7 +68,8 @@ class Notifier:
     """Runs the rules and tells what they find, while it is used with `async with`."""
 
     def __init__(self, feed: Feed, client: Client, rules: Mapping[str, Alert], folder: Path) -> None:
-        """`folder` is where relative paths of secrets begin. Raises RuleError."""
+        """Take the rules that are for our node; `folder` is where relative paths of secrets begin. Raises RuleError."""
+        rules = {name: rule for name, rule in rules.items() if rule.node in ("", client.node)}
         self.alerts = Alerts(rules)
         self.deliveries: deque[Delivery] = deque(maxlen=MAX_DELIVERIES)
         self.dropped = 0
@@ -122,6 +123,7 @@ class Notifier:
             if waiting.full():
                 waiting.get_nowait()
                 self.dropped += 1
+                _log.warning("notify.dropped", to=_shown(place))
             waiting.put_nowait(news)
 
     async def _tell(self, place: str) -> None:

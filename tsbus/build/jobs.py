@@ -59,8 +59,7 @@ def probe(session: Session, log: Log) -> Seen:
         log(line)
 
     facts = parse(session.run(PROBE, stage="probe", what="look at it", tell=tell).out.encode())
-    known = facts.time_s is not None and arrived
-    return Seen(facts, facts.time_s - arrived[0] if known and facts.time_s is not None else 0.0)
+    return Seen(facts, facts.time_s - arrived[0] if arrived and facts.time_s is not None else 0.0)
 
 
 # Changing.
@@ -79,6 +78,11 @@ class Task:
     """One for each step."""
     bundle: Bundle | None = None
 
+    @property
+    def parcel(self) -> Parcel | None:
+        """What the installer must know of the bundle."""
+        return _parcel(self.bundle)
+
     @classmethod
     def of(
         cls,
@@ -90,9 +94,9 @@ class Task:
     ) -> "Task":
         """Return the steps of `plan` that are in these stages, as a task; `texts` and `bundle` as for orders.order."""
         steps = tuple(step for step in plan.steps if step.stage in stages)
-        parcel = _parcel(bundle) if any(step.kind == "release" for step in steps) else None
-        made = tuple(orders.order(step, texts, parcel) for step in steps)
-        return cls(release, plan.python, steps, made, bundle if parcel else None)
+        needed = bundle if any(step.kind == "release" for step in steps) else None
+        made = tuple(orders.order(step, texts, _parcel(needed)) for step in steps)
+        return cls(release, plan.python, steps, made, needed)
 
 
 def carry_out(session: Session, shared: Shared, task: Task, tell: Tell, log: Log) -> dict[str, Any]:
@@ -129,8 +133,7 @@ class _Installation:
         self.said = _said_by_script(self.session, self.tell, self.log)
 
     def run(self) -> dict[str, Any]:
-        parcel = _parcel(self.task.bundle)
-        script = orders.script(self.task.python, parcel)
+        script = orders.script(self.task.python, self.task.parcel)
         # What is read is not masked: a password may be one of the words that are looked for.
         outcome = self.session.run(
             script, stage=self.todo[0][0].stage, what="the installer", stdin=self._wanted, hear=self._hear,
@@ -154,8 +157,7 @@ class _Installation:
         first = orders.parse(line)
         if first is None or first.state != "ready":
             return BytesIO()
-        parcel = _parcel(self.task.bundle)
-        document = orders.document(self.task.release, [order for _, order in self.todo], parcel)
+        document = orders.document(self.task.release, [order for _, order in self.todo], self.task.parcel)
         if self.task.bundle is None or first.have >= self.task.bundle.size:
             return BytesIO(document)
         return _Upload(document, self.task.bundle, first.have, self.session.login.name, self.shared, self.tell)

@@ -65,6 +65,19 @@ def test_what_is_not_in_order_is_told_before_anything_is_served(tmp_path):
     assert "is damaged" in refusal(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("settings", "url"),
+    [
+        (Dashboard(), "http://127.0.0.1:8800/"),
+        (Dashboard(host="::", port=1, certificate="c", key="k"), "https://localhost:1/"),
+        (Dashboard(host="fd00::1", behind_proxy=True), "http://[fd00::1]:8800/"),
+    ],
+)
+def test_the_address_for_a_browser(settings, url):
+    """What is printed can be opened as it is."""
+    assert settings.url == url
+
+
 def test_a_place_that_cannot_be_listened_at(tmp_path):
     """A port that is taken and an address that is not of this machine are told with what to do."""
     with socket.create_server(("127.0.0.1", 0)) as taken:

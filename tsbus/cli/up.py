@@ -104,6 +104,10 @@ def _up(tree: LocalTree, workers: dict[str, str], as_json: bool) -> int:
     click.echo(_summary(outcome, seconds), err=True)
     click.get_current_context().invoke(draw_tree, show_all=False, watch=False, as_json=False, bus=str(top.files.bus))
     click.echo(f"\nTalk to it, here as {top.name}:\n  export TREESCALE_BUS={top.files.bus}")
+    dashboards = {node.name: tree.tree.dashboard_for(node.name) for node in tree.nodes}
+    for name, dashboard in dashboards.items():
+        if dashboard.enabled:
+            click.echo(f"See it, from {name} down: {dashboard.url}")
     return Code.OK
 
 

@@ -7,7 +7,7 @@ import os
 import socket
 import ssl
 from collections.abc import Awaitable, Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
@@ -66,14 +66,8 @@ def listen(settings: Dashboard) -> Listener:
         # Of its own words create_server makes long ones.
         why = str(error.strerror) if isinstance(error, socket.gaierror) else os.strerror(error.errno or 0)
         mend = "give another one with --host and --port, or in [dashboard]"
-        raise ListenError(f"cannot listen at {_spelled(host)}:{port}: {why}; {mend}") from error
-    shown = {"0.0.0.0": "localhost", "::": "localhost"}.get(host, host)  # noqa: S104  (words)
-    scheme = "https" if settings.certificate else "http"
-    return Listener(listener, f"{scheme}://{_spelled(shown)}:{listener.getsockname()[1]}/")
-
-
-def _spelled(host: str) -> str:
-    return f"[{host}]" if ":" in host else host
+        raise ListenError(f"cannot listen at {host}:{port}: {why}; {mend}") from error
+    return Listener(listener, replace(settings, port=listener.getsockname()[1]).url)
 
 
 def check_certificate(certificate: Path, key: Path) -> None:

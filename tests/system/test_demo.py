@@ -116,8 +116,9 @@ def test_with_an_engine(show, dockerd, neighbour):
     assert spread[2] == drained[2] == "0"
     assert re.search(rf"^{name}-shop-1 was removed from the table: .*\.$", shown, re.MULTILINE)
     assert things_in_kernel() == []
-    assert re.findall(r"^== (\d)\.", shown, re.MULTILINE) == list("12345678")
+    assert re.findall(r"^== (\d)\.", shown, re.MULTILINE) == list("123456789")
     assert '"greeting":"hello reader' in shown
+    assert '{"nodes": 7, "up": 7, ' in shown
 
 
 def test_ctrl_c_between_containers(show, dockerd, neighbour):

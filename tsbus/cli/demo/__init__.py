@@ -1,8 +1,8 @@
 """Demo: `treescale demo`, a tree of seven real nodes on this machine, shown with the commands that anybody would use.
 
-nodes.py, containers.py and balancing.py are the parts of the show, stage.py is what they stand on, borrowed.py the
-machine's Docker engine. At the end, however it comes, no process, no file, no container, no image and no rule in the
-kernel of ours is left.
+nodes.py, containers.py, balancing.py and board.py are the parts of the show, stage.py is what they stand on,
+borrowed.py the machine's Docker engine. At the end, however it comes, no process, no file, no container, no image and
+no rule in the kernel of ours is left.
 """
 
 import contextlib
@@ -17,6 +17,7 @@ import click
 
 from tsbus.blocking import connect_blocking
 from tsbus.cli.demo import balancing, containers, nodes
+from tsbus.cli.demo.board import Board
 from tsbus.cli.demo.borrowed import Borrowed
 from tsbus.cli.demo.stage import Stage, say
 from tsbus.cli.edge import Code, Fault
@@ -27,7 +28,8 @@ __all__ = ["demo"]
 @click.command()
 @click.option("--once", is_flag=True, help="End after the show instead of staying up.")
 def demo(once: bool) -> int:
-    """Show a living tree: seven nodes in three levels, events, commands, containers and a balancer, deaths, a worker.
+    """Show a living tree: seven nodes in three levels, events, commands, containers and a balancer, deaths, a worker,
+    a dashboard.
 
     It prints each command that it runs; repeat them in another terminal while it stays up. Ctrl-C ends it and removes
     everything. Containers are shown where there is a Docker engine that you may use.
@@ -37,8 +39,10 @@ def demo(once: bool) -> int:
     folder = Path(tempfile.mkdtemp(prefix="treescale-demo-"))
     stage = Stage(folder / "tree.toml")
     docker = Borrowed(secrets.token_hex(2), containers.NODES)
+    board = Board()
     try:
         _show(stage, docker)
+        board.show(stage)
         if not once:
             say("\nThe tree stays up: try it in another terminal, with the export lines of part 1. Ctrl-C ends it.")
             with contextlib.suppress(KeyboardInterrupt):
@@ -51,6 +55,7 @@ def demo(once: bool) -> int:
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, signal.SIG_IGN)
         try:
+            board.stop()
             stage.stop()
             balancing.remove(stage)
             stage.remove()

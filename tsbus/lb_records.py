@@ -8,6 +8,8 @@ from typing import Annotated, Final, Literal
 import msgspec
 from msgspec import Meta, field
 
+from tsbus.records import Number
+
 MAX_NAMES: Final = 1000
 """Names of one order."""
 
@@ -129,7 +131,7 @@ class ServerRecord(_Record, frozen=True, kw_only=True):
     state: str
     """joining, active, out, draining, removed or kept."""
     reason: str = ""
-    since_s: float = 0.0
+    since_s: Annotated[float, Meta(le=1e12)] = 0.0
     """So long it is in this state."""
     weight: int
     base: int
@@ -186,20 +188,20 @@ class Traffic(_Record, frozen=True, kw_only=True):
     id: str = ""
     name: str = ""
     ip: str = ""
-    port: int = 0
-    weight: int = 0
-    active: int = 0
-    inactive: int = 0
-    connections: int = 0
-    in_packets: int = 0
-    out_packets: int = 0
-    in_bytes: int = 0
-    out_bytes: int = 0
-    cps: int = 0
-    in_pps: int = 0
-    out_pps: int = 0
-    in_bps: int = 0
-    out_bps: int = 0
+    port: Number = 0
+    weight: Number = 0
+    active: Number = 0
+    inactive: Number = 0
+    connections: Number = 0
+    in_packets: Number = 0
+    out_packets: Number = 0
+    in_bytes: Number = 0
+    out_bytes: Number = 0
+    cps: Number = 0
+    in_pps: Number = 0
+    out_pps: Number = 0
+    in_bps: Number = 0
+    out_bps: Number = 0
     """Bytes per second, as `in_bps`."""
 
 

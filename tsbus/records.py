@@ -5,13 +5,15 @@ answers with a `SnapshotHead` and pieces of `Container`s, `containers.stats.NODE
 `mirror.py` folds the events and snapshots of many nodes into one view. Fields with their default are left out in JSON.
 """
 
-from typing import Final, Literal
+from typing import Annotated, Final, Literal
 
 import msgspec
 
 MAX_LABEL_BYTES: Final = 64 << 10
 """Of one container's labels together; the rest is cut, and `labels_cut` says how many."""
 
+Number = Annotated[int, msgspec.Meta(ge=-(1 << 63), le=(1 << 63) - 1)]
+"""What kernels and engines count. JSON has numbers that no float can hold, and readers reckon with these."""
 State = Literal["created", "running", "paused", "restarting", "removing", "exited", "dead"]
 Health = Literal["", "starting", "healthy", "unhealthy"]
 """Empty: the container has no health check."""
@@ -70,14 +72,14 @@ class Container(_Record, frozen=True, kw_only=True):
     endpoints: tuple[Endpoint, ...] = ()
     networks: dict[str, str] = {}
     """Network name -> the container's address in it."""
-    created_ns: int = 0
-    started_ns: int = 0
-    finished_ns: int = 0
+    created_ns: Number = 0
+    started_ns: Number = 0
+    finished_ns: Number = 0
     exit_code: int | None = None
     """Of the last run; None while it runs and before the first."""
     oom: bool = False
     """The last run, or the present one, met the out-of-memory killer."""
-    restarts: int = 0
+    restarts: Number = 0
     """How often the engine has restarted it by its policy."""
     restart_policy: str = ""
     """`no`, `always`, `unless-stopped`, `on-failure:3`."""
@@ -85,7 +87,7 @@ class Container(_Record, frozen=True, kw_only=True):
     """Of its first process on the node, 0 while it does not run."""
     stop_signal: int = 15
     stop_timeout_s: int = 10
-    memory_limit: int = 0
+    memory_limit: Number = 0
     """Bytes, 0 without."""
     cpus: float = 0.0
     """0 without a limit."""
@@ -101,12 +103,12 @@ class ContainerEvent(_Record, frozen=True, kw_only=True):
     """Body of `container.ACTION`."""
 
     node: str
-    epoch: int
+    epoch: Number
     """Number of this start of the monitor; a later start has a higher one."""
-    seq: int
+    seq: Number
     """Counts this node's `container.*` events of the epoch from 1: whoever misses one asks for a snapshot."""
     action: Action
-    time_ns: int
+    time_ns: Number
     """When it happened by the engine's clock, Unix nanoseconds."""
     cause: Literal["event", "reconcile"] = "event"
     """`reconcile`: the engine did not tell, comparing with its list did."""
@@ -123,7 +125,7 @@ class EngineFacts(_Record, frozen=True, kw_only=True):
 
     node: str
     up: bool
-    since_ns: int = 0
+    since_ns: Number = 0
     """Since when it is up or down."""
     reason: str = ""
     """Why it is down, and what to do about it."""
@@ -135,16 +137,16 @@ class EngineFacts(_Record, frozen=True, kw_only=True):
     """`v1/cgroupfs`, `v2/systemd` ..."""
     os: str = ""
     kernel: str = ""
-    cpus: int = 0
-    memory: int = 0
+    cpus: Number = 0
+    memory: Number = 0
 
 
 class SnapshotHead(_Record, frozen=True, kw_only=True):
     """First piece of the answer of `containers.snapshot`; then come pieces that are JSON lists of Container."""
 
     node: str
-    epoch: int
-    seq: int
+    epoch: Number
+    seq: Number
     """The last event that the snapshot includes."""
     engine: EngineFacts
     count: int
@@ -177,19 +179,19 @@ class Sample(_Record, frozen=True, kw_only=True):
 
     cpu: float = 0.0
     """Percent as `docker stats` shows it: 100 is one core."""
-    memory: int = 0
+    memory: Number = 0
     """Bytes, as `docker stats`: without the inactive file cache."""
-    memory_limit: int = 0
+    memory_limit: Number = 0
     """Bytes; that of the machine without a limit."""
-    net_rx: int = 0
-    net_tx: int = 0
-    block_read: int = 0
-    block_write: int = 0
-    pids: int = 0
-    pids_limit: int = 0
-    throttled_ms: int = 0
+    net_rx: Number = 0
+    net_tx: Number = 0
+    block_read: Number = 0
+    block_write: Number = 0
+    pids: Number = 0
+    pids_limit: Number = 0
+    throttled_ms: Number = 0
     """How long it was kept from the CPU by its limit, in all."""
-    oom_kills: int = 0
+    oom_kills: Number = 0
     pressure: Pressure | None = None
     """None where the kernel does not tell (cgroup v1)."""
 
@@ -198,7 +200,7 @@ class StatsEvent(_Record, frozen=True, kw_only=True):
     """Body of `containers.stats.NODE`: the containers of which something changed, or with `full` all that run."""
 
     node: str
-    time_ms: int
+    time_ms: Number
     """Of the readings; Unix milliseconds of the node's clock."""
     full: bool = False
     source: Literal["kernel", "engine"] = "kernel"
@@ -211,5 +213,5 @@ class StatsEvent(_Record, frozen=True, kw_only=True):
     """CPU of the monitor itself, percent of one core, over the last ten seconds."""
     cpu: float = 0.0
     """CPU that the whole machine of the monitor uses, percent of one core."""
-    cpus: int = 0
+    cpus: Number = 0
     """How many it has; 0 while its CPU is not known."""

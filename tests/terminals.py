@@ -7,6 +7,7 @@ import select
 import struct
 import subprocess
 import termios
+import time
 from collections.abc import Mapping, Sequence
 from fcntl import ioctl
 from pathlib import Path
@@ -47,8 +48,9 @@ class Terminal:
 
     def read_until(self, *wanted: str) -> str:
         """Read until all of `wanted` has come since the last call, without the codes of colours; returns what came."""
-        came = ""
+        came, until = "", time.monotonic() + LIMIT_S
         while not all(each in came for each in wanted):
+            assert time.monotonic() < until, f"{wanted} did not come, but at the end {came[-2000:]!r}"
             piece = self._read()
             assert piece, f"{wanted} did not come before the end, but {came!r}"
             came += _CODES.sub("", piece)

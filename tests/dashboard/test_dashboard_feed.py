@@ -163,11 +163,12 @@ async def test_what_routers_knew_before_is_asked_once(bed):
 
 
 async def test_only_what_claims_to_be_of_its_own_node_counts(bed):
-    """Figures that a node publishes for another one change nothing."""
+    """Figures that a node publishes for another one change nothing, nor does what is no event or beyond all numbers."""
     with bed.feed.watching():
         await bed.tree.settle()
         await bed.publish("a1", "containers.stats.b", told.figures("b", {1: Sample(cpu=99.0)}))
         await bed.publish("a1", "containers.stats.a1", b"\xff")
+        await bed.publish("b", "containers.stats.b", told.figures("b", {1: Sample(memory=10**400)}))
     assert bed.model.container("b", "c1").sample.cpu == 1.0
 
 

@@ -171,7 +171,7 @@ class Alerts:
                 news += self._is_so((name, event.node, ""), case, now_ms)
                 # An event is over at once: what is left of it is how long it is to be remembered.
                 if (alarm := self._alarms.get((name, event.node, ""))) is not None:
-                    self._is_not_so(alarm, now_ms, at_once=False)
+                    self._is_not_so(alarm, now_ms, may_end=False)
         return news
 
     def test(self, name: str, now_ms: int) -> News:
@@ -211,14 +211,14 @@ class Alerts:
         self._alarms[key] = alarm = replace(alarm, case=case)
         return [News("firing", alarm, alert.when, now_ms)] if fires else []
 
-    def _is_not_so(self, alarm: Alarm, now_ms: int, *, at_once: bool = True) -> list[News]:
+    def _is_not_so(self, alarm: Alarm, now_ms: int, *, may_end: bool = True) -> list[News]:
         alert = self.rules[alarm.rule]
         if alarm.state == "pending":
             del self._alarms[alarm.key]
             return []
         if alarm.state == "firing":
             alarm = self._alarms[alarm.key] = replace(alarm, state="ending", at_ms=now_ms)
-        if not at_once or now_ms - alarm.at_ms < alert.hold_s * 1000:
+        if not may_end or now_ms - alarm.at_ms < alert.hold_s * 1000:
             return []
         del self._alarms[alarm.key]
         return [News("resolved", alarm, alert.when, now_ms)]

@@ -8,6 +8,7 @@ from typing import Final
 import msgspec
 
 from tsbus.dashboard.views import MAX_TEXT, NodeState, PeerView
+from tsbus.records import Number
 
 MAX_WORKERS: Final = 256
 """Workers of one node, and services of one worker, that are kept."""
@@ -20,10 +21,10 @@ class NodeStatus(msgspec.Struct, frozen=True, kw_only=True):
     state: NodeState
     link: str = "up"
     cause: str = ""
-    since_ms: int = 0
+    since_ms: Number = 0
     parent: str = ""
     home: str = ""
-    depth: int = 0
+    depth: Number = 0
     tags: tuple[str, ...] = ()
     balancers: tuple[str, ...] = ()
 
@@ -42,17 +43,17 @@ class _Peer(msgspec.Struct, frozen=True, kw_only=True):
     kind: str
     role: str = ""
     state: str = "up"
-    since_ms: int = 0
+    since_ms: Number = 0
     rtt_ms: float | None = None
-    queue: dict[str, int] = {}
-    dropped: int = 0
+    queue: dict[str, Number] = {}
+    dropped: Number = 0
     slow: bool = False
-    frames_in: int = 0
-    frames_out: int = 0
-    envelopes_in: int = 0
+    frames_in: Number = 0
+    frames_out: Number = 0
+    envelopes_in: Number = 0
     who: str = ""
     services: tuple[str, ...] = ()
-    subscriptions: int = 0
+    subscriptions: Number = 0
 
 
 class Stats(msgspec.Struct, frozen=True, kw_only=True):
@@ -60,13 +61,13 @@ class Stats(msgspec.Struct, frozen=True, kw_only=True):
 
     release: str = ""
     config: str = ""
-    pid: int = 0
-    uptime_ms: int = 0
+    pid: Number = 0
+    uptime_ms: Number = 0
     links: list[_Peer] = []
     workers: list[_Peer] = []
-    calls: dict[str, int] = {}
-    subscriptions: int = 0
-    counters: dict[str, int] = {}
+    calls: dict[str, Number] = {}
+    subscriptions: Number = 0
+    counters: dict[str, Number] = {}
 
 
 def peer(told: _Peer) -> PeerView:

@@ -41,6 +41,7 @@ MAX_SAMPLES: Final = 10_000
 """Containers of one node whose figures are kept, known or not."""
 MAX_PEERS: Final = 256
 """Processes and slow peers of one node that are kept."""
+MAX_DROPPED: Final = 1 << 62
 _PROCESS_STATES: Final = ("started", "exited", "stopped", "fatal")
 _SINCE_STEP_MS: Final = 2000
 """Times that are told as ages move by what an answer takes; less than this is no change."""
@@ -241,7 +242,7 @@ class Model:
         slow = {one.name: one for one in view.slow if one.name != name}
         if happened == "slow":
             dropped = told.get("dropped")
-            count = dropped if isinstance(dropped, int) else 0
+            count = min(dropped, MAX_DROPPED) if isinstance(dropped, int) else 0
             slow[name] = SlowView(name=name, kind=str(told.get("kind", ""))[:16], since_ms=time_ms, dropped=count)
         if happened in ("slow", "recovered", "left"):
             self._put_node(node, slow=tuple(slow.values())[-MAX_PEERS:])

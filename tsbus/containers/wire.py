@@ -101,6 +101,8 @@ class Wire:
         self._rest = b""
         """What came behind the head of the answer."""
         self._chunks: Chunks | None = None
+        self._deadline_s: float | None = None
+        """Of the whole answer."""
         self._sock = _dial(address, timeout_s)
         lines = [f"{request} HTTP/1.1", "Host: engine", f"Content-Length: {len(body)}"]
         lines += [f"{name}: {value}" for name, value in headers.items()]
@@ -119,6 +121,12 @@ class Wire:
             length = fields.get("content-length", "")
             raise AnswerError(status, self._read_error(int(length) if length.isdigit() else MAX_ERROR, deadline_s))
 
+    def whole(self, timeout_s: float) -> bytes:
+        """Wait for the whole answer. Raises as `begin` and as iterating do, TimeoutError also in its middle."""
+        self._deadline_s = time.monotonic() + timeout_s
+        self.begin(timeout_s)
+        return b"".join(self)
+
     @property
     def is_closed(self) -> bool:
         """Whether `close` was called."""
@@ -129,7 +137,7 @@ class Wire:
 
         Raises FramingError and OSErrors, ConnectionError when the connection ends in the middle of the answer.
         """
-        while data := self._rest or self._receive():
+        while data := self._rest or self._receive(self._deadline_s):
             self._rest = b""
             if self._chunks is None:
                 yield data

@@ -4,3 +4,12 @@ What decides is pure: access.py says how to log in, facts.py reads what probe.sh
 server should be, plan.py makes steps of the difference (distros.py: how packages are installed), trouble.py says what
 went wrong and what to do about it.
 """
+
+
+class NotAConsole(ImportError):
+    """What logs in to servers is not installed on this machine; the text says what to do.
+
+    What acts: ssh/ logs in and runs scripts, runner.py does so on many servers at once, bundle.py packs what a node is
+    made of, installer.py makes a node of it there. jobs.py is what is done on one server in one exchange; run.py and
+    campaign.py put all of it together, in the order of course.py, under lock.py, with store.py as their memory.
+    """

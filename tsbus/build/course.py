@@ -64,7 +64,7 @@ class Course:
 
     def early(self, steps: Mapping[str, tuple[Step, ...]]) -> tuple[str, ...]:
         """Return who has something to do in an early stage, by these steps."""
-        return self._with(steps, EARLY, self.standing)
+        return _with(steps, EARLY, self.standing)
 
     def waves(self, steps: Mapping[str, tuple[Step, ...]]) -> Iterator[tuple[str, ...]]:
         """Yield who has something to do in a late stage, one wave after the other.
@@ -76,13 +76,8 @@ class Course:
         for depth in sorted(set(depths.values())):
             if self.root_failed:
                 return
-            if wave := self._with(steps, LATE, [name for name in self.standing if depths[name] == depth]):
+            if wave := _with(steps, LATE, [name for name in self.standing if depths[name] == depth]):
                 yield wave
-
-    def _with(
-        self, steps: Mapping[str, tuple[Step, ...]], stages: Collection[Stage], names: Collection[str]
-    ) -> tuple[str, ...]:
-        return tuple(name for name in names if any(step.stage in stages for step in steps.get(name, ())))
 
 
 class Stages:
@@ -157,3 +152,8 @@ class Outcome:
         for word, names in (("waiting", self.waiting), ("failed", self.failed), ("skipped", self.skipped)):
             parts += [f"{word} {len(names)}: {fold(names)}"] if names else []
         return "; ".join(parts)
+
+
+def _with(steps: Mapping[str, tuple[Step, ...]], stages: Collection[Stage], names: Collection[str]) -> tuple[str, ...]:
+    """Return those of `names` that have a step in one of the stages."""
+    return tuple(name for name in names if any(step.stage in stages for step in steps.get(name, ())))

@@ -95,7 +95,8 @@ class Door:
     async def sign_in(self, name: str, password: str, address: str) -> str | None:
         """Return what goes into the cookie; None if the name or the password is wrong. Raises TooOften."""
         now, near, name = self._clock(), neighbourhood(address), name[:MAX_NAME]
-        if wait_s := max(self._tries_of_address.take(near, now), self._tries_of_user.take(name, now)):
+        # One after the other: an address that has to wait takes nothing away from the user.
+        if wait_s := self._tries_of_address.take(near, now) or self._tries_of_user.take(name, now):
             raise TooOften(wait_s)
         async with self._hashing:  # one at a time: each takes 16 MiB
             users = self._book.users

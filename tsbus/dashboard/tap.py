@@ -5,7 +5,7 @@ They have a log of their own: whoever reads the figures of all containers must n
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Collection
 from contextlib import asynccontextmanager, suppress
 from typing import Final
 
@@ -18,6 +18,8 @@ from tsbus.dashboard.feed import Feed, unix_ms
 from tsbus.dashboard.views import EventRecord
 from tsbus.errors import BusError
 
+MAX_TOPICS: Final = 1024
+"""That are read at the same time; before there are more, those without a reader go."""
 LINGER_S: Final = 30.0
 """A topic is read on for so long after its last reader: one whose connection broke has missed nothing."""
 
@@ -41,27 +43,33 @@ class Tap:
         self._last: Event | None = None
 
     @asynccontextmanager
-    async def listening(self, patterns: Iterable[str]) -> AsyncIterator[None]:
+    async def listening(self, patterns: Collection[str]) -> AsyncIterator[None]:
         """Have events of these topics in the log while the block lasts. Raises as Client.subscribe does."""
         wanted = set(patterns)
         self._readers.update(wanted)
         try:
             async with self._opening:
                 for pattern in wanted:
-                    if (end := self._ends.pop(pattern, None)) is not None:
-                        end.cancel()
-                    if pattern not in self._open:
-                        opening = self._client.subscribe(
-                            pattern, scope=self._feed.model.scope, callback=self._take, on_gap=self._miss
-                        )
-                        self._open[pattern] = await opening
+                    await self._open_one(pattern)
             yield
         finally:
-            self._readers.subtract(wanted)
-            for pattern in wanted:
-                if not self._readers[pattern] and pattern in self._open:
-                    loop = asyncio.get_running_loop()
+            loop = asyncio.get_running_loop()
+            self._readers -= Counter(wanted)
+            for pattern in wanted - self._readers.keys():
+                if pattern in self._open:
                     self._ends[pattern] = loop.call_later(LINGER_S, self._end, pattern)
+
+    async def _open_one(self, pattern: str) -> None:
+        if (end := self._ends.pop(pattern, None)) is not None:
+            end.cancel()
+        if pattern in self._open:
+            return
+        if len(self._open) >= MAX_TOPICS and self._ends:
+            oldest = next(iter(self._ends))
+            self._ends[oldest].cancel()
+            self._end(oldest)
+        scope = self._feed.model.scope
+        self._open[pattern] = await self._client.subscribe(pattern, scope=scope, callback=self._take, on_gap=self._miss)
 
     async def wait_event(self, number: int, timeout_s: float) -> bool:
         """Wait until the log has an event after the one with `number`; tell whether it has."""

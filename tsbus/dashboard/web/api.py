@@ -23,6 +23,7 @@ from tsbus.core.topic import TopicError, check_pattern, check_topic
 from tsbus.dashboard.door import SessionEnded
 from tsbus.dashboard.feed import unix_ms
 from tsbus.dashboard.problems import problems
+from tsbus.dashboard.state import Model
 from tsbus.dashboard.views import NodeView
 from tsbus.dashboard.web import schema
 from tsbus.dashboard.web.errors import Refusal, install
@@ -197,7 +198,7 @@ class _Api:
         except TargetError as error:
             raise Refusal(HTTPStatus.NOT_FOUND, str(error), "GET /api/v1/nodes lists the nodes") from None
 
-    def _known(self) -> Any:
+    def _known(self) -> Model:
         """Return the model, once it is one. Raises Refusal."""
         if not self._model.here:
             self._require_bus()

@@ -152,6 +152,7 @@ class Running(uvicorn.Server):
             if self.started:
                 ready()
             await asyncio.shield(serving)
+            raise RuntimeError("the HTTP server ended by itself")
         finally:
             closing.set()
             # From here on it would complain of every browser that does not leave.

@@ -10,7 +10,9 @@ from starlette.responses import HTMLResponse, RedirectResponse, Response
 from tsbus.dashboard.door import Door, TooOften
 from tsbus.dashboard.sessions import LIFE_S
 from tsbus.dashboard.web.gate import POLICY, SIGN_IN, SIGN_OUT, address_of, check_csrf, visitor_of
+from tsbus.log import Log
 
+_log = Log("dashboard")
 _POLICY: Final = f"{POLICY}; style-src 'self'; img-src 'self'; form-action 'self'"
 _PAGE: Final = """\
 <!doctype html>
@@ -60,6 +62,7 @@ def router(door: Door, cookie: str, *, secure: bool) -> APIRouter:
             value = await door.sign_in(name, password, address_of(request))
         except TooOften as error:
             return _page(wanted, str(error).capitalize() + ".", 429)
+        _log.info("sign-in", name=name if value else "?", ok=value is not None, address=address_of(request))
         if value is None:
             return _page(wanted, "Wrong name or password.", 401)
         answer = RedirectResponse(wanted if _is_ours(wanted) else "/", 303)

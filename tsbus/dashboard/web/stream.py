@@ -6,7 +6,7 @@ what he has missed, as far as the log reaches, and is told how much it does not 
 
 import asyncio
 import secrets
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
 from http import HTTPStatus
@@ -29,13 +29,15 @@ from tsbus.dashboard.web.site import Site
 MAX_STREAMS: Final = 64
 BEAT_S: Final = 10.0
 """A stream says at least so often how far it is; then it also looks whether its reader may still read."""
+PAUSE_S: Final = 0.02
+"""Between two pieces: what comes meanwhile goes together."""
 STALLED_S: Final = 60.0
 """A reader that takes nothing for so long is given up."""
 RETRY_MS: Final = 2000
 """A browser comes back so soon."""
 _END_S: Final = 1.0
 """What is under way to a reader who does not read holds up the end no longer."""
-_MAX_CHUNK: Final = 256 << 10
+_MAX_PIECE: Final = 256 << 10
 
 _RUN: Final = secrets.token_hex(4)
 
@@ -123,25 +125,24 @@ class _Reading:
         """Wait for something new; False after BEAT_S without."""
         return await self._log.wait(self._number, BEAT_S)
 
-    def more(self) -> Iterator[str]:
-        """Yield what is new, in pieces of a bounded size."""
+    def more(self) -> str:
+        """Return what is new, as much as goes into one piece; empty when nothing is.
+
+        No more is taken out of the log than is sent at once: what a slow reader has not got may be forgotten there.
+        """
         events, lost = self._log.events.since(self._number)
-        if (gap := self._gap(lost)) is not None:
-            yield gap
-        text: list[str] = []
+        text = [gap] if (gap := self._gap(lost)) else []
         size = 0
         for event in events:
             self._number = event.number
             if any(matches(pattern, event.topic) for pattern in self._patterns):
                 text.append(self._event(event))
                 size += len(text[-1])
-            if size > _MAX_CHUNK:
-                yield "".join(text)
-                text, size = [], 0
-        if text:
-            yield "".join(text)
+            if size > _MAX_PIECE:
+                break
+        return "".join(text)
 
-    def _gap(self, lost: int) -> str | None:
+    def _gap(self, lost: int) -> str:
         """Tell how many events are missing here, null where nobody can tell; not all of them need have been wanted."""
         model, dropped = self._feed.model, self._log.dropped()
         away = model.connected and model.connected_ms != self._since
@@ -149,7 +150,7 @@ class _Reading:
         if model.connected:
             self._since = model.connected_ms
         self._missed, self._dropped = 0, dropped
-        return None if missed == 0 else f"event: gap\ndata: {msgspec.json.encode({'lost': missed}).decode()}\n\n"
+        return "" if missed == 0 else f"event: gap\ndata: {msgspec.json.encode({'lost': missed}).decode()}\n\n"
 
     def _event(self, event: EventRecord) -> str:
         told = {
@@ -197,9 +198,10 @@ class _EventStream(Response):
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
         await _write(send, reading.begin())
         while self._visitor.person is not None:
-            for text in reading.more():
+            if text := reading.more():
                 await _write(send, text)
-            if not await reading.wait():
+                await asyncio.sleep(PAUSE_S)
+            elif not await reading.wait():
                 await _write(send, reading.beat())
 
 

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from tsbus.core.target import TargetError
 from tsbus.dashboard.answers import Stats
 from tsbus.dashboard.eventlog import EventLog
-from tsbus.dashboard.state import MAX_MARKS, MAX_PEERS, MAX_SAMPLES, Model
+from tsbus.dashboard.figures import MAX_SAMPLES
+from tsbus.dashboard.state import MAX_MARKS, MAX_PEERS, Model
 from tsbus.dashboard.views import NodeView, Rates
 from tsbus.lb_records import BalancerTraffic, Traffic
 from tsbus.records import Sample

@@ -15,8 +15,9 @@ from tsbus import mirror
 from tsbus.core.events import Event
 from tsbus.core.target import TargetError, resolve
 from tsbus.core.tree import Topology
-from tsbus.dashboard.answers import MAX_WORKERS, NodeStatus, Stats, Status, peer
+from tsbus.dashboard.answers import MAX_WORKERS, NodeStatus, Stats, Status, balancers, peer
 from tsbus.dashboard.eventlog import EventLog
+from tsbus.dashboard.figures import Figures, Held
 from tsbus.dashboard.views import (
     MAX_TEXT,
     SHORT_ID,
@@ -26,39 +27,22 @@ from tsbus.dashboard.views import (
     Mark,
     NodeView,
     ProcessView,
-    Rates,
     RouterView,
-    ServerView,
     SlowView,
     Totals,
 )
-from tsbus.lb_records import BalancerTraffic, Details, ServerRecord
-from tsbus.records import Container, ContainerEvent, Sample, StatsEvent
+from tsbus.lb_records import BalancerTraffic, Details
+from tsbus.records import Container, ContainerEvent, StatsEvent
 
 MAX_MARKS: Final = 24
 """Of one container."""
-MAX_SAMPLES: Final = 10_000
-"""Containers of one node whose figures are kept, known or not."""
 MAX_PEERS: Final = 256
 """Processes and slow peers of one node that are kept."""
 MAX_DROPPED: Final = 1 << 62
 _PROCESS_STATES: Final = ("started", "exited", "stopped", "fatal")
-_SINCE_STEP_MS: Final = 2000
-"""Times that are told as ages move by what an answer takes; less than this is no change."""
 _SKEW_STEP_MS: Final = 500
 _SKEW_EVENTS: Final = 8
 """The clock of a node is judged by so many events: one of them may have waited somewhere."""
-
-
-class _Held(msgspec.Struct, frozen=True, gc=False):
-    """The figures of a container, which may come before it is known itself."""
-
-    sample: Sample
-    rates: Rates | None
-    heard_ms: int
-
-
-_STILL: Final = Rates()
 
 
 class Model:
@@ -83,11 +67,7 @@ class Model:
         """When something from a node arrived last."""
         self._tree: tuple[NodeStatus, ...] = ()
         self._topology: Topology | None = None
-        self._samples: dict[str, dict[str, _Held]] = {}
-        self._moving: dict[str, set[str]] = {}
-        """Containers whose rates are not zero."""
-        self._measured: dict[str, tuple[int, float]] = {}
-        """The node's time of its last figures, and the seconds between them and those before."""
+        self._figures: dict[str, Figures] = {}
         self._skews: dict[str, deque[int]] = {}
 
     # Reading.
@@ -301,68 +281,44 @@ class Model:
         node = event.node
         if node not in self.nodes:
             return
-        held = self._samples.setdefault(node, {})
-        moving = self._moving.setdefault(node, set())
-        last_ms, seconds = self._measured.get(node, (0, 0.0))
-        if event.time_ms != last_ms:  # else it is a further part of the same
-            seconds = (event.time_ms - last_ms) / 1000 if last_ms else 0.0
-            self._measured[node] = (event.time_ms, seconds)
-            for short in moving - event.samples.keys():
-                self._hold(node, short, msgspec.structs.replace(held[short], rates=_STILL))
-            moving.intersection_update(event.samples)
-        if event.full:
-            for short in held.keys() - event.samples.keys():
-                self._drop_sample(node, short)
-        for key in event.gone:
-            self._drop_sample(node, key[:SHORT_ID])
-        for key, sample in event.samples.items():
-            short = key[:SHORT_ID]
-            before = held.get(short)
-            if before is None and len(held) >= MAX_SAMPLES:
-                continue
-            rates = _rates(before.sample, sample, seconds) if before is not None and seconds > 0 else None
-            if rates is None or rates == _STILL:
-                moving.discard(short)
-            else:
-                moving.add(short)
-            self._hold(node, short, _Held(sample, rates, now_ms))
+        figures = self._figures.setdefault(node, Figures())
+        known = self.containers.get(node, {})
+        for short in figures.take(event, now_ms):
+            if short in known:
+                self._put_figures(known[short])
         self._put_node(
             node,
             cpu=event.cpu,
             cpus=event.cpus,
             monitor_cpu=event.cost,
-            containers_cpu=sum(one.sample.cpu for one in held.values()),
-            containers_memory=sum(one.sample.memory for one in held.values()),
+            containers_cpu=figures.cpu,
+            containers_memory=figures.memory,
             stats_ms=now_ms,
         )
         self.clock(node, event.time_ms, now_ms)
 
-    def _hold(self, node: str, short: str, figures: _Held) -> None:
-        self._samples[node][short] = figures
-        view = self.containers.get(node, {}).get(short)
-        if view is not None and _has_figures(view.record):
-            self.containers[node][short] = msgspec.structs.replace(
-                view,
-                revision=self._next(),
-                sample=figures.sample,
-                rates=figures.rates,
-                sample_ms=figures.heard_ms,
-            )
+    def _put_figures(self, view: ContainerView) -> None:
+        held = self._held(view.node, view.record)
+        if held is None and view.sample is None:
+            return
+        self.containers[view.node][view.id] = msgspec.structs.replace(
+            view,
+            revision=self._next(),
+            sample=held.sample if held else None,
+            rates=held.rates if held else None,
+            sample_ms=held.heard_ms if held else 0,
+        )
 
-    def _drop_sample(self, node: str, short: str) -> None:
-        self._samples[node].pop(short, None)
-        self._moving[node].discard(short)
-        view = self.containers.get(node, {}).get(short)
-        if view is not None and view.sample is not None:
-            self.containers[node][short] = msgspec.structs.replace(
-                view, revision=self._next(), sample=None, rates=None, sample_ms=0
-            )
+    def _held(self, node: str, record: Container) -> Held | None:
+        """Return the figures of a container, as long as it runs."""
+        figures = self._figures.get(node)
+        return figures.held.get(record.id[:SHORT_ID]) if figures and record.state in ("running", "paused") else None
 
     def _put_container(self, node: str, record: Container, mark: Mark | None = None) -> None:
         short = record.id[:SHORT_ID]
         before = self.containers[node].get(short)
         marks = before.marks if before is not None else ()
-        held = self._samples.get(node, {}).get(short) if _has_figures(record) else None
+        held = self._held(node, record)
         self.containers[node][short] = ContainerView(
             revision=self._next(),
             node=node,
@@ -376,8 +332,8 @@ class Model:
     def _forget_container(self, node: str, short: str) -> None:
         if self.containers.get(node, {}).pop(short, None) is not None:
             self._next()
-        if node in self._samples and self._samples[node].pop(short, None) is not None:
-            self._moving[node].discard(short)
+        if node in self._figures:
+            self._figures[node].drop(short)
 
     # Balancers.
 
@@ -387,30 +343,7 @@ class Model:
             return
         self.heard(node, now_ms)
         known = self.balancers.setdefault(node, {})
-        found: dict[str, BalancerView] = {}
-        for details in told:
-            before = known.get(details.name)
-            seats = {(one.id, one.ip, one.port): one for one in before.servers} if before else {}
-            servers = tuple(_server(one, seats.get((one.id, one.ip, one.port)), now_ms) for one in details.servers)
-            first = found.get(details.name)
-            if first is not None:
-                found[details.name] = msgspec.structs.replace(first, servers=first.servers + servers)
-                continue
-            found[details.name] = BalancerView(
-                revision=0,
-                node=node,
-                name=details.name,
-                addresses=details.addresses,
-                protocol=details.protocol,
-                alg=details.alg,
-                backend=details.backend,
-                state=details.state,
-                servers=servers,
-                left_out=details.left_out,
-                problems=details.problems,
-                traffic=before.traffic if before else None,
-                traffic_ms=before.traffic_ms if before else 0,
-            )
+        found = balancers(node, told, known, now_ms)
         for name in known.keys() - found.keys():
             self._forget_balancer(node, name)
         for name, view in found.items():
@@ -454,8 +387,7 @@ class Model:
 
     def _forget_node(self, name: str) -> None:
         """A node is not in the configuration any more."""
-        for each in (self.nodes, self.containers, self.balancers, self._samples, self._moving, self._measured,
-                     self._skews, self.heard_ms):  # fmt: skip
+        for each in (self.nodes, self.containers, self.balancers, self._figures, self._skews, self.heard_ms):
             each.pop(name, None)
         self._next()
 
@@ -476,10 +408,6 @@ def _topology(nodes: Iterable[NodeStatus]) -> Topology | None:
         return None
 
 
-def _has_figures(record: Container) -> bool:
-    return record.state in ("running", "paused")
-
-
 def _mark(event: ContainerEvent) -> Mark | None:
     """Return what is remembered of an event; changes of limits and ports are not."""
     if event.action in ("changed", "renamed"):
@@ -492,41 +420,4 @@ def _mark(event: ContainerEvent) -> Mark | None:
         oom=event.action == "oom" or (died and event.container.oom),
         signal=event.signal,
         late=event.cause == "reconcile",
-    )
-
-
-def _rates(before: Sample, after: Sample, seconds: float) -> Rates | None:
-    """Return what flowed in between; None where a counter went back, because the container was started anew."""
-    flows = (
-        after.net_rx - before.net_rx,
-        after.net_tx - before.net_tx,
-        after.block_read - before.block_read,
-        after.block_write - before.block_write,
-    )
-    if not any(flows):
-        return _STILL
-    if min(flows) < 0:
-        return None
-    rx, tx, read, write = (flow / seconds for flow in flows)
-    return Rates(net_rx=rx, net_tx=tx, block_read=read, block_write=write)
-
-
-def _server(told: ServerRecord, before: ServerView | None, now_ms: int) -> ServerView:
-    since_ms = now_ms - round(told.since_s * 1000)
-    if before is not None and before.state == told.state and abs(before.since_ms - since_ms) < _SINCE_STEP_MS:
-        since_ms = before.since_ms
-    return ServerView(
-        id=told.id,
-        name=told.name,
-        node=told.node,
-        ip=told.ip,
-        port=told.port,
-        state=told.state,
-        reason=told.reason,
-        since_ms=since_ms,
-        weight=told.weight,
-        base=told.base,
-        rule=told.rule,
-        connections=told.connections,
-        traffic=before.traffic if before else None,
     )

@@ -249,7 +249,6 @@ class BalancerView(_View, frozen=True, kw_only=True):
     servers: tuple[ServerView, ...] = ()
     left_out: tuple[LeftOut, ...] = ()
     problems: tuple[ProblemRecord, ...] = ()
-    heard_ms: int = 0
     traffic: BalancerTraffic | None = None
     """Its sums; those of its servers are with them."""
     traffic_ms: int = 0

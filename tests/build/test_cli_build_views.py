@@ -216,7 +216,7 @@ def test_a_plan_shows_servers_with_the_same_steps_together():
     assert [click.unstyle(line) for line in plan_lines(plans, 80)] == [
         "97 hosts: the same 2 steps",
         "  web[1-97]",
-        "  docker  install Docker from its own packages: there is none (stays at an",
+        "  docker  install Docker from its own packages: there is none (not undone by an",
         "          uninstall)",
         "  bundle  upload and install release 0.1.0-ab12: it has none",
         "",

@@ -16,7 +16,7 @@ from tsbus.cli.lb.words import wrapped
 from tsbus.cli.terminal import safe
 from tsbus.core.target import fold
 
-STAYS = "stays at an uninstall"
+STAYS = "not undone by an uninstall"
 _BETWEEN_NAMES = re.compile(r",(?![^\[]*\])")
 
 

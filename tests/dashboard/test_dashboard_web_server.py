@@ -72,6 +72,13 @@ def test_signing_in_leads_nowhere_else(served, wanted):
     assert answer.headers["location"] == "/"
 
 
+def test_the_form_shows_nothing_that_was_put_into_its_address(served):
+    """What somebody else puts into the address of the form becomes no markup."""
+    page = ask("/sign-in?next=/%22%3E%3Cscript%3Ealert(1)%3C/script%3E").body.decode()
+    assert "<script" not in page
+    assert 'value="/&quot;&gt;&lt;script&gt;' in page
+
+
 def test_a_change_needs_the_secret_of_the_session(served):
     """A signed-in browser changes something only with its X-CSRF-Token, and never for another site."""
     _, cookie = sign_in()

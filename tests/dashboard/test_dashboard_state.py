@@ -162,6 +162,14 @@ def test_a_lost_node_keeps_what_was_known_of_it():
     assert (model.nodes["a1"].standing, model.nodes["a1"].running) == ("lost", 1)
 
 
+def test_a_lost_node_was_seen_until_its_link_was_lost():
+    """Also one that had nothing to say for an hour; that it is still lost is no sign of life."""
+    model = told.model()
+    model.status(told.status(lost=("a",)), NOW + 3_600_000)
+    model.status(told.status(lost=("a",)), NOW + 3_700_000)
+    assert (model.heard_ms["a1"], model.heard_ms["b"]) == (NOW + 3_600_000, NOW + 3_700_000)
+
+
 def test_rates_are_of_the_last_second():
     """A rate is over the time since the node told before; who is not told of moved nothing; a new start has none."""
     model = told.model()

@@ -237,7 +237,12 @@ def _node_row(view: NodeView, name: str, below: Sequence[str], now_ms: int) -> R
 
 def _notes(view: NodeView, below: Sequence[str], now_ms: int) -> Iterator[str]:
     if view.state == "lost":
-        yield "never seen" if view.cause == "never" else f"{view.cause}, last seen {_age(view.since_ms, now_ms)} ago"
+        if view.link != "lost":
+            yield "out of reach"
+        else:
+            yield (
+                "never seen" if view.cause == "never" else f"{view.cause}, last seen {_age(view.since_ms, now_ms)} ago"
+            )
         if below:
             yield f"with it {len(below)} below"
         return

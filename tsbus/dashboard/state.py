@@ -64,7 +64,7 @@ class Model:
         self.balancers: dict[str, dict[str, BalancerView]] = {}
         self.events = EventLog() if events is None else events
         self.heard_ms: dict[str, int] = {}
-        """When something from a node arrived last."""
+        """When something from a node arrived last, or its link was there."""
         self._tree: tuple[NodeStatus, ...] = ()
         self._topology: Topology | None = None
         self._figures: dict[str, Figures] = {}
@@ -129,12 +129,14 @@ class Model:
         if told.nodes != self._tree:
             self._tree, self._topology = told.nodes, _topology(told.nodes)
         self.here = told.node
-        self.heard(told.node, now_ms)
         shown = self._topology.subtree(told.node) if self._topology and told.node in self._topology else None
         nodes = [node for node in told.nodes if shown is None or node.name in shown]
         for name in self.nodes.keys() - {node.name for node in nodes}:
             self._forget_node(name)
         for node in nodes:
+            before = self.nodes.get(node.name)
+            if node.state != "lost" or (before is not None and before.state != "lost"):
+                self.heard(node.name, now_ms)  # its link is there, or was until a moment ago
             self._put_node(
                 node.name,
                 # Who answers is alive, also when its own link is lost, and with it all above.

@@ -123,6 +123,12 @@ def test_the_longest_at_work_come_first_and_say_what_they_do():
     ]
 
 
+def test_who_has_gone_half_way_has_not_finished():
+    """A server is finished when it runs what it should, and does not fail after that."""
+    told = [Left("a", "bundle", 1), Left("b", "activate", 1), Left("c", "activate", 1), Left("d", "clean", 1)]
+    assert after(*told, Failed("c", "verify", REFUSED, 1)).finished() == ["b", "d"]
+
+
 # The picture.
 
 

@@ -2,4 +2,5 @@
 
 progress.py, picture.py, reportlines.py, planlines.py and summary.py decide what is shown and are pure; errand.py is
 what a command is asked for, follow.py shows a run while it goes, running.py is the way from the one to the other.
+Commands import a run, and with it all of SSH, when they are carried out: --help and completion work without paramiko.
 """

@@ -15,7 +15,7 @@ from tsbus.cli.edge import Code
 
 def build_servers(errand: Errand, *, yes: bool, shown: bool = True, dry_run: bool = False) -> int:
     """Make servers what the two files say; the exit code."""
-    from tsbus.build.campaign import Campaign  # with all of SSH: not for --help
+    from tsbus.build.campaign import Campaign
 
     return go_through(errand.campaign(Campaign, "build"), "Building", errand, yes=yes, shown=shown, dry_run=dry_run)
 

@@ -5,11 +5,6 @@ import sys
 
 import click
 
-from tsbus.build.membership import Add, Remove, with_parents
-from tsbus.build.rotation import Revoke, Rotate
-from tsbus.build.survey import Survey
-from tsbus.build.uninstall import Uninstall
-from tsbus.build.upgrade import Rollback, Upgrade
 from tsbus.cli.build.errand import Errand, chosen_of
 from tsbus.cli.build.options import any_nodes_argument, nodes_argument, takes_errand
 from tsbus.cli.build.running import go_through, look, width_of
@@ -32,6 +27,8 @@ def status(errand: Errand) -> int:
       treescale build status
       treescale build status --tag web --json
     """
+    from tsbus.build.survey import Survey
+
     with errand.campaign(Survey, "status") as survey:
         if not look(survey, errand):
             return Code.INTERRUPTED
@@ -58,6 +55,8 @@ def upgrade(errand: Errand, yes: bool) -> int:
       treescale build upgrade
       treescale build upgrade --tag web --yes
     """
+    from tsbus.build.upgrade import Upgrade
+
     return go_through(errand.campaign(Upgrade, "upgrade"), "Upgrading", errand, yes=yes)
 
 
@@ -72,6 +71,8 @@ def rollback(errand: Errand, yes: bool) -> int:
       treescale build rollback
       treescale build rollback --limit web7 --yes
     """
+    from tsbus.build.upgrade import Rollback
+
     return go_through(errand.campaign(Rollback, "rollback"), "Rolling back", errand, yes=yes)
 
 
@@ -89,6 +90,8 @@ def add(errand: Errand, nodes: tuple[str, ...], yes: bool) -> int:
       treescale build add web41
       treescale build add 'web[41-44]' --yes
     """
+    from tsbus.build.membership import Add, with_parents
+
     names = with_parents(errand.tree, chosen_of(errand.tree, ",".join(nodes), ()))
     return go_through(errand.campaign(Add, "add", names), "Adding", errand, yes=yes)
 
@@ -107,6 +110,8 @@ def remove(errand: Errand, nodes: tuple[str, ...], yes: bool) -> int:
     Examples:
       treescale build remove web41
     """
+    from tsbus.build.membership import Remove
+
     if still := [name for name in nodes if name in errand.tree.servers]:
         mend = f"take it out of {errand.console.tree_path} first"
         raise Fault(f"{fold(still)} is still in the tree: {mend}", Code.USAGE)
@@ -134,6 +139,8 @@ def rotate_keys(errand: Errand, nodes: tuple[str, ...], revoke: bool, yes: bool)
       treescale build rotate-keys web7
       treescale build rotate-keys --revoke web7
     """
+    from tsbus.build.rotation import Revoke, Rotate
+
     chosen = chosen_of(errand.tree, ",".join(nodes), ())
     names = [name for name in errand.tree.servers if name in chosen]
     if not revoke:
@@ -160,6 +167,8 @@ def uninstall(errand: Errand, nodes: tuple[str, ...], with_docker: bool, yes: bo
       treescale build uninstall web41
       treescale build uninstall --with-docker
     """
+    from tsbus.build.uninstall import Uninstall
+
     names = chosen_of(errand.tree, ",".join(nodes), ())
     run = errand.campaign(Uninstall, "uninstall", [name for name in errand.tree.servers if name in names])
     run.with_docker = with_docker

@@ -5,9 +5,6 @@ from dataclasses import asdict
 
 import click
 
-from tsbus.build.campaign import Campaign
-from tsbus.build.lock import STALE_S, look, remove
-from tsbus.build.ssh import ServerTrouble
 from tsbus.cli.build.errand import Errand
 from tsbus.cli.build.options import takes_errand
 from tsbus.cli.edge import Code, Fault
@@ -28,6 +25,10 @@ def unlock(errand: Errand, force: bool) -> int:
       treescale build unlock
       treescale build unlock --force
     """
+    from tsbus.build.campaign import Campaign
+    from tsbus.build.lock import STALE_S, look, remove
+    from tsbus.build.ssh import ServerTrouble
+
     with errand.campaign(Campaign, "unlock") as campaign:
         try:
             holder = campaign.at_root(look)

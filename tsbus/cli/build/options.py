@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 import click
 
+from tsbus.build import NotAConsole
 from tsbus.build.bundle import BundleError
 from tsbus.build.store import StoreError
 from tsbus.cli.build.errand import Errand
@@ -108,7 +109,7 @@ def takes_errand(*, choice: bool = False, making: bool = False) -> Callable[[_F]
             taken = {name: given.pop(name) for name in fields & given.keys()}
             try:
                 return command(*before, Errand(**taken), **given)
-            except (BundleError, StoreError) as error:
+            except (BundleError, NotAConsole, StoreError) as error:
                 raise Fault(str(error)) from error
 
         for option in reversed(options):

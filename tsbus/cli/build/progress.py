@@ -73,7 +73,7 @@ class Progress:
                 if name in self._working:
                     self._working[name].doing = text
             case Left(name, stage):
-                self._leave(name, stage, "done")
+                self._leave(name, stage)
             case Failed(name, stage):
                 self.failed[name] = report
                 self._end(name, stage, "failed")
@@ -119,8 +119,8 @@ class Progress:
         work.doing = doing or work.doing
         self._stages.setdefault(stage, {})[name] = "working"
 
-    def _leave(self, name: str, stage: StageName, state: State) -> None:
-        self._stages.setdefault(stage, {})[name] = state
+    def _leave(self, name: str, stage: StageName) -> None:
+        self._stages.setdefault(stage, {})[name] = "done"
         if name in self._working and self._working[name].stage == stage:
             del self._working[name]
 

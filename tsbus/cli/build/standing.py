@@ -1,9 +1,8 @@
 """Standing: what is on each server next to what should be, as people and scripts get it. Pure."""
 
 from collections.abc import Collection, Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from tsbus.build.survey import Standing
 from tsbus.build.trouble import Trouble
 from tsbus.cli.build.reportlines import trouble_object
 from tsbus.cli.containers.words import count
@@ -13,6 +12,9 @@ from tsbus.cli.table import Column, table
 from tsbus.cli.terminal import safe
 from tsbus.core.target import fold
 
+if TYPE_CHECKING:
+    from tsbus.build.survey import Standing
+
 _COLORS = {"silent": "yellow", "no node": "yellow", "failed": "red"}
 _COLUMNS = (
     Column("NODES", least=12),
@@ -21,7 +23,9 @@ _COLUMNS = (
 )
 
 
-def standing_lines(standings: Collection[Standing], failed: Mapping[str, Trouble], width: int | None) -> Iterator[str]:
+def standing_lines(
+    standings: Collection["Standing"], failed: Mapping[str, Trouble], width: int | None
+) -> Iterator[str]:
     """Return a table in which servers of which the same is to be said share a line, with what is wrong below it."""
     alike: dict[tuple[str, str, tuple[str, ...]], list[str]] = {}
     for each in standings:
@@ -43,7 +47,7 @@ def standing_lines(standings: Collection[Standing], failed: Mapping[str, Trouble
     yield f"{count(len(standings) + len(failed), 'server')}: {', '.join(filter(None, said))}"
 
 
-def standing_objects(standings: Collection[Standing], failed: Mapping[str, Trouble]) -> Iterator[dict[str, Any]]:
+def standing_objects(standings: Collection["Standing"], failed: Mapping[str, Trouble]) -> Iterator[dict[str, Any]]:
     """Return what is known of each server, for --json."""
     for each in standings:
         yield {"node": each.name, "answers": each.answers, "release": each.release, "drift": list(each.drift)}
@@ -51,12 +55,12 @@ def standing_objects(standings: Collection[Standing], failed: Mapping[str, Troub
         yield {"node": name, "trouble": trouble_object(trouble)}
 
 
-def standing_code(standings: Collection[Standing], failed: Mapping[str, Trouble]) -> Code:
+def standing_code(standings: Collection["Standing"], failed: Mapping[str, Trouble]) -> Code:
     """Return the exit code: whether all is as it should be."""
     if not standings:
         return Code.UNREACHABLE
     return Code.PARTIAL if failed or any(each.drift for each in standings) else Code.OK
 
 
-def _state(each: Standing) -> str:
+def _state(each: "Standing") -> str:
     return "answers" if each.answers else "silent" if each.release else "no node"

@@ -177,6 +177,8 @@ def _has_nothing_left_to_do(site):
     assert (outcome.exit_code, outcome.changed, set(outcome.answered)) == (0, {}, set(site.targets))
     assert not [each for each in site.said if isinstance(each, Stepped | Failed | Sent)]
     assert [each.stage for each in site.said if isinstance(each, Opened)] == ["probe", "verify"]
+    outcome = site.build(names=("b",)).outcome
+    assert (outcome.exit_code, outcome.changed, set(outcome.answered)) == (0, {}, {"b"})
     assert list(site.each(digests)) == before
 
 

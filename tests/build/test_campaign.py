@@ -97,10 +97,12 @@ def _behind_proxies(site):
     proxies = {name: Cutter(target.ip) for name, target in site.targets.items()}
     for name, proxy in proxies.items():
         site.entry(name, host="127.0.0.1", port=proxy.port)
-    yield proxies
-    for proxy in proxies.values():
-        proxy.close()
-    site.console.ssh.update(entries)
+    try:
+        yield proxies
+    finally:
+        for proxy in proxies.values():
+            proxy.close()
+        site.console.ssh.update(entries)
 
 
 def _is_interrupted(site, proxies, chance):

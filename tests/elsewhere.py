@@ -29,8 +29,12 @@ import pytest
 
 LAB = Path(__file__).parent / "lab"
 LIMIT_S = 900
-BESIDE = {"lab": "lab", "dockerd": "engine", "engine": "engine", "browser": "browser"}
-"""Fixture -> the process of the modules that use it. Of a module that uses several, the first here counts."""
+BESIDE = {"browser": "browser", "dockerd": "engines", "engine": "engines", "lab": "engines"}
+"""Fixture -> the process of the modules that use it, in this order; of a module that uses several, the last counts.
+
+The lab and other engines are not used at the same time: on a machine with cgroup v1 each systemd of the lab mounts the
+hierarchies that nobody has mounted, and containerd has no statistics of what it starts while there are such.
+"""
 PASSED = "TREESCALE_TEST_"
 """Variables whose names begin so are for tests, and those in a guest get them, too."""
 REPORTS = "TREESCALE_REPORTS"
@@ -54,15 +58,20 @@ def guest_of(item: pytest.Item) -> str:
 def places(items: Sequence[pytest.Item], config: pytest.Config) -> dict[str, str]:
     """Where each test runs: in a guest, in a process of BESIDE, or, if it is not here, in this one."""
     guests = {item.nodeid: guest for item in items if (guest := guest_of(item))}
-    here = [item for item in items if item.nodeid not in guests]
-    modules: dict[Path, str] = {}
-    for fixture, process in BESIDE.items():
-        for item in here:
-            if fixture in getattr(item, "fixturenames", ()):
-                modules.setdefault(item.path, process)
-    found = {item.nodeid: modules.get(item.path, "") for item in here}
+    processes, turn = ["", *BESIDE.values()], turns(items)
+    found = {item.nodeid: processes[turn.get(item.path, 0)] for item in items if item.nodeid not in guests}
     alone = len(set(found.values())) < 2 or config.option.usepdb or config.option.capture == "no"
     return guests if alone else guests | {name: process for name, process in found.items() if process}
+
+
+def turns(items: Sequence[pytest.Item]) -> dict[Path, int]:
+    """When the modules run that use a fixture of BESIDE: 1 is the first of these."""
+    return {
+        item.path: turn
+        for turn, fixture in enumerate(BESIDE, 1)
+        for item in items
+        if fixture in getattr(item, "fixturenames", ())
+    }
 
 
 class Inside:
@@ -89,7 +98,9 @@ class Outside:
         if session.config.option.collectonly:
             return
         self.places = places(session.items, session.config)
-        session.items.sort(key=lambda item: item.nodeid in self.places)  # the others work while these run
+        turn = turns(session.items)
+        # The others work while those of here run.
+        session.items.sort(key=lambda item: (item.nodeid in self.places, turn.get(item.path, 0)))
         for place in dict.fromkeys(self.places.values()):
             self.others[place] = Other(place, [one for one in session.items if self.places.get(one.nodeid) == place])
 

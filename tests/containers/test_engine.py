@@ -22,6 +22,7 @@ import pytest
 from boxes import containers_of
 from dockerd import Dockerd
 from registry import Registry
+from waiting import wait
 
 from tsbus.containers.engine import Auth, Engine, EngineError, ErrorKind, Output, TlsFiles
 from tsbus.containers.facts import EngineEvent
@@ -296,7 +297,8 @@ def test_life_of_a_container(engine, make):
     engine.restart(container, 0)
     assert engine.inspect(container).pid not in (0, first.pid)
     titles = engine.top(container)["Titles"]
-    assert "sleep 1000" in engine.top(container, "-eo pid,args")["Processes"][0]
+    # It is said to run a moment before its program does.
+    wait("its program", lambda: "sleep 1000" in engine.top(container, "-eo pid,args")["Processes"][0])
     assert "PID" in titles
     engine.kill(container, "KILL")
     engine.stop(container)

@@ -1,6 +1,7 @@
 """The statistics of real containers of a real engine, next to what that engine says of them."""
 
 import asyncio
+import contextlib
 import os
 import subprocess
 import time
@@ -10,6 +11,7 @@ from typing import Any
 
 import docker
 import pytest
+from waiting import wait
 
 from tsbus.containers.cgroup import Cgroups, Gone, MachineMeter, Meter, Unreadable
 from tsbus.containers.sampler import Depth, Reading, reading_of, sample
@@ -108,15 +110,6 @@ def cgroups() -> Cgroups:
     return Cgroups()
 
 
-def wait_for(condition: Callable[[], Any], what: str) -> Any:
-    """Return what `condition` returns once that is true."""
-    deadline = time.monotonic() + LIMIT_S
-    while not (value := condition()):
-        assert time.monotonic() < deadline, f"{what}: not within {LIMIT_S:g} s"
-        time.sleep(0.02)
-    return value
-
-
 def rounds(statistics: Statistics, running: dict[str, int], until: Callable[[list[StatsEvent]], Any]) -> Any:
     """Hold rounds until the events of one satisfy `until`; return what that returned."""
     deadline = time.monotonic() + LIMIT_S
@@ -165,9 +158,9 @@ def test_memory_agrees_with_docker_stats(engine, boxes, cgroups):
     )
     box = boxes.run(script, tmpfs={"/hold": "size=32m"})
     pid = boxes.pid(box)
-    wait_for(lambda: Path(f"/proc/{pid}/cmdline").read_bytes().startswith(b"sleep"), "the files")
+    wait("the files", lambda: Path(f"/proc/{pid}/cmdline").read_bytes().startswith(b"sleep"), LIMIT_S)
     meter, machine = Meter(box, pid, cgroups), MachineMeter()
-    wait_for(lambda: meter.read().memory > 24 * MIB, "memory in use")
+    wait("memory in use", lambda: meter.read().memory > 24 * MIB, LIMIT_S)
     deadline = time.monotonic() + LIMIT_S
     while True:
         stats = engine.stats(box, stream=False)["memory_stats"]
@@ -201,7 +194,7 @@ def test_kills_for_want_of_memory_are_counted(boxes, cgroups):
     script = "while :; do dd if=/dev/zero of=/dev/null bs=48M count=1 2>/dev/null; sleep 0.05; done"
     box = boxes.run(script, mem_limit="16m", memswap_limit="16m")
     meter = Meter(box, boxes.pid(box), cgroups)
-    wait_for(lambda: meter.read().oom_kills >= 2, "two kills")
+    wait("two kills", lambda: meter.read().oom_kills >= 2, LIMIT_S)
     meter.close()
 
 
@@ -236,13 +229,21 @@ def test_rounds_follow_a_container_to_its_end(boxes):
     assert statistics.counts().unreadable == 0
 
 
+def paused(engine: docker.APIClient, container: str) -> bool:
+    """Pause it; runc gives up when its processes, which wait for their share of the CPU, do not freeze at once."""
+    with contextlib.suppress(docker.errors.APIError):
+        engine.pause(container)
+        return True
+    return False
+
+
 def test_a_paused_container_uses_nothing(boxes):
     """A paused container stays in the statistics, with no CPU, and has some again when it goes on."""
     box = boxes.run("while :; do :; done", cpu_period=100_000, cpu_quota=20_000)
     statistics, running = Statistics("n1"), boxes.running(box)
     statistics.begin()
     assert rounds(statistics, running, of(box)).cpu > 1
-    boxes.engine.pause(box)
+    wait("it is paused", lambda: paused(boxes.engine, box), LIMIT_S)
     rounds(statistics, running, lambda events: (now := of(box)(events)) and now.cpu == 0)
     boxes.engine.unpause(box)
     rounds(statistics, running, lambda events: (now := of(box)(events)) and now.cpu > 1)
@@ -289,12 +290,12 @@ def test_without_descriptors_files_are_opened_each_time(boxes, cgroups):
     assert open_files() == held
     rich = Meter(box, pid, Cgroups())
     assert rich.held > 5
-    wait_for(lambda: poor.read() == rich.read(), "the same counters")
+    wait("the same counters", lambda: poor.read() == rich.read(), LIMIT_S)
     assert poor.probe() == rich.probe()
     boxes.engine.kill(box)
     boxes.engine.wait(box)
     for meter in (poor, rich):
-        wait_for(lambda meter=meter: meter.probe() is None, "its end")
+        wait("its end", lambda meter=meter: meter.probe() is None, LIMIT_S)
         assert meter.read(Depth.ALL) is None
         meter.close()
     assert open_files() == held
@@ -345,7 +346,8 @@ def test_our_totals_enclose_the_engines(engine, loaded, cgroups):
     counted = ["cpu_ns", "throttled_ns", "net_rx", "net_tx"]
     if disk_of(engine.info()["DockerRootDir"]):
         counted += ["block_read", "block_write"]
-    wait_for(lambda: (now := meter.read()) and all(getattr(now, counter) for counter in counted), "some load")
+    for counter in counted:
+        wait(counter, lambda counter=counter: getattr(meter.read(), counter), LIMIT_S)
     before, machine_before = meter.read(), machine.read()
     told = reading_of(engine.stats(box, stream=False))
     after, machine_after = meter.read(), machine.read()
@@ -374,14 +376,14 @@ def test_cpu_agrees_with_docker_stats(engine, loaded, cgroups):
     meter, machine = Meter(box, pid, cgroups), MachineMeter()
     pairs = []
     ours = None
-    for stats in engine.stats(box, decode=True):
+    for number, stats in enumerate(engine.stats(box, decode=True)):
         # The engine has just read: our readings lie behind its own by the same little time, when nobody holds us up.
         before, ours = ours, Reading(meter.read(), machine.read())
         if "system_cpu_usage" in stats["precpu_stats"] and before:
             pairs.append((as_the_command_line(stats), sample(before, ours).cpu))
             if abs(pairs[-1][0] - pairs[-1][1]) <= 0.02 * pairs[-1][0]:
                 break
-        assert len(pairs) < 20, pairs
+        assert number < 20, (pairs, stats)
     meter.close()
     machine.close()
     # At most what its quota gives it, half a core.

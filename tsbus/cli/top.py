@@ -33,9 +33,10 @@ SETTLE_S = 5.0
 """Patience with nodes that have not told their containers."""
 FIGURES_S = 3.0
 """With `--once`: patience with those that have not told what they use; two readings take a second."""
-REDRAW_S = 1.0
-REST_S = 0.25
-"""Between two drawings, unless a key was pressed."""
+REDRAW_S = 0.5
+"""Between two drawings, unless a key is pressed; figures come once a second."""
+PRINT_S = 1.0
+"""Between two objects of `--json`."""
 _KEYS = {"\x1b[A": "up", "\x1b[B": "down", "\x1bOA": "up", "\x1bOB": "down", "\x1b": "esc", "\x03": "q"}
 
 
@@ -107,7 +108,7 @@ async def _print(feed: "Feed", target: str, look: Look, once: bool, as_json: boo
         sys.stdout.flush()
         if once:
             return
-        await asyncio.sleep(REDRAW_S)
+        await asyncio.sleep(PRINT_S)
 
 
 def _has_figures(model: "Model") -> bool:
@@ -152,13 +153,7 @@ class _Top:
             while not self._over:
                 self._pressed.clear()
                 self._draw(screen)
-                revision = self._feed.model.revision
-                if not await within(self._pressed, REST_S):
-                    changing = asyncio.create_task(self._feed.wait_change(revision, REDRAW_S))
-                    pressing = asyncio.create_task(self._pressed.wait())
-                    await asyncio.wait((changing, pressing), return_when=asyncio.FIRST_COMPLETED)
-                    changing.cancel()
-                    pressing.cancel()
+                await within(self._pressed, REDRAW_S)
 
     def _draw(self, screen: Screen) -> None:
         model = self._feed.model

@@ -13,6 +13,7 @@ ones, and -k works.
 
 import contextlib
 import ctypes
+import faulthandler
 import json
 import os
 import signal
@@ -109,6 +110,7 @@ class Outside:
         place = self.places.get(item.nodeid)
         if place is None:
             return None
+        faulthandler.cancel_dump_traceback_later()  # the other pytest has a limit of its own
         item.ihook.pytest_runtest_logstart(nodeid=item.nodeid, location=item.location)
         for report in self.others[place].reports(item):
             item.ihook.pytest_runtest_logreport(report=report)

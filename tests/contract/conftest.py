@@ -1,6 +1,5 @@
 """Fixtures of the contract tests: each test runs in both beds."""
 
-import faulthandler
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
@@ -20,7 +19,6 @@ def processes() -> Iterator[Processes]:
 
 @pytest.fixture(params=["memory", "sockets"])
 async def bed(request: pytest.FixtureRequest) -> AsyncIterator[Bed]:
-    faulthandler.dump_traceback_later(120, exit=True)  # in memory no limit of asyncio's ends a test that hangs
     if request.param == "memory":
         async with memory_tree() as tree:
             yield MemoryBed(tree)
@@ -29,4 +27,3 @@ async def bed(request: pytest.FixtureRequest) -> AsyncIterator[Bed]:
         await sockets.whole()
         yield sockets
         await sockets.close()
-    faulthandler.cancel_dump_traceback_later()

@@ -1,7 +1,6 @@
 """Fixtures of the system tests: trees of real processes that are gone when the test is over."""
 
 import contextlib
-import faulthandler
 import tempfile
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -15,7 +14,6 @@ from tree import Grow, Tree
 @pytest.fixture
 async def grow() -> AsyncIterator[Grow]:
     """A function that starts a tree (see Tree) and returns it when every node sees every node."""
-    faulthandler.dump_traceback_later(150, exit=True)
     async with contextlib.AsyncExitStack() as stack:
 
         async def start(spec: str, **options: Any) -> Tree:
@@ -23,7 +21,6 @@ async def grow() -> AsyncIterator[Grow]:
             return await stack.enter_async_context(Tree(spec, Path(folder), **options))
 
         yield start
-    faulthandler.cancel_dump_traceback_later()
 
 
 @pytest.fixture(scope="session")

@@ -208,7 +208,7 @@ def test_rounds_follow_a_container_to_its_end(boxes):
     assert first.full
     assert first.source == "kernel"
     assert set(first.samples) == {idle[:12], busy[:12]}
-    assert first.samples[busy[:12]].cpu > 1
+    assert first.samples[busy[:12]].cpu > 0
     assert first.samples[idle[:12]].pids == 1
     changed = rounds(statistics, running, lambda events: events)[0]
     assert not changed.full
@@ -242,11 +242,11 @@ def test_a_paused_container_uses_nothing(boxes):
     box = boxes.run("while :; do :; done", cpu_period=100_000, cpu_quota=20_000)
     statistics, running = Statistics("n1"), boxes.running(box)
     statistics.begin()
-    assert rounds(statistics, running, of(box)).cpu > 1
+    assert rounds(statistics, running, of(box)).cpu > 0
     wait("it is paused", lambda: paused(boxes.engine, box), LIMIT_S)
     rounds(statistics, running, lambda events: (now := of(box)(events)) and now.cpu == 0)
     boxes.engine.unpause(box)
-    rounds(statistics, running, lambda events: (now := of(box)(events)) and now.cpu > 1)
+    rounds(statistics, running, lambda events: (now := of(box)(events)) and now.cpu > 0)
     statistics.end()
 
 
@@ -259,7 +259,7 @@ def test_a_restarted_container_is_read_anew(boxes):
     boxes.engine.restart(box, timeout=0)
     running = boxes.running(box)
     again = rounds(statistics, running, of(box))
-    assert 1 < again.cpu < 100
+    assert 0 < again.cpu < 100
     (event,) = asyncio.run(statistics.sample_now(running))
     assert set(event.samples) == {box[:12]}
     assert event.gone == ()
@@ -274,7 +274,7 @@ async def test_a_sample_can_be_asked_for_at_any_time(boxes):
     answers = await asyncio.gather(*(statistics.sample_now(running) for _ in range(20)))
     for (event,) in answers:
         assert event.full
-        assert event.samples[box[:12]].cpu > 1
+        assert event.samples[box[:12]].cpu > 0
     assert statistics.counts().readings == 2
     assert open_files() == held
 
@@ -328,7 +328,7 @@ async def test_the_engine_is_asked_where_the_kernel_is_silent(engine, boxes):
         now_s += 1
         events = statistics.round(running, {box: reading_of(engine.stats(box, stream=False))})
     assert events[-1].source == "engine"
-    assert events[-1].samples[box[:12]].cpu > 1
+    assert events[-1].samples[box[:12]].cpu > 0
 
     async def ask(ids):
         return {one: reading_of(engine.stats(one, stream=False)) for one in ids}

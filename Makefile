@@ -41,9 +41,9 @@ test-long: setup tools
 tools:
 	@command -v npm >/dev/null || $(APT) nodejs npm  # for the client in JavaScript
 	@PATH=$$PATH:/usr/sbin:/sbin which linux.uml modprobe ip ipvsadm iptables-legacy nft dockerd busybox openssl \
-		mmdebstrap ssh-agent >/dev/null || \
+		mmdebstrap ssh-agent chromium >/dev/null || \
 		$(APT) user-mode-linux kmod iproute2 ipvsadm iptables nftables docker.io busybox-static openssl \
-		mmdebstrap openssh-client
+		mmdebstrap openssh-client chromium
 
 lint: setup
 	$(BIN)/ruff check

@@ -25,7 +25,7 @@ _RULES: Final[tuple[Column, ...]] = (
     {"id": "state", "title": "State", "kind": "state", "width": "110px"},
     {"id": "when", "title": "When", "width": "minmax(140px, 2fr)", "line": 2, "label": False, "dim": True},
     {"id": "to", "title": "Tells", "width": "minmax(100px, 1.4fr)", "line": 0, "dim": True},
-    {"id": "acts", "title": "", "kind": "actions", "width": "70px"},
+    {"id": "acts", "title": "Do", "kind": "actions", "width": "70px", "sort": False},
 )
 _TOLD: Final[tuple[Column, ...]] = (
     {"id": "to", "title": "To", "width": "minmax(140px, 1fr)"},

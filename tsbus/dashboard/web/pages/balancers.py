@@ -26,7 +26,7 @@ _COLUMNS: Final[tuple[Column, ...]] = (
     {"id": "connections", "title": "Connections", "kind": "count", "width": "90px", "end": True, "line": 0},
     {"id": "rate", "title": "New", "kind": "each", "width": "70px", "end": True, "line": 2},
     {"id": "bytes", "title": "Out", "kind": "rate", "width": "90px", "end": True, "line": 0},
-    {"id": "acts", "title": "", "kind": "actions", "width": "80px", "sort": False},
+    {"id": "acts", "title": "Do", "kind": "actions", "width": "80px", "sort": False},
 )
 _TROUBLE: Final[tuple[Column, ...]] = ({"id": "text"}, {"id": "mend", "dim": True, "line": 2})
 _CHECKS: Final[dict[str, tones.Tone]] = {"ok": "ok", "fail": "bad", "warn": "warn", "unknown": "off"}

@@ -76,16 +76,14 @@ def build(page: Page, target: str = "", command: str = "") -> None:
         with text("form", classes="form") as form:
             with text("label"):
                 text("span", "On")
-                text("input", classes="field", name="target", value=target, placeholder="node[1-3], @web, *",
+                text("input", classes="field", name="target", **{"^value": target}, placeholder="node[1-3], @web, *",
                              autocomplete="off", spellcheck="false")  # fmt: skip
             with text("label", classes="long"):
                 text("span", "Program and arguments; no shell has a part in it")
-                text("input", classes="field mono", name="command", value=command, placeholder="df -h /",
+                text("input", classes="field mono", name="command", **{"^value": command}, placeholder="df -h /",
                             autocomplete="off", spellcheck="false")  # fmt: skip
             go = text("button", "Run", "btn primary", type="submit")
-        said = text(
-            "p", f"Running a program takes the role operate: {refused}." if refused else "", "said", role="status"
-        )
+        said = text("p", f"Not possible: {refused}." if refused else "", "said", role="status")
     if refused:
         go._props.update({"aria-disabled": "true", "title": refused})
     empty = "What the program writes is shown here, nodes that wrote the same put together."

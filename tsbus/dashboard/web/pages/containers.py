@@ -81,9 +81,7 @@ def table(page: Page, node: str = "") -> None:
     """Add the list of containers, of all nodes or of one."""
     columns = [column for column in _COLUMNS if not (node and column["id"] == "node")]
     empty = "No container is here yet: treescale container run IMAGE starts one."
-    part = Table(
-        "Containers", columns, title="Containers", empty=empty, filter="Filter: name, image, state:unhealthy …"
-    )
+    part = Table("Containers", columns, title="Containers", empty=empty, filter="image, state:unhealthy …")
     page.painter.show(part, _of_node if node else rows, *((node,) if node else ()))
 
 

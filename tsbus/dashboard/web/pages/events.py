@@ -2,8 +2,12 @@
 
 import asyncio
 import json
+from collections.abc import Iterator
 from typing import Any, Final
 
+import msgspec
+
+from tsbus.core.body import body_json
 from tsbus.dashboard.eventlog import EventLog
 from tsbus.dashboard.state import Model
 from tsbus.dashboard.views import EventRecord
@@ -13,6 +17,7 @@ from tsbus.dashboard.web.pages.parts import Column, Table, button, text
 from tsbus.dashboard.web.pages.sheets import Row, cut
 from tsbus.errors import BusError
 
+DOWNLOAD: Final = "/events.jsonl"
 SHOWN: Final = 500
 """Of what came before the page was opened."""
 _COLUMNS: Final[tuple[Column, ...]] = (
@@ -87,6 +92,13 @@ class Drawing:
         return {"add": rows[::-1]} if rows else None
 
 
+def download(log: EventLog) -> Iterator[bytes]:
+    """Return all events that are kept as lines of JSON, the oldest first."""
+    for event in list(log):
+        facts = {"time_ms": event.time_ms, "topic": event.topic, "node": event.node, "who": event.who}
+        yield msgspec.json.encode(facts | body_json(event.body)) + b"\n"
+
+
 def find(log: EventLog, number: str) -> EventRecord | None:
     """Return the event of a row, if it is still kept."""
     if not number.isdigit() or int(number) < log.first:
@@ -136,11 +148,11 @@ def build(page: Page, topic: str = "") -> None:
 
     with table:
         toggle = button("Pause", pause, "small")
-        text("a", "Download", "btn small", href="/events.jsonl", download="events.jsonl")
+        text("a", "Download", "btn small", href=DOWNLOAD, download="events.jsonl")
     with text("form", classes="form inline", method="get", action="/events"):
         with text("label"):
             text("span", "Listen to more topics")
-            text("input", classes="field", name="topic", value=topic, placeholder="orders.*", maxlength="200")
+            text("input", classes="field", name="topic", **{"^value": topic}, placeholder="orders.*", maxlength="200")
         text("button", "Listen", "btn", type="submit")
         said = text("p", f"Listening to {topic} while this page is open." if topic else "", "dim", role="status")
     if topic:

@@ -11,8 +11,9 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, Final
 
-from nicegui import ui
+from nicegui import app, ui
 from starlette.requests import Request
+from starlette.responses import Response, StreamingResponse
 
 from tsbus.dashboard.state import Model
 from tsbus.dashboard.web.gate import SIGN_IN, SIGN_OUT, visitor_of
@@ -63,13 +64,20 @@ def install(site: Site) -> None:
     def frame(request: Request) -> None:
         _frame(Page(site, painter, visitor_of(request)))
 
+    @app.get(events.DOWNLOAD, include_in_schema=False)
+    def download() -> Response:
+        return StreamingResponse(events.download(site.feed.model.events), media_type="application/jsonl")
+
+    # A bar of Quasar's over every request of the page says nothing here: figures come over the socket.
+    app.config.quasar_config["loadingBar"]["skipHijack"] = True
     for path in _SCREENS:
         ui.page(path, title="TreeScale", dark=None, language="en-US")(frame)
 
 
 def _frame(page: Page) -> None:
     ui.add_head_html(f'<link rel="stylesheet" href="{html.escape(_STYLE)}">')
-    with ui.element("header").classes("top"):
+    # The page itself is Quasar's <main>, so the header is put beside it.
+    with ui.context.client.layout, ui.element("header").classes("top") as header:
         with text("a", classes="brand", href="/", **{"aria-label": "TreeScale, to the tree"}):
             with ui.element("svg").props('viewBox="0 0 24 24" aria-hidden="true"'):
                 ui.element("path")._props["d"] = _LOGO
@@ -80,8 +88,9 @@ def _frame(page: Page) -> None:
         with text("div", classes="me"):
             page.painter.draw(Standing(), _standing)
             _person(page)
-    with ui.element("main").classes("screen"):
-        ui.sub_pages({path: _screen(page, build) for path, build in _SCREENS.items()})
+    header.move(target_index=0)
+    headings = dict(_NAV)  # the other screens have their own: the name of what they show
+    ui.sub_pages({path: _screen(page, build, headings.get(path, "")) for path, build in _SCREENS.items()})
     router = ui.context.client.sub_pages_router
     router.on_path_changed(partial(_mark, links))
     _mark(links, router.current_path)
@@ -98,11 +107,13 @@ def _person(page: Page) -> None:
         text("a", "Sign in", href=SIGN_IN, target="_self", onclick="event.stopPropagation()")
 
 
-def _screen(page: Page, build: Callable[..., None]) -> Callable[..., None]:
+def _screen(page: Page, build: Callable[..., None], heading: str) -> Callable[..., None]:
     """Return `build` with the page, within a screen of its own; sub pages look at its parameters."""
 
     def show(**arguments: Any) -> None:
         with page.show():
+            if heading:
+                text("h1", heading, "sr")
             build(page, **arguments)
 
     parameters = list(inspect.signature(build).parameters.values())[1:]

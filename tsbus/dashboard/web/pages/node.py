@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from nicegui import ui
 
 from tsbus.dashboard.state import Model
+from tsbus.dashboard.views import NodeView
 from tsbus.dashboard.web.pages import balancers, bus, containers, events, tones, tree
 from tsbus.dashboard.web.pages.figures import Span, graphs, spans
 from tsbus.dashboard.web.pages.page import Page, missing
@@ -15,13 +16,19 @@ _GRAPHS = (("CPU of the machine", "percent", ("cpu",)), ("Memory of its containe
 
 
 def facts(model: Model, now_ms: int, name: str) -> Iterator[Fact]:
-    """Return what is known of a node."""
+    """Return what is known of a node; of a lost one in grey."""
     node = model.nodes.get(name)
     if node is None:
         return
+    for fact in _facts(model, node):
+        fact.tone = "lost" if node.state == "lost" else fact.tone
+        yield fact
+
+
+def _facts(model: Model, node: NodeView) -> Iterator[Fact]:
     engine, router = node.engine, node.router
     yield Fact("state", "State", "state", tones.of_node(node), note=node.cause if node.state != "up" else "")
-    seen = model.heard_ms.get(name) or node.since_ms
+    seen = model.heard_ms.get(node.name) or node.since_ms
     yield Fact("since", "Last seen" if node.state == "lost" else "Link since", "age",
                (seen if node.state == "lost" else node.since_ms) or None)  # fmt: skip
     home = f"home: {node.home}" if node.adopted else ""

@@ -31,7 +31,7 @@ class Screen(ui.element):
     def __init__(self) -> None:
         super().__init__("div")
         self.ends = ExitStack()
-        self.classes("stack")
+        self.classes("screen")
 
     def _handle_delete(self) -> None:
         self.ends.close()
@@ -63,7 +63,9 @@ class Page:
         """Why this visitor may change nothing; empty if he may."""
         try:
             self.visitor.must_operate()
-        except (NotAllowed, SessionEnded) as error:
+        except NotAllowed as error:
+            return f"{error}; {error.mend}"
+        except SessionEnded as error:
             return str(error)
         return ""
 

@@ -60,13 +60,13 @@ export default {
         label: { show: true, formatter: word.replaceAll("{", "("), color: colour(tone), fontSize: 10, position: "insideEndTop" },
       }));
       if (limit && top >= limit) {
-        const label = { formatter: `limit ${words(limit)}`, color: colour("warn"), fontSize: 10, position: "insideStartTop" };
+        const label = { formatter: `limit ${words(limit)}`, color: colour("warn"), fontSize: 10, position: "insideStartBottom" };
         markLines.push({ yAxis: limit, lineStyle: { color: colour("warn"), type: "dashed" }, label });
       }
       this.chart.setOption(
         {
           animation: false,
-          grid: { left: 58, right: 8, top: 8, bottom: 22 },
+          grid: { left: 58, right: 8, top: 10, bottom: 22 },
           textStyle: text,
           xAxis: {
             type: "time",
@@ -96,7 +96,9 @@ export default {
             name,
             data,
             type: "line",
-            showSymbol: false,
+            showSymbol: data.filter(([, value]) => value !== null).length < 3,
+            symbol: "circle",
+            symbolSize: 4,
             connectNulls: false,
             lineStyle: { width: 1.5, color: colours[index] },
             itemStyle: { color: colours[index] },

@@ -13,7 +13,7 @@ const KEPT = 2000;
 export default {
   mixins: [part],
   template: `
-    <section v-show="!quiet || total" class="table" :class="{narrow, tree, feed, bare: !headed}" :aria-label="label">
+    <section v-show="!quiet || total" class="table" :class="{narrow, tree, feed, bare: !headed, hollow: !total && !words}" :aria-label="label">
       <header v-if="title || filter" class="bar">
         <h2 v-if="title">{{ title }}</h2><span class="total" v-if="title">{{ total }}</span>
         <button v-if="feed && held" class="btn small" @click="release">{{ held }} new</button>
@@ -28,7 +28,7 @@ export default {
                :aria-sort="sort === column.id ? (down ? 'descending' : 'ascending') : undefined">
             <button v-if="!tree && !feed && column.title && column.sort !== false" @click="sortBy(column)">
               {{ column.title }}<i aria-hidden="true">{{ sort === column.id ? (down ? "↓" : "↑") : "" }}</i></button>
-            <span v-else>{{ column.title }}</span></div>
+            <span v-else :class="{sr: column.kind === 'actions'}">{{ column.title }}</span></div>
         </div></div>
         <div role="rowgroup" class="body" ref="body"></div>
       </div>

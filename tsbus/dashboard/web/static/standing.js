@@ -5,6 +5,7 @@ import "treescale/keys.js";
 import { part } from "treescale/parts.js";
 
 const QUIET_MS = 4000;
+const ASK_MS = 2000;
 
 export default {
   mixins: [part],
@@ -36,16 +37,29 @@ export default {
   },
   watch: {
     text(text) {
-      document.body.classList.toggle("dimmed", Boolean(text));
+      document.body.classList.toggle("stale", Boolean(text));
     },
   },
   mounted() {
     this.timer = setInterval(() => (this.at = Date.now()), 1000);
+    const nav = document.querySelector(".nav");
+    const show = () => nav.querySelector("[aria-current]")?.scrollIntoView({ block: "nearest", inline: "nearest" });
+    new MutationObserver(show).observe(nav, { subtree: true, attributeFilter: ["aria-current"] });
+    show();
+    this.$nextTick(() => window.socket.on("disconnect", this.ask));
   },
   unmounted() {
     clearInterval(this.timer);
   },
   methods: {
+    /** The server is away, or it does not let us in any more: then it is time to sign in. */
+    async ask() {
+      while (!window.socket.connected) {
+        const answer = await fetch(location.href).catch(() => null);
+        if (answer?.status === 401) location.reload();
+        await new Promise((done) => setTimeout(done, ASK_MS));
+      }
+    },
     /** Said at least every two seconds: that it is said is the news. */
     put({ now: server_ms, lost_ms, why }) {
       setClock(server_ms);

@@ -1,0 +1,228 @@
+"""A real browser for tests: Debian's Chromium without a window, spoken to in its own DevTools protocol.
+
+One process serves all tests of a module; each takes a `Tab` with cookies and a cache of its own. What the page writes
+to the console as an error, and every exception in it, is kept in `Tab.errors`.
+"""
+
+import base64
+import contextlib
+import json
+import os
+import shutil
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from websockets.sync.client import connect
+
+LIMIT_S = 30.0
+TRIES = 5
+FLAGS = (
+    "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run", "--hide-scrollbars",
+    "--disable-background-networking", "--disable-component-update", "--disable-sync", "--force-color-profile=srgb",
+    "--remote-debugging-port=0", "--no-proxy-server",
+)  # fmt: skip
+CALM = "new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))"
+"""Resolves when what was done before is painted."""
+
+_PLACE = """(async () => {
+  const one = [...document.querySelectorAll(%s)].find((one) => one.checkVisibility());
+  one?.scrollIntoView({block: "center"});
+  const middle = () => {
+    const box = one.getBoundingClientRect();
+    return [box.x + box.width / 2, box.y + box.height / 2];
+  };
+  const before = one && middle();
+  await new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)));
+  const [x, y] = one ? middle() : [];
+  return one && before[0] === x && before[1] === y && one.contains(document.elementFromPoint(x, y)) ? [x, y] : null;
+})()"""
+"""Where an element is, if it rests there and nothing covers it."""
+
+
+class Browser:
+    """A Chromium process."""
+
+    def __init__(self) -> None:
+        self._profile = tempfile.TemporaryDirectory(prefix="ts-browser-", ignore_cleanup_errors=True)
+        # The wrapper /usr/bin/chromium asks the machine many things first; the program behind it is enough.
+        program = "/usr/lib/chromium/chromium" if Path("/usr/lib/chromium/chromium").exists() else "chromium"
+        argv = [shutil.which(program) or program, *FLAGS, f"--user-data-dir={self._profile.name}", "about:blank"]
+        self._log = tempfile.TemporaryFile("w+")  # noqa: SIM115  (it is open as long as the browser)
+        self.process = subprocess.Popen(argv, stdout=self._log, stderr=self._log, start_new_session=True)
+        self._stack = contextlib.ExitStack()
+        self._socket = self._stack.enter_context(connect(self._address(), max_size=None, compression=None, proxy=None))
+        self._number = 0
+        self._tabs: dict[str, Tab] = {}
+
+    def _address(self) -> str:
+        deadline = time.monotonic() + LIMIT_S
+        port_file = Path(self._profile.name) / "DevToolsActivePort"
+        while not (port_file.exists() and port_file.read_text().count("\n")):
+            if self.process.poll() is not None or time.monotonic() > deadline:
+                self._log.seek(0)
+                raise AssertionError(f"the browser did not start: {self._log.read()[-2000:]}")
+            time.sleep(0.02)
+        port, path = port_file.read_text().splitlines()[:2]
+        return f"ws://127.0.0.1:{port}{path}"
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stack.close()
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, 9)
+        self.process.wait()
+        self._log.close()
+        self._profile.cleanup()
+
+    def cpu_s(self) -> float:
+        """CPU seconds that the browser and its children have taken."""
+        ticks = 0
+        for stat in Path("/proc").glob("[0-9]*/stat"):
+            with contextlib.suppress(OSError):
+                fields = stat.read_text().rpartition(")")[2].split()
+                if int(fields[2]) == self.process.pid:
+                    ticks += int(fields[11]) + int(fields[12])
+        return ticks / os.sysconf("SC_CLK_TCK")
+
+    def call(self, method: str, session: str = "", **params: Any) -> Any:
+        """Send a command and return its result; events that come meanwhile go to their tabs."""
+        self._number += 1
+        number = self._number
+        message = {"id": number, "method": method, "params": params}
+        self._socket.send(json.dumps(message | ({"sessionId": session} if session else {})))
+        while True:
+            answer = json.loads(self._socket.recv(timeout=LIMIT_S))
+            if answer.get("id") == number:
+                assert "error" not in answer, f"{method}: {answer['error']}"
+                return answer["result"]
+            if (tab := self._tabs.get(answer.get("sessionId", ""))) is not None:
+                tab.happened(answer["method"], answer["params"])
+
+    @contextlib.contextmanager
+    def tab(self, width: int = 1400, height: int = 900, dark: bool = False) -> Iterator["Tab"]:
+        """Open a page with nothing remembered."""
+        context = self.call("Target.createBrowserContext")["browserContextId"]
+        target = self.call("Target.createTarget", url="about:blank", browserContextId=context)["targetId"]
+        session = self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
+        tab = self._tabs[session] = Tab(self, session)
+        try:
+            for domain in ("Page", "Runtime", "Log", "Network"):
+                tab.call(f"{domain}.enable")
+            tab.look(width, height, dark)
+            yield tab
+        finally:
+            del self._tabs[session]
+            self.call("Target.disposeBrowserContext", browserContextId=context)
+
+
+class Tab:
+    """One page."""
+
+    def __init__(self, browser: Browser, session: str) -> None:
+        self._browser, self._session = browser, session
+        self.errors: list[str] = []
+        self.fetched: list[str] = []
+        """Addresses that the page asked for."""
+        self._disturbed = False
+        """Requests were given up because a device came or went: other tests make some."""
+
+    def call(self, method: str, **params: Any) -> Any:
+        """Send a command of the DevTools protocol."""
+        return self._browser.call(method, self._session, **params)
+
+    def happened(self, event: str, params: Any) -> None:
+        """Take an event."""
+        if event == "Runtime.exceptionThrown":
+            details = params["exceptionDetails"]
+            self.errors.append(details.get("exception", {}).get("description", details["text"]))
+        elif event == "Runtime.consoleAPICalled" and params["type"] in ("error", "assert"):
+            self.errors.append(" ".join(str(one.get("value", one.get("description"))) for one in params["args"]))
+        elif event == "Log.entryAdded" and "ERR_NETWORK_CHANGED" in params["entry"]["text"]:
+            self._disturbed = True
+        elif event == "Log.entryAdded" and params["entry"]["level"] == "error":
+            self.errors.append(f"{params['entry']['text']} {params['entry'].get('url', '')}")
+        elif event == "Network.requestWillBeSent":
+            self.fetched.append(params["request"]["url"])
+
+    def look(self, width: int, height: int = 900, dark: bool = False) -> None:
+        """Set the size of the page and whether the system is dark."""
+        self.call("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=False)
+        scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
+        motion = {"name": "prefers-reduced-motion", "value": "reduce"}
+        self.call("Emulation.setEmulatedMedia", features=[scheme, motion])
+
+    def go(self, url: str) -> None:
+        """Load a page; wait until its document is there, with all that it loads."""
+        for _ in range(TRIES):
+            self._disturbed = False
+            failed = self.call("Page.navigate", url=url).get("errorText")
+            assert not failed, f"{url}: {failed}"
+            self.wait("the document", "document.readyState === 'complete'")
+            if not self._disturbed:
+                return
+
+    def js(self, expression: str) -> Any:
+        """Return what an expression, or the promise that it is, comes to."""
+        answer = self.call("Runtime.evaluate", expression=expression, awaitPromise=True, returnByValue=True)
+        assert "exceptionDetails" not in answer, f"{expression}: {answer['exceptionDetails']}"
+        return answer["result"].get("value")
+
+    def wait(self, what: str, expression: str, limit_s: float = LIMIT_S) -> Any:
+        """Wait until an expression is true, and return it; `what` says in a failure what did not come."""
+        deadline = time.monotonic() + limit_s
+        while True:
+            try:
+                value = self.js(expression)
+            except AssertionError as error:  # the document that it asked is gone
+                value, why = None, str(error)
+            else:
+                why = ""
+            if value:
+                return value
+            if time.monotonic() > deadline:
+                body = self.js("document.body.innerText.slice(0, 2000)")
+                raise AssertionError(f"this did not come: {what} {why}\nerrors: {self.errors}\npage: {body}")
+            time.sleep(0.03)
+
+    def text(self) -> str:
+        """Return what can be read on the page."""
+        return str(self.js("document.body.innerText"))
+
+    def shows(self, words: str) -> None:
+        """Wait until the page shows these words."""
+        self.wait(words, f"document.body.innerText.includes({json.dumps(words)})")
+
+    def click(self, selector: str) -> None:
+        """Click with the mouse in the middle of the first visible element that fits, once it is there and rests."""
+        x, y = self.wait(f"{selector} to click", _PLACE % json.dumps(selector))
+        for kind in ("mousePressed", "mouseReleased"):
+            self.call("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", clickCount=1)
+
+    def press(self, *keys: str) -> None:
+        """Press keys, one after the other: `j`, `Enter`, `Escape`."""
+        codes = {"Enter": 13, "Escape": 27, "ArrowDown": 40, "ArrowUp": 38, "Tab": 9}
+        for key in keys:
+            extra = {"text": "\r" if key == "Enter" else key} if len(key) == 1 or key == "Enter" else {}
+            code = codes.get(key, ord(key[0].upper()))
+            self.call("Input.dispatchKeyEvent", type="keyDown", key=key, windowsVirtualKeyCode=code, **extra)
+            self.call("Input.dispatchKeyEvent", type="keyUp", key=key, windowsVirtualKeyCode=code)
+
+    def type(self, words: str) -> None:
+        """Type into the element that has the focus."""
+        self.call("Input.insertText", text=words)
+
+    def screenshot(self, path: Path) -> None:
+        """Keep what is in sight as a PNG file."""
+        self.js(CALM)
+        data = self.call("Page.captureScreenshot", format="png")["data"]
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(base64.b64decode(data))

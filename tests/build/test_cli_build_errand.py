@@ -44,6 +44,8 @@ def test_all_problems_of_both_files_are_told_at_once(files):
     (files / "treescale.toml").write_text('[servers.root]\nip = "192.0.2.9"\nservice_port = 0\nchilds = ["nobody"]\n')
     said = refused()
     assert "treescale.toml:3:1: error" in said and "treescale.toml:4:11: error" in said
+    (files / "console.toml").write_text("ssh = 7\n")
+    assert "console.toml:1:" in refused()
     (files / "console.toml").write_text("[ssh.root]\nport = 0\n")
     said = refused()
     assert "host: is missing" in said and "port: is out of range" in said

@@ -118,8 +118,10 @@ class Errand:
             problems += more
         elif console is not None:
             raise Fault(f"{self.console_file} is a tree: give --console the file that tells how to log in", Code.USAGE)
-        # Of a server without an entry its plan tells, if it is meant.
-        found = [each for each in problems if each.severity != "info" and each.path != "ssh"]
+        # Of a server without an entry (a warning at ssh) its plan tells, if it is meant.
+        found = [
+            each for each in problems if each.severity == "error" or (each.severity == "warning" and each.path != "ssh")
+        ]
         if not isinstance(console, Console) or not isinstance(tree, Tree):
             raise ConfigError(found)
         _warn(found)

@@ -3,7 +3,7 @@
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Final
 
-from tsbus.balancer.life import State
+from tsbus.balancer.life import IN_TABLE, State
 from tsbus.balancer.report import Event, Problem, Report, ServerReport
 from tsbus.balancer.table import Address, Counts, Destination, Entry
 from tsbus.config import Balancer
@@ -23,7 +23,6 @@ from tsbus.lb_records import (
 
 MAX_SERVERS: Final = 1000
 """Servers of one piece of an answer: 300 bytes each, of the megabyte that a piece may have."""
-_IN_TABLE: Final = (State.ACTIVE, State.OUT, State.DRAINING, State.KEPT)
 
 
 def server(one: ServerReport, now: float) -> ServerRecord:
@@ -54,7 +53,7 @@ def summary(balancer: Balancer, backend: str, report: Report, state: str, proble
         name=balancer.name, addresses=_addresses(balancer), protocol=balancer.protocol, alg=balancer.alg,
         backend=backend, state=state, problems=sum(not each.note for each in problems),
         active=sum(each.state is State.ACTIVE and each.weight > 0 for each in report.servers),
-        servers=sum(each.state in _IN_TABLE for each in report.servers),
+        servers=sum(each.state in IN_TABLE for each in report.servers),
     )  # fmt: skip
 
 
@@ -78,7 +77,7 @@ def details(
 def traffic(balancer: Balancer, report: Report, entry: Entry | None) -> BalancerTraffic:
     """Return what the kernel has counted for a balancer: sums, and each server; zeros when it has none."""
     found: Mapping[Address, tuple[Destination, Counts]] = entry.destinations if entry else {}
-    known = {each.address: each for each in report.servers if each.state in _IN_TABLE}
+    known = {each.address: each for each in report.servers if each.state in IN_TABLE}
     servers = tuple(_traffic(each, counts, known.get(address)) for address, (each, counts) in found.items())
     names = [name for name in Traffic.__struct_fields__ if name not in ("id", "name", "ip", "port")]
     sums = {name: sum(getattr(each, name) for each in servers) for name in names}

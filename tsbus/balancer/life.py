@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from tsbus.balancer.table import Address
 
@@ -16,6 +16,10 @@ class State(StrEnum):
     DRAINING = "draining"
     REMOVED = "removed"
     KEPT = "kept"
+
+
+IN_TABLE: Final = (State.ACTIVE, State.OUT, State.DRAINING, State.KEPT)
+"""The kernel has a server in these states."""
 
 
 class Kind(StrEnum):
@@ -83,7 +87,7 @@ class Server:
     @property
     def in_table(self) -> bool:
         """Whether the kernel has it."""
-        return self.state in (State.ACTIVE, State.OUT, State.DRAINING, State.KEPT)
+        return self.state in IN_TABLE
 
     def follow(self, wish: Wish, now: float) -> None:
         """Go to the state that the wish asks for."""

@@ -6,7 +6,7 @@ from pathlib import Path
 
 sys.path.append(str(Path(__file__).parent))
 
-from live import besiege
+from siege import besiege
 
 if __name__ == "__main__":
     given = [int(text) for text in sys.argv[1:]]

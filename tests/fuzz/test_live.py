@@ -1,6 +1,6 @@
 """A living router under a storm of hostile frames from workers, operators, a parent and a child."""
 
-from live import SHARES, besiege
+from siege import SHARES, besiege
 
 FRAMES = 200_000
 

@@ -26,7 +26,7 @@ LOCK_PACKAGES = """
 use Fcntl; open(my $file, ">>", "/var/lib/dpkg/lock-frontend") or die;
 my $all = pack("s s x4 q q i x4", F_WRLCK, 0, 0, 0, 0); fcntl($file, F_SETLK, $all) or die; sleep 600;
 """
-PROCESSES = "cat /proc/[0-9]*/cmdline /proc/[0-9]*/environ 2>/dev/null | tr '\\0' '\\n' | grep 'canar[y]'"
+PROCESSES = "cat /proc/[0-9]*/cmdline /proc/[0-9]*/environ 2>/dev/null | tr '\\0' '\\n' | grep 'canar[y]-pas'"
 MADE = "ls -d /opt/treescale /etc/treescale /var/lib/treescale 2>/dev/null"
 
 
@@ -190,7 +190,7 @@ def _keeps_secrets(site):
         if path.is_file():
             assert not [canary for canary in CANARIES if canary.encode() in path.read_bytes()], path
     where = "/etc /opt /run /root /home /var /tmp"
-    assert not "".join(site.each(f"grep -rlsI canary {where}"))
+    assert not "".join(site.each(f"grep -rlsF canary-pas {where}"))
     assert any(isinstance(each, Answered) for each in site.said)
     assert not any(canary in repr(each) for canary in CANARIES for each in site.everything)
 

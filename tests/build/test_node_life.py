@@ -73,8 +73,16 @@ class Node:
     def treescale(self, *words, check=True):
         return self.box.run(f"{PROGRAMS}/treescale {' '.join(words)}", check=check)
 
+    def supervisorctl(self, words):
+        return self.box.run(f"{PROGRAMS}/supervisorctl -c {SUPERVISOR} {words}")
+
     def pid(self, program):
-        return self.box.run(f"{PROGRAMS}/supervisorctl -c {SUPERVISOR} pid {program}")
+        return self.supervisorctl(f"pid {program}")
+
+    def pids(self):
+        """The process of each program, "0" where there is none."""
+        programs = ("router", "executor", "docker", "balancer", "events")
+        return dict(zip(programs, self.supervisorctl(f"pid {' '.join(programs)}").split(), strict=True))
 
     def status(self, program):
         """What the kernel says of a program: names in /proc/PID/status -> words."""
@@ -205,15 +213,34 @@ def test_a_worker_that_cannot_be_is_told(node, words, text):
     assert node.box.run("ls /etc/treescale/conf.d") == ""
 
 
-def test_a_new_tree_is_followed_without_a_restart(node):
-    """The router goes on, the others start anew; the password of supervisord stays."""
-    before, password = node.pid("router"), node.box.run(f"grep ^password {SUPERVISOR}")
-    node.texts = {**node.texts, CONFIG: node.texts[CONFIG].replace('current_node = "a"', 'current_node = "a"\n')}
+def test_a_new_tree_ends_nothing_that_it_does_not_concern(node):
+    """Only who reads what is new starts anew, and who was stopped by hand stays so; supervisord's password stays."""
+    before, password = node.pids(), node.box.run(f"grep ^password {SUPERVISOR}")
+    node.supervisorctl("stop docker")
+    node.texts = {
+        CONFIG: node.texts[CONFIG].replace('address = "10.9.9.9:80"', 'address = "10.9.9.9:81"'),
+        SUPERVISOR: node.texts[SUPERVISOR].replace("docker.log\n", "engine.log\n"),
+    }
     reports = node.do(config_step(node.texts), activate_step("reload", node.release))
     assert states(reports) == ["changed", "changed"]
-    assert node.pid("router") == before
+    after = node.pids()
+    assert {name for name in before if before[name] != after[name]} == {"balancer", "docker"}
+    assert after["docker"] == "0"
     assert node.box.run(f"grep ^password {SUPERVISOR}") == password
-    assert not in_box(node.box, "/var/lib/treescale/pending").exists()
+    assert node.box.run("ls /var/lib/treescale") == "manifest.json"
+
+
+def test_where_it_is_not_known_what_was_read_all_that_run_start_anew(node):
+    """A build that wrote a tree and was cut off, and one with another tree: a service may have read either."""
+    before, text = node.pids(), node.texts[CONFIG]
+    for max_jobs in (7, 8):
+        node.texts = {**node.texts, CONFIG: text + f"[servers.a.executor]\nmax_jobs = {max_jobs}\n"}
+        node.do(config_step(node.texts))
+    assert states(node.do(activate_step("reload", node.release))) == ["changed"]
+    after = node.pids()
+    assert {name for name in before if before[name] != after[name]} == {"executor", "balancer"}
+    assert after["docker"] == "0"
+    node.supervisorctl("start docker")
 
 
 def test_a_release_whose_router_does_not_run_is_left_again(node):
@@ -237,13 +264,28 @@ def test_the_same_code_is_the_same_release_wherever_it_runs(node):
 
 
 def test_a_release_has_all_that_its_modules_import(node):
-    """Every module can be loaded on a node but the console's SSH, whose packages are left out."""
+    """Every module can be loaded on a node but those that need the console's SSH or the dashboard's extra."""
     program = (
         "import importlib, pkgutil, tsbus\n"
-        "for each in pkgutil.walk_packages(tsbus.__path__, \"tsbus.\", onerror=lambda _: None):\n"
-        "    if not each.name.startswith(\"tsbus.build.\"): importlib.import_module(each.name)\n"
-    )  # fmt: skip
-    assert node.box.run(f"{PROGRAMS}/python -c '{program}'") == ""
+        'for each in pkgutil.walk_packages(tsbus.__path__, "tsbus.", onerror=lambda _: None):\n'
+        "    try: importlib.import_module(each.name)\n"
+        '    except ImportError as error: print(each.name.split(".")[1], error.name)\n'
+    )
+    missing = set(node.box.run(f"{PROGRAMS}/python -c '{program}'").splitlines())
+    extra = {"nicegui", "fastapi", "starlette", "uvicorn", "prometheus_client"}
+    assert {"build paramiko"} < missing <= {"build paramiko", *(f"dashboard {each}" for each in extra)}
+
+
+def test_a_node_is_no_console(node):
+    """Its release builds nothing and says in a line what is missing; help and completion of the build are there."""
+    for words in ("", "status", "unlock", "upgrade --yes", "add b"):
+        assert node.treescale("build", words, check=False) == (
+            "treescale: this machine is no console, paramiko is not installed; "
+            "build from one, or make one of it: pip install paramiko"
+        )
+    assert "new key pairs" in node.treescale("build rotate-keys --help")
+    complete = "COMP_WORDS='treescale build r' COMP_CWORD=2 _TREESCALE_COMPLETE=bash_complete"
+    assert "plain,rotate-keys" in node.box.run(f"{complete} {PROGRAMS}/treescale")
 
 
 def test_systemd_finds_nothing_wrong_with_the_unit(node):

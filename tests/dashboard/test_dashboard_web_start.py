@@ -19,7 +19,7 @@ from tsbus.cli.main import cli
 from tsbus.config import Alert, Dashboard
 from tsbus.dashboard.main import Misconfigured, NotReady, Wanted, prepare
 from tsbus.dashboard.users import Role, User, Users, UsersFile
-from tsbus.dashboard.web.server import END_S
+from tsbus.dashboard.web.server import END_S, listen
 
 TREESCALE = (sys.executable, "-c", "from tsbus.cli.main import main; main()")
 BARE = Dashboard(host="127.0.0.1", port=0)
@@ -88,6 +88,16 @@ def test_a_place_that_cannot_be_listened_at(tmp_path):
     UsersFile(tmp_path / "dashboard-users.json").write(Users().with_user("a", Role.VIEW, "long enough"))
     words = refusal(tmp_path, kind=NotReady, host="192.0.2.1", certificate=ours[0], key=ours[1])
     assert words.startswith("cannot listen at 192.0.2.1:0: Cannot assign requested address")
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "::"])
+def test_connections_send_at_once(host):
+    """No part of an answer waits for the acknowledgement of the one before, and `::` is for IPv4 as well."""
+    listener = listen(replace(BARE, host=host))
+    with listener.socket, socket.create_connection(("127.0.0.1", listener.port)):
+        accepted, _ = listener.socket.accept()
+        with accepted:
+            assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
 
 
 @pytest.mark.parametrize(

@@ -355,6 +355,8 @@ def test_what_is_not_there_is_told_in_the_same_form(served):
 def test_a_body_is_bounded(served):
     """A body that says it is too long is not read, and one that does not say it is read only so far."""
     served.post("/api/v1/publish", b"x", Content_Length=str((1 << 20) + 1)).refusal(413)
+    form = {"name": "alice", "password": "x" * (16 << 10)}
+    ask("/sign-in", "POST", form=form).refusal(413)
     argv = ["curl", "-s", "-o", "/dev/null", "-w", "%{http_code}", "-H", "Transfer-Encoding: chunked",
             "-H", f"Authorization: Bearer {served.tokens['operate']}", "-T", "-", "-X", "POST"]  # fmt: skip
     sent = subprocess.run([*argv, f"{URL}/api/v1/publish"], input=b"x" * (2 << 20), stdout=subprocess.PIPE, check=False)

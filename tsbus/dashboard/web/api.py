@@ -46,7 +46,7 @@ from tsbus.dashboard.web.stream import Streams, left
 from tsbus.errors import BufferFull, ConnectionLost, PayloadTooLarge, Refused, UnknownTarget
 from tsbus.filters import Filter, FilterError
 
-MAX_ASKING: Final = 32
+MAX_ASKING: Final = 16
 """Requests that wait for answers of the bus at the same time."""
 MAX_ANSWERS: Final = 8 << 20
 """Bytes of all answers to one request."""

@@ -21,6 +21,8 @@ from tsbus.dashboard.web.errors import Refusal
 from tsbus.dashboard.web.hosts import Hosts
 
 MAX_BODY: Final = 1 << 20
+MAX_FORM: Final = 16 << 10
+"""Of the forms: anybody may send one."""
 CSRF_HEADER: Final = "x-csrf-token"
 SIGN_IN: Final = "/sign-in"
 SIGN_OUT: Final = "/sign-out"
@@ -90,7 +92,8 @@ class Gate:
             else:
                 await refusal.response()(scope, receive, send)
             return
-        await self.app(scope, _while_in(visitor, receive, send) if is_socket else _bounded(receive), send)
+        receive = _while_in(visitor, receive, send) if is_socket else _bounded(receive, _limit(scope["path"]))
+        await self.app(scope, receive, send)
 
     # Who may pass.
 
@@ -102,8 +105,9 @@ class Gate:
             raise Refusal(HTTPStatus.BAD_REQUEST, "this dashboard is not known by that name", mend)
         if path.startswith(SOCKET) == bool(method):
             raise Refusal(HTTPStatus.NOT_FOUND, "the pages' web socket is at /_nicegui_ws/, and nothing else is")
-        if (length := request.headers.get("content-length", "0")).isdigit() and int(length) > MAX_BODY:
-            raise _too_long()
+        limit, length = _limit(path), request.headers.get("content-length", "0")
+        if length.isdecimal() and int(length) > limit:
+            raise _too_long(limit)
         kind, _, token = request.headers.get("authorization", "").partition(" ")
         is_bearer = kind.lower() == "bearer"
         visitor = self._door.visitor(request.cookies.get(self._cookie, ""), token if is_bearer else None)
@@ -170,11 +174,15 @@ def _wanted(request: HTTPConnection) -> str:
     return request.url.path + (f"?{query}" if query else "")
 
 
-def _too_long() -> Refusal:
-    return Refusal(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"a body of more than {MAX_BODY} bytes", "send less")
+def _limit(path: str) -> int:
+    return MAX_FORM if path in (SIGN_IN, SIGN_OUT) else MAX_BODY
 
 
-def _bounded(receive: Receive) -> Receive:
+def _too_long(limit: int) -> Refusal:
+    return Refusal(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"a body of more than {limit} bytes", "send less")
+
+
+def _bounded(receive: Receive, limit: int) -> Receive:
     """Count what comes: a body may come without its length."""
     received = 0
 
@@ -182,9 +190,9 @@ def _bounded(receive: Receive) -> Receive:
         nonlocal received
         message = await receive()
         received += len(message.get("body", b""))
-        if received > MAX_BODY:
+        if received > limit:
             # Of the framework's own kind: it takes any other for a body that it could not read.
-            raise HTTPException(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, str(_too_long()))
+            raise HTTPException(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, str(_too_long(limit)))
         return message
 
     return bounded

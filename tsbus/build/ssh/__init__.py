@@ -8,6 +8,14 @@ transport.py makes connections, authentication.py logs in, dialogue.py says what
 mean (pure), session.py puts them together; client_config.py reads ~/.ssh/config.
 """
 
+from tsbus.build import NotAConsole
+
+try:
+    import paramiko  # noqa: F401
+except ModuleNotFoundError as error:
+    mend = "build from one, or make one of it: pip install paramiko"
+    raise NotAConsole(f"this machine is no console, {error.name} is not installed; {mend}", name=error.name) from error
+
 from tsbus.build.ssh.client_config import client_config
 from tsbus.build.ssh.exchange import Outcome
 from tsbus.build.ssh.session import Session

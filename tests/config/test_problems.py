@@ -142,6 +142,22 @@ TOML_CASES = {
         't.toml:8:1: error: servers.b.service_port: 10.0.0.1:8888 is already the endpoint of "node1"; '
         "give it another ip or service_port",
     ),
+    "key of another server": (
+        NODE + f"public_key = '{KEY}'\nchilds = ['b']\n"
+        f"[servers.b]\nip = '10.0.0.2'\nservice_port = 8888\nother_public_key = '{KEY}'",
+        't.toml:10:1: error: servers.b.other_public_key: is already the key of server "node1"; '
+        "give each a key pair of its own (treescale keys new FILE)",
+    ),
+    "key of a server and a person": (
+        NODE + f"public_key = '{KEY}'\n[operators.al]\npublic_key = '{KEY}'",
+        't.toml:7:1: error: operators.al.public_key: is already the key of server "node1"; '
+        "give each a key pair of its own (treescale keys new FILE)",
+    ),
+    "key of two people": (
+        NODE + f"[operators.al]\npublic_key = '{KEY}'\n[operators.bo]\npublic_key = '{KEY}'",
+        't.toml:8:1: error: operators.bo.public_key: is already the key of operator "al"; '
+        "give each a key pair of its own (treescale keys new FILE)",
+    ),
     "scheduler": (
         NODE + "[balancers]\naddress = '10.0.0.1:80'\nalg = 'wrrr'",
         't.toml:7:1: error: servers.node1.balancers.alg: "wrrr" is not known; did you mean "wrr"?',

@@ -27,7 +27,7 @@ from tsbus.config import (
 from tsbus.config.forms import PROTOCOLS, SCHEDULERS
 from tsbus.core.roles import Role
 
-KEY = "rq:rM>}U?@Lns47E1%kR.o@n%FcmmsL/@{H8]yf7"
+KEYS = [f"{number:05}" * 8 for number in range(1, 99)]
 names = st.from_regex(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,9}", fullmatch=True)
 words = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=12)
 printable = st.text(st.characters(exclude_categories=["C", "Z"]), min_size=1, max_size=9)
@@ -114,17 +114,18 @@ def trees(draw):
             service_port=draw(ports),
             tags=tuple(draw(st.lists(names, max_size=2))),
             childs=tuple(childs[name]),
-            public_key=draw(st.sampled_from(["", KEY])),
+            public_key=draw(st.sampled_from(["", KEYS[place]])),
             balancers=one,
             policy=draw(st.none() | policies),
             executor=draw(st.none() | executors),
             docker=draw(st.none() | dockers),
             handlers=draw(handlers),
         )
+    people = draw(st.dictionaries(names, roles, max_size=2)).items()
     return Tree(
         servers=servers,
         current_node=draw(st.sampled_from(["", *order])),
-        operators=draw(named(Operator, public_key=st.just(KEY), role=roles)),
+        operators={name: Operator(name, key, role) for key, (name, role) in zip(reversed(KEYS), people, strict=False)},
         policy=draw(policies),
         executor=draw(executors),
         docker=draw(dockers),

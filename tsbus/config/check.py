@@ -26,6 +26,7 @@ def check_tree(tree: Tree, document: Document, *, strict: bool) -> None:
     parents = _check_parents(tree, document)
     _check_shape(tree, parents, document)
     _check_endpoints(tree, document)
+    _check_keys(tree, document)
     check_balancers(tree, document)
     _check_bus(tree.bus, document)
     _check_docker(tree, document)
@@ -110,6 +111,25 @@ def _check_endpoints(tree: Tree, document: Document) -> None:
             hint = "give it another ip or service_port"
             document.note("error", ("servers", server.name, "service_port"), message, hint)
         taken.setdefault(endpoint, server.name)
+
+
+def _check_keys(tree: Tree, document: Document) -> None:
+    """A router knows by the key alone who is there: two with the same one would be one to it."""
+    owners: dict[str, str] = {}
+    for table, name, key, value in _keys(tree):
+        owner = f"{table[:-1]} {quote(name)}"
+        if value and owners.setdefault(value, owner) != owner:
+            hint = "give each a key pair of its own (treescale keys new FILE)"
+            document.note("error", (table, name, key), f"is already the key of {owners[value]}", hint)
+
+
+def _keys(tree: Tree) -> Iterator[tuple[str, str, str, str]]:
+    """Yield table, name, key and value of each public key."""
+    for name, server in tree.servers.items():
+        yield "servers", name, "public_key", server.public_key
+        yield "servers", name, "other_public_key", server.other_public_key
+    for name, operator in tree.operators.items():
+        yield "operators", name, "public_key", operator.public_key
 
 
 def _check_docker(tree: Tree, document: Document) -> None:

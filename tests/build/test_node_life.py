@@ -73,8 +73,8 @@ class Node:
     def treescale(self, *words, check=True):
         return self.box.run(f"{PROGRAMS}/treescale {' '.join(words)}", check=check)
 
-    def supervisorctl(self, words):
-        return self.box.run(f"{PROGRAMS}/supervisorctl -c {SUPERVISOR} {words}")
+    def supervisorctl(self, words, check=True):
+        return self.box.run(f"{PROGRAMS}/supervisorctl -c {SUPERVISOR} {words}", check=check)
 
     def pid(self, program):
         return self.supervisorctl(f"pid {program}")
@@ -82,7 +82,7 @@ class Node:
     def pids(self):
         """The process of each program, "0" where there is none."""
         programs = ("router", "executor", "docker", "balancer", "events")
-        return dict(zip(programs, self.supervisorctl(f"pid {' '.join(programs)}").split(), strict=True))
+        return dict(zip(programs, self.supervisorctl(f"pid {' '.join(programs)}", check=False).split(), strict=True))
 
     def status(self, program):
         """What the kernel says of a program: names in /proc/PID/status -> words."""

@@ -45,6 +45,8 @@ SCRIPT_S: Final = 900.0
 UP_S: Final = 60.0
 """How long a router may take until it answers."""
 DOWN_S: Final = 60.0
+FOLLOW_S: Final = 180.0
+"""Each of a node's programs is given 15 s to end."""
 MAX_OUTPUT: Final = 1 << 20
 """Bytes of a script's output that are passed on."""
 MAX_SAID: Final = 64 << 20
@@ -68,6 +70,8 @@ NEW_STATE: Final = STATE.with_name(f".{STATE.name}.new")
 OLD_STATE: Final = STATE.with_name(f".{STATE.name}.old")
 PENDING: Final = STATE / "pending"
 """Says what the processes have not been told yet: `reload` or `restart`."""
+READ: Final = STATE / "read.toml"
+"""While something is pending: the copy of the tree that the processes have read. Not there when that is not known."""
 LOGS: Final = Path("/var/log/treescale")
 RUN: Final = Path("/run/treescale")
 CONTROL: Final = RUN / "ctl"
@@ -599,21 +603,8 @@ def wait(limit_s: float, condition: Callable[[], bool]) -> bool:
 
 
 def follow() -> None:
-    """Let the running processes follow new files; the router keeps its links."""
-    ((added, changed, removed),) = ask("reloadConfig")
-    for group in (*removed, *changed):
-        ask("stopProcessGroup", group)
-        ask("removeProcessGroup", group)
-    for group in (*changed, *added):
-        ask("addProcessGroup", group)
-    there = states().keys() - {*changed, *added}
-    if "router" in there:
-        ask("signalProcess", "router", "HUP")
-    # These read the tree when they start.
-    for program in ("executor", "docker", "balancer"):
-        if program in there:
-            ask("stopProcess", program)
-            ask("startProcess", program, False)
+    """Let the running processes follow new files: the release knows who reads what in them."""
+    run(CURRENT / "bin" / "python", "-I", "-m", "tsbus.supervision.following", READ, limit_s=FOLLOW_S)
 
 
 class Boot:
@@ -897,6 +888,8 @@ class Installer:
             self._manifest.path(path)
             if not path.exists() or path.read_text(errors="replace") != text:
                 self._pending("reload")
+                if path == CONFIG and READ.exists() and READ.read_bytes() != CONFIG.read_bytes():
+                    READ.unlink()  # whoever has died since then has read the one in between
             changed |= write(path, text.encode(), *rights(wanted))
         return changed, {}
 
@@ -945,6 +938,7 @@ class Installer:
                 raise Failed(f"{words_of(error)['error']}; it is back to {before or 'what it was'}") from error
             raise
         self._clear_balancer(after=states())
+        READ.unlink(missing_ok=True)  # first: it must not be there when something else is pending
         PENDING.unlink(missing_ok=True)
         return True, {"programs": states()}
 
@@ -997,7 +991,7 @@ class Installer:
             self.script({"script": data["script"]})
         for each in made:
             if each["what"] == "path" and each["path"] == str(STATE):
-                for left in (*STATE.glob("bundle-*.part"), PENDING, beside(MANIFEST)):
+                for left in (*STATE.glob("bundle-*.part"), READ, PENDING, beside(MANIFEST)):
                     left.unlink(missing_ok=True)
                 if each["before"] is None:
                     STATE.rename(OLD_STATE)
@@ -1009,6 +1003,8 @@ class Installer:
 
     def _pending(self, how: str) -> None:
         """Write down, before it is so, that the processes have something to be told."""
+        if CONFIG.exists() and not PENDING.exists():
+            write(READ, CONFIG.read_bytes(), 0o600)
         if not PENDING.exists() or PENDING.read_text() != "restart":
             write(PENDING, how.encode(), 0o644)
 

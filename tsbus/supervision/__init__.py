@@ -3,7 +3,7 @@
 conf.py writes its configuration and states.py reads its events (both pure); control.py talks to it, local.py prepares
 and starts the nodes of a tree file on this machine (`treescale up`), workers.py adds programs of the user's own.
 listener.py puts process events on the bus, and in the same process node.py takes a new tree from it: incoming.py, which
-is pure, says whether, and who has to know.
+is pure, says whether, and who has to know. following.py does the same for files that a build has written.
 """
 
 

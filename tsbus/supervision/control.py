@@ -109,14 +109,18 @@ class Supervisord:
             words = " ".join(said.split()) or f"exit {starting.returncode}"
             raise SupervisionError(f"supervisord did not start with {self._files.conf}: {words}")
 
-    def follow_conf(self) -> None:
-        """Take over a changed supervisord.conf or conf.d: start, restart and remove programs, leave the others."""
+    def follow_conf(self) -> set[str]:
+        """Take over a changed supervisord.conf or conf.d: start, restart and remove programs, leave the others.
+
+        Returns the programs that have started.
+        """
         ((added, changed, removed),) = self._ask("reloadConfig")
         for group in [*removed, *changed]:
             self._ask("stopProcessGroup", group)
             self._ask("removeProcessGroup", group)
         for group in [*changed, *added]:
             self._ask("addProcessGroup", group)
+        return {*changed, *added}
 
     def follow_tree(self, programs: Collection[str] = ("router", *READERS)) -> None:
         """Let `programs` take over a changed tree: the router keeps its links while it reads it, others start anew.
@@ -129,6 +133,11 @@ class Supervisord:
         for program in sorted(there.intersection(READERS)):
             self._ask("stopProcess", program)
             self._ask("startProcess", program, False)
+
+    def stop(self, programs: Collection[str]) -> None:
+        """End programs; supervisord does not start them again by itself."""
+        for program in sorted(programs):
+            self._ask("stopProcessGroup", program)
 
     def start_idle(self) -> bool:
         """Start the programs that are stopped or given up. Returns whether there were any."""

@@ -12,7 +12,7 @@ import platform
 import stat
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Final
@@ -21,7 +21,7 @@ import tsbus
 from tsbus import log
 from tsbus.audit import AuditError, AuditLog
 from tsbus.calls import Request
-from tsbus.config import ConfigError, Tree, load, loads
+from tsbus.config import ConfigError, Tree, loads
 from tsbus.copies import digest, supervisor_digest
 from tsbus.core.body import BodyError
 from tsbus.core.message import PROTOCOL
@@ -30,7 +30,8 @@ from tsbus.errors import CommandError, RefusedError
 from tsbus.supervision import SupervisionError
 from tsbus.supervision.conf import SERVER_FILES, SERVER_PROGRAMS, SERVER_STATE, NodeFiles
 from tsbus.supervision.control import READERS, Supervisord
-from tsbus.supervision.incoming import Incoming, check, restarts, text_of
+from tsbus.supervision.following import outdated
+from tsbus.supervision.incoming import Incoming, check, text_of
 from tsbus.supervision.local import write
 from tsbus.transport import TransportError, next_key, public_of, read_secret
 from tsbus.worker import Worker
@@ -112,7 +113,7 @@ class NodeService:
         config = self._files.config
         before = _text(config)
         if before != incoming.text:
-            outdated = self._outdated(incoming.tree)
+            told = outdated(config, incoming.tree)
             found = config.stat()
             if not self._pending():
                 write(self._state / "pending", FOLLOWS, 0o644)
@@ -121,7 +122,7 @@ class NodeService:
             except OSError:
                 self._nothing_new()
                 raise
-            self._owed |= {"router", *outdated}
+            self._owed |= {"router", *told}
         self._settle_key(incoming.tree)
         return {
             "changed": before != incoming.text,
@@ -129,13 +130,6 @@ class NodeService:
             "after": digest(incoming.text),
             "tells": {name: "reload" if name == "router" else "restart" for name in sorted(self._owed)},
         }
-
-    def _outdated(self, tree: Tree) -> Sequence[str]:
-        """Return the services that must start anew to follow a tree."""
-        try:
-            return restarts(load(self._files.config), tree, tree.current_node)
-        except ConfigError:  # it is not known what they have read
-            return READERS
 
     def _settle_key(self, tree: Tree) -> None:
         """Let the next key be the key, once the tree knows no other of this node any more."""

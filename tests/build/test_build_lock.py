@@ -98,6 +98,17 @@ def test_a_lost_connection_keeps_it(desk, server, session, monkeypatch):
         assert lock.is_ours
 
 
+def test_it_is_given_back_when_its_connection_was_just_cut(desk, server, session):
+    """A run that ends before the lock's connection is made anew leaves no lock behind."""
+    way = {"host": "127.0.0.1", "host_key": server.host_key}
+    with cutter(server) as proxy, locking(desk, server, ME, port=proxy.port, **way) as lock:
+        assert lock.take() is None
+        proxy.cut()
+        desk.shared.cancelled.set()
+        lock.release()
+        assert server.run(f"test -e {PLACE} || echo free", check=False) == "free"
+
+
 def test_a_holder_that_hears_nothing(desk, server, session, monkeypatch):
     """When nothing comes back any more, it does not count on the lock after the time in which it may go stale."""
     monkeypatch.setattr("tsbus.build.lock.BEAT_S", 0.1)

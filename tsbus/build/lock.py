@@ -30,7 +30,8 @@ STALE_S: Final = 120.0
 _HELD: Final = 73
 """Exit status: somebody else has it."""
 _MAX_WORD: Final = 200
-_GOODBYE_S: Final = 1.0
+_GOODBYE_S: Final = 5.0
+"""How long giving it back may take: that is a moment, where the connection has to be made anew a little more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,7 +147,8 @@ class Lock:
         self._shared.cancelled.set()
 
     def _keep(self) -> None:
-        while not self._released.is_set():
+        last = False
+        while True:
             try:
                 with Session(self._login, self._shared) as session:
                     outcome = session.run(
@@ -155,25 +157,23 @@ class Lock:
                     )  # fmt: skip
                     if outcome.status not in (0, _HELD):
                         raise session.trouble(
-                            Failure(
-                                "lock",
-                                self._login.place,
-                                status=outcome.status,
-                                output=outcome.shown,
-                                command=f"make {PLACE}",
-                            )
-                        )
+                            Failure("lock", self._login.place, status=outcome.status, output=outcome.shown,
+                                    command=f"make {PLACE}")
+                        )  # fmt: skip
             except Cancelled:
                 return
             except ServerTrouble as error:
                 if not self._has:
                     self._answers.put(error)
+                if not self._has or last:
                     return
-                if self._released.wait(BEAT_S / 4):  # the connection was lost: come back before it is stale
-                    return
+                # The connection was lost: come back before it is stale, be it to give it back.
+                last = self._released.wait(BEAT_S / 4)
             else:
                 if outcome.status == _HELD:
                     self._held_by(_parse(outcome.out))
+                    return
+                if self._released.is_set():
                     return
 
     def _held_by(self, holder: Holder) -> None:

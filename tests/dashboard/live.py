@@ -269,6 +269,8 @@ class Balancing:
             self.asked.append((verb, body))
             self.persons.append(call.person)
             named = [place for place in places for name in body["servers"] if name in (place, places[place][1].id)]
+            if not named and body.get("if_here"):
+                return None
             if not named:
                 raise CommandError(f"no server {body['servers']} here")
             for place in named:

@@ -183,7 +183,7 @@ def test_a_lost_node_keeps_its_figures():
     after = by_key(tree.rows(told, NOW + 14_000))["a1"]
     assert after.cells[3:6] == before.cells[3:6]
     assert after.cells[1] == ("lost", "lost")
-    assert after.cells[6] == (NOW, "last seen ")
+    assert after.cells[6] == (NOW + 14_000, "last seen ")
     assert (before.tone, after.tone) == ("", "lost")
     assert by_key(containers.rows(told, NOW))[f"a1/{short(1)}"].tone == "lost"
 

@@ -244,6 +244,23 @@ def test_the_log_flows_while_it_is_looked_at(site: Site, browser: Browser) -> No
         site.until("nobody follows the log", lambda: not place.followed)
 
 
+def test_stop_and_start(site: Site, browser: Browser) -> None:
+    """A container is stopped and started after a question with its name, and the page follows what it is."""
+    with signed_in(browser, site, path=short(site, "edge", "cron-1")) as tab:
+        visible = "[...document.querySelectorAll('.actions .btn')].filter((one) => one.checkVisibility())"
+        for verb, after in (("Stop", "Start"), ("Start", "Restart,Stop")):
+            tab.wait(verb, f"{visible}.map((one) => one.innerText).join().includes('{verb}')")
+            tab.js(f"{visible}.find((one) => one.innerText === '{verb}').click()")
+            tab.shows(f"{verb} cron-1 on edge?")
+            tab.click(".dialog .ends .btn:last-child")
+            tab.wait(after, f"{visible}.map((one) => one.innerText).join() === '{after}'")
+            tab.wait("it is done", "document.querySelectorAll('.dialog .ends .btn:not(.hidden)').length === 1")
+            tab.click(".dialog .ends .btn")
+            tab.wait("the dialog is gone", "!document.querySelector('.dialog')")
+        tab.js("scrollTo(0, document.body.scrollHeight)")
+        tab.shows("died")
+
+
 def test_run_a_program(site: Site, browser: Browser) -> None:
     """A program runs after a question that names it and the nodes; who wrote the same is shown together."""
     with signed_in(browser, site, path="/commands") as tab:

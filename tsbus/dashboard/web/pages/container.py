@@ -137,8 +137,10 @@ def build(page: Page, node: str, short: str) -> None:
             text("a", node, href=f"/node/{node}")
         text("span", view.id, "dim mono")
         with text("div", classes="actions"):
-            _actions(page, view)
-    page.painter.show(Facts(f"Container {view.name}"), facts, node, view.id)
+            buttons = _actions(page, view)
+    known = Facts(f"Container {view.name}")
+    page.painter.show(known, facts, node, view.id)
+    page.painter.draw(known, lambda model, _: _offer(buttons, model.containers.get(node, {}).get(view.id)))
     span = Span()
     with ui.element("section"):
         with text("div", classes="bar"):
@@ -152,7 +154,8 @@ def build(page: Page, node: str, short: str) -> None:
     page.painter.show(table, marks, node, view.id)
 
 
-def _actions(page: Page, view: ContainerView) -> None:
+def _actions(page: Page, view: ContainerView) -> dict[str, ui.element]:
+    """Add the buttons, by what they do."""
     refused, actions = page.refused, page.site.actions
     where = f"{view.name} on {view.node}"
 
@@ -174,11 +177,15 @@ def _actions(page: Page, view: ContainerView) -> None:
             lambda person, _: actions.start(person, view.node, view.record.id),
         )  # fmt: skip
 
-    if view.record.state in ("running", "restarting", "paused"):
-        button("Restart", restart, refused=refused)
-        button("Stop", stop, refused=refused)
-    else:
-        button("Start", start, refused=refused)
+    acts = {"Restart": restart, "Stop": stop, "Start": start}
+    return {verb: button(verb, act, refused=refused) for verb, act in acts.items()}
+
+
+def _offer(buttons: dict[str, ui.element], view: ContainerView | None) -> None:
+    """Show the buttons that make sense for a container as it is now."""
+    runs = view is not None and view.record.state in ("running", "restarting", "paused")
+    for verb, made in buttons.items():
+        made.set_visibility(view is not None and (verb == "Start") != runs)
 
 
 def _log(page: Page, view: ContainerView) -> None:

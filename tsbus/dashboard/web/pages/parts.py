@@ -59,7 +59,6 @@ class Table(Part, component="../static/livetable.js"):
         feed: bool = False,
         quiet: bool = False,
         headed: bool = False,
-        order: str = "",
         on_act: Callable[[str, str], Any] | None = None,
     ) -> None:
         """`filter`: placeholder of its field, which is left out without; `quiet`: nothing is there while it is empty;
@@ -68,7 +67,7 @@ class Table(Part, component="../static/livetable.js"):
         `on_act` gets a row's key and the name of its button, or `open` for a row that leads nowhere by itself.
         """
         super().__init__()
-        self._props.update(label=label, columns=list(columns), title=title, empty=empty, filter=filter, order=order)
+        self._props.update(label=label, columns=list(columns), title=title, empty=empty, filter=filter)
         self._props.update(tree=tree, feed=feed, quiet=quiet, headed=headed or bool(title))
         if on_act is not None:
 

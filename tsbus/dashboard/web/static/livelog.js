@@ -17,8 +17,11 @@ export default {
         <button class="btn small" :aria-pressed="String(!follows)" @click="toggle">{{ follows ? "Pause" : "Follow" }}</button>
         <slot></slot>
       </header>
-      <div class="lines" :class="{grows}" ref="lines" role="log" :aria-label="label" tabindex="0" @scroll.passive="scrolled"></div>
-      <p v-show="!total" class="empty">{{ empty }}</p>
+      <div class="box">
+        <div class="lines" :class="{grows}" ref="lines" role="log" :aria-label="label" tabindex="0"
+             @scroll.passive="scrolled"></div>
+        <p v-show="!total" class="empty">{{ empty }}</p>
+      </div>
     </section>`,
   props: { label: String, empty: String, grows: Boolean },
   data() {

@@ -44,7 +44,6 @@ export default {
     feed: Boolean,
     quiet: Boolean,
     headed: Boolean,
-    order: String,
   },
   data() {
     return { narrow: false, total: 0, words: "", sort: "", down: false, held: 0 };
@@ -65,7 +64,7 @@ export default {
     this.current = null;
     const query = new URLSearchParams(location.search);
     if (this.filter) this.words = query.get("q") ?? "";
-    const order = query.get("sort") ?? this.order ?? "";
+    const order = query.get("sort") ?? "";
     this.down = order.startsWith("-");
     this.sort = order.replace(/^-/, "");
   },

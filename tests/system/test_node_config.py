@@ -2,6 +2,7 @@
 
 import os
 import signal
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,12 +11,13 @@ from waiting import wait
 
 import tsbus
 from tsbus import connect_blocking
-from tsbus.config import dump, load
+from tsbus.config import Server, dump, load, loads
 from tsbus.copies import Copies, digest, own_copy
 from tsbus.supervision.control import pids_of
 from tsbus.transport import new_keypair, next_key, public_of, read_secret
 
 CHILDREN = {"a": ["b"], "b": []}
+NODES = ",".join(CHILDREN)
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +41,7 @@ def shared(tree):
     return Copies(load(tree.files("a").config), {}).shared
 
 
-def send(bus, text, to="*"):
+def send(bus, text, to=NODES):
     """Send a tree as a person does, and return what each node answered."""
     result = bus.call(to, "node.config", text)
     assert result.complete, result.explain()
@@ -53,15 +55,15 @@ def tagged(text, tag):
 
 def follows(tree, bus, text):
     """Wait until all nodes and their routers follow a tree, with nothing left to do."""
+    copies = {name: own_copy(text, name) for name in CHILDREN}
+    wanted = {name: (digest(copy), "", loads(copy).version) for name, copy in copies.items()}
 
     def so():
-        facts, stats = bus.call("*", "node.facts").values(), bus.call("*", "router.stats").values()
-        return set(facts) == set(stats) == set(CHILDREN) and all(
-            facts[name]["config"] == digest(own_copy(text, name))
-            and not facts[name]["pending"]
-            and stats[name]["config"] == load(tree.files(name).config).version
-            for name in CHILDREN
-        )
+        facts, stats = bus.call(NODES, "node.facts").values(), bus.call(NODES, "router.stats").values()
+        return wanted == {
+            name: (facts[name]["config"], facts[name]["pending"], stats[name]["config"])
+            for name in facts.keys() & stats.keys()
+        }
 
     wait("all follow", so)
 
@@ -113,6 +115,26 @@ def test_who_reads_what_changed_starts_anew(tree, bus):
     follows(tree, bus, old)
 
 
+def test_a_tree_of_a_thousand_servers_goes_through_one_call(tree, bus):
+    """Both nodes take it and follow, and nobody starts anew: what their services read is the same."""
+    old, now = shared(tree), load(tree.files("a").config)
+    names = [*CHILDREN, *(f"n{number}" for number in range(1000 - len(CHILDREN)))]
+    # Each has the next ten below it that have no parent yet.
+    servers = {
+        name: replace(
+            now.servers.get(name) or Server(name, f"127.9.{place // 250}.{place % 250}", 9),
+            childs=tuple(names[10 * place + 1 : 10 * place + 11]),
+        )
+        for place, name in enumerate(names)
+    }
+    new = Copies(replace(now, servers=servers), {}).shared
+    assert [told["tells"] for told in send(bus, new).values()] == [{"router": "reload"}] * len(CHILDREN)
+    follows(tree, bus, new)
+    assert len(bus.call_one("b", "router.status")["nodes"]) == 1000
+    send(bus, old)
+    follows(tree, bus, old)
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [
@@ -134,7 +156,7 @@ def test_a_tree_that_would_do_harm_is_refused(tree, bus, change, words):
 
 
 def load_text(text):
-    return tsbus.config.loads(own_copy(text, "a"))
+    return loads(own_copy(text, "a"))
 
 
 def test_a_damaged_text_is_refused(bus, tree):

@@ -51,9 +51,10 @@ class Painter:
     async def run(self) -> None:
         """Draw until cancelled."""
         while True:
-            await self._feed.wait_change(self._feed.model.revision, IDLE_S)
+            drawn = self._feed.model.revision
             self.turn(unix_ms())
             await asyncio.sleep(PAUSE_S)
+            await self._feed.wait_change(drawn, IDLE_S)
 
     def turn(self, now_ms: int) -> None:
         """Draw once what is different now."""

@@ -334,6 +334,21 @@ def test_a_node_takes_a_tree_from_the_bus(node):
     assert node.pid("router") == router
 
 
+def test_a_full_disk_leaves_the_tree_that_is_there(node):
+    """Where there is no room for a new tree the answer says so; the old one is in place, and nothing is pending."""
+    text = in_box(node.box, CONFIG).read_text()
+    node.box.run("cp -a /etc/treescale /tmp/etc && mount -t tmpfs -o size=64k,mode=755 none /etc/treescale && "
+                 "cp -a /tmp/etc/. /etc/treescale && rm -r /tmp/etc && ls /etc/treescale > /tmp/before")  # fmt: skip
+    large = text.replace('current_node = "a"', 'current_node = "."') + "# more\n" * 20_000
+    in_box(node.box, "/tmp/tree.toml").write_text(large)
+    said = node.treescale("call . node.config --text - < /tmp/tree.toml", check=False)
+    assert "No space left on device" in said
+    assert in_box(node.box, CONFIG).read_text() == text
+    assert node.box.run("ls /etc/treescale | diff /tmp/before -") == ""
+    assert facts(node)["pending"] == ""
+    node.box.run("umount /etc/treescale; rm /tmp/tree.toml /tmp/before")
+
+
 def test_a_key_is_exchanged_for_the_next(node):
     """The next one is made beside it and told; trees that name both, and then it alone, put it in the other's place."""
     old = node.treescale("keys public /etc/treescale/node.key")

@@ -106,6 +106,23 @@ def test_processes_and_ports_are_told_apart_as_ours_and_others():
     assert os.getpid() not in found.ours
 
 
+def keys(told):
+    """The keys of what a probe told, in their order, one that is told several times once."""
+    return list(dict.fromkeys(line.partition("=")[0] for line in told.splitlines() if not line.startswith("#")))
+
+
+def test_what_was_written_by_hand_is_what_a_real_server_tells(desk, server, neighbour):
+    """A Debian 12 with and without systemd and Python tells the keys of the one written by hand, in their order."""
+    by_hand = [
+        key for key in keys(PROBES["debian-12"].read_text()) if key != "package" and not key.startswith("docker.")
+    ]
+    with desk.session(server) as one, desk.session(neighbour) as other:
+        assert keys(one.run(SCRIPT, stage="probe").out) == by_hand
+        assert keys(other.run(SCRIPT, stage="probe").out) == [
+            key for key in by_hand if key != "python" and not key.startswith("unit.")
+        ]
+
+
 # Where there is only busybox ------------------------------------------------------------------------------------------
 
 

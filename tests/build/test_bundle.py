@@ -1,7 +1,6 @@
 """Bundles: of what pip fetches, a wheelhouse or the cache, always the same; or one error for all that is lacking."""
 
 import configparser
-import fnmatch
 import hashlib
 import io
 import json
@@ -87,9 +86,11 @@ def test_what_is_not_code_is_package_data():
     """What a bundle has is what pip installs: every file of the package that is no module is in setup.cfg."""
     setup = configparser.ConfigParser()
     setup.read(ROOT / "setup.cfg")
-    data = {name: text.split(",") for name, text in setup.items("options.package_data")}
-    for path in (ROOT / "tsbus").rglob("*"):
-        if path.is_file() and path.suffix not in (".py", ".pyc") and not path.name.startswith("."):
-            package = ".".join(path.parent.relative_to(ROOT).parts)
-            patterns = [each.strip() for each in data.get(package, [])]
-            assert any(fnmatch.fnmatch(path.name, each) for each in patterns), f"{path} is not in package_data"
+    packed = {
+        path
+        for package, patterns in setup.items("options.package_data")
+        for pattern in patterns.split(",")
+        for path in ROOT.joinpath(*package.split(".")).glob(pattern.strip())
+    }
+    files = {path for path in (ROOT / "tsbus").rglob("*") if path.is_file() and not path.name.startswith(".")}
+    assert {path for path in files - packed if path.suffix not in (".py", ".pyc")} == set()

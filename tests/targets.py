@@ -324,6 +324,7 @@ def keep(number: int, folder: Path) -> None:
     """Run the engine until standard input ends."""
     print("here", flush=True)
     assert sys.stdin.readline() == "connected\n"
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
     threading.Thread(target=_interrupt_at_end, daemon=True).start()
     ip = ("ip", "link", "set")
     subprocess.run([*ip, "lo", "up"], check=True)

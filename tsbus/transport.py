@@ -632,8 +632,9 @@ class _Listener:
             conn.name = f"uid:{conn.uid}"
         self._by_id[identity] = conn
         self._ids[conn] = identity
-        with contextlib.suppress(OSError):  # it ended just now
-            self._inodes[conn] = os.fstat(descriptor).st_ino
+        if self.kind is ConnKind.TCP:
+            with contextlib.suppress(OSError):  # it ended just now
+                self._inodes[conn] = os.fstat(descriptor).st_ino
         self._transport._homes[conn] = self
         if not conn.name:
             _log.warning("key.refused", key=conn.key, hint="it was taken away after the handshake")
@@ -688,12 +689,17 @@ class _Listener:
         return list(self._ids)
 
     def close_one(self, conn: Conn) -> None:
-        """Do not hear a connection any more, and end it behind libzmq's back, which has no call for that (P9)."""
+        """Do not hear a connection any more; end it behind libzmq's back, which cannot (P9), if it is TCP.
+
+        A local one stays as it is: its socket would only connect again, and cost twice the memory.
+        """
         identity, inode = self._ids.pop(conn, None), self._inodes.pop(conn, None)
         self._transport._homes.pop(conn, None)
         if identity is None:
             return
         self._by_id[identity] = None
+        if inode is None:
+            return
         for descriptor in [each for each, owner in self._by_fd.items() if owner == identity]:
             with contextlib.suppress(OSError):
                 connection = tcp.socket(fileno=os.dup(descriptor))

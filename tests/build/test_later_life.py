@@ -62,10 +62,15 @@ def test_a_tree_changes_and_goes(site):
     _a_node_leaves(site, before["c"])
     outcome = site.build(Uninstall).outcome
     assert (outcome.exit_code, set(outcome.changed)) == (0, {"a", "b"})
-    assert [each.name for each in site.said if isinstance(each, Entered) and each.stage == "clean"] == ["b", "a"]
+    assert _entered(site, "clean") == ["b", "a"]
     for name, found in zip("abc", site.each(SNAPSHOT), strict=True):
         assert found.splitlines() == before[name].splitlines()
     assert site.build(Uninstall).outcome.changed == {}
+
+
+def _entered(site, stage):
+    """Return who entered a stage, in this order."""
+    return list(dict.fromkeys(each.name for each in site.said if isinstance(each, Entered) and each.stage == stage))
 
 
 def _survey(site):
@@ -128,8 +133,7 @@ def _a_release_comes(site):
     site.bundler = Changed(CACHE)
     outcome = site.build(Upgrade).outcome
     assert not outcome.failed and set(outcome.changed) == set(outcome.answered) == set("abc")
-    activated = [each.name for each in site.said if isinstance(each, Entered) and each.stage == "activate"]
-    assert list(dict.fromkeys(activated)) == ["b", "c", "a"]
+    assert _entered(site, "activate") == ["b", "c", "a"]
     assert {each.release for each in _survey(site).values()} == {site.bundler.release.name}
 
 

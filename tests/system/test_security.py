@@ -364,6 +364,18 @@ async def test_socket_is_not_for_everybody(grow: Grow) -> None:
     assert (tree.folder / "a/bus").stat().st_mode & 0o007 == 0
 
 
+async def test_a_newer_release_still_speaks_the_version_before(grow: Grow) -> None:
+    """A router and a worker that can do one version more are welcomed with the highest that both have."""
+    tree = await grow("a:b")
+    tree.kill("a")
+    with RawWorker(tree.bus("b")) as worker, RawParent(tree, "b", "a") as parent:
+        worker.local(Type.HELLO, wire.WorkerHello(versions=(1, 2), name="x", incarnation=1, window=1))
+        assert (await worker.wait(Type.WELCOME)).map()["version"] == 1
+        parent.hello(versions=(1, 2))
+        welcome = (await parent.wait(Type.WELCOME)).map()
+        assert (welcome["node"], tuple(welcome["versions"])) == ("b", (1, 1))
+
+
 async def test_wrong_version(grow: Grow) -> None:
     """A peer of another protocol version is told so, on the bus and on the service port."""
     tree = await grow("a:b")

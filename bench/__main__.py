@@ -30,6 +30,7 @@ CONTESTANTS = {
     "ours-container-events": "bench.ours_container_news:OursContainerEvents",
     "ours-container-list": "bench.ours_container_news:OursContainerList",
     "ours-ssh": "bench.ssh:OursSsh",
+    "ours-slow": "bench.ssh:OursSlow",
     "openssh": "bench.ssh:OpenSsh",
     "ours-build": "bench.provision:OursBuild",
     "pyinfra": "bench.provision:Pyinfra",

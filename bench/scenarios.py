@@ -295,6 +295,7 @@ SCENARIOS: dict[str, list[Scenario]] = {
     "balancer-floors": [balancing("what the hosts take for the smallest things", "floors", HOSTS)],
     "balancer-stop": [balancing("one of three containers stopped under load, five times", "stop", WAYS)],
     "ssh": [Scenario("40 servers: log in, probe, 4 MiB, a script", ("ours-ssh", "openssh"), promises, ())],
+    "slow-servers": [Scenario("200 slow servers at the same time", ("ours-slow",), promises, ())],
     "provision": [Scenario("8 servers made into nodes, twice", ("ours-build", "pyinfra", "ansible"), promises, ())],
     "statistics": [watchers("200 containers watched, 20 of them awake each second", awake=20)],
     "statistics-idle": [watchers("200 idle containers watched", awake=0)],

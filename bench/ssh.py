@@ -24,6 +24,7 @@ sys.path.insert(0, str(ROOT / "tests"))  # where a lab's own process looks for i
 from targets import Lab, Target
 
 SERVERS, TIMES = 4, 10
+SLOW, SLOWEST_S = 200, 20.0
 BUNDLE_BYTES = 4 << 20
 PROBE = (ROOT / "tsbus/build/probe.sh").read_text()
 PARALLEL = 8
@@ -99,6 +100,52 @@ class OursSsh(Console):
             failed = [news for news in runner.each(logins, job) if isinstance(news, Failed)]
         if failed:
             raise BenchError(str(failed[0].trouble))
+
+
+class OursSlow(OursSsh):
+    """200 servers at the same time, each of which takes its time for a script: at most SLOWEST_S."""
+
+    def measure(self) -> dict[str, float]:
+        lab = Lab()
+        try:
+            targets = [lab.target() for _ in range(SERVERS)]
+            with tempfile.TemporaryDirectory() as folder:
+                known = Path(folder, "known_hosts")
+                known.write_text("".join(target.known_host() for target in targets))
+                before, resident, begun = _cpu_s(), _resident_kib(), time.monotonic()
+                peak = self.wait_for(targets * (SLOW // SERVERS), lab.key, known)
+                taken = time.monotonic() - begun
+                return {
+                    "s in all": taken,
+                    "of the slowest": taken / SLOWEST_S,
+                    "CPU s / server": (_cpu_s() - before) / SLOW,
+                    "MiB / server": max(0, peak - resident) / 1024 / SLOW,
+                }
+        finally:
+            lab.stop()
+
+    def wait_for(self, targets: list[Target], key: Path, known: Path) -> int:
+        """Let each sleep; returns the most KiB of memory that was in use meanwhile."""
+        from tsbus.build.access import KeyFile, Login
+        from tsbus.build.runner import Failed, Runner
+        from tsbus.build.ssh import Session, Shared
+
+        logins = {
+            str(number): Login(str(number), target.ip, 22, "root", (KeyFile(key),), known_hosts=(known,))
+            for number, target in enumerate(targets)
+        }
+
+        def job(session: Session, _: object) -> None:
+            seconds = SLOWEST_S * (int(session.login.name) + 1) / SLOW
+            session.run(f"sleep {seconds:g}", stage="prepare", timeout_s=SLOWEST_S * 3)
+
+        peak = 0
+        with Runner(logins, Shared(), parallel=SLOW) as runner:
+            for news in runner.each(logins, job):
+                peak = max(peak, _resident_kib())
+                if isinstance(news, Failed):
+                    raise BenchError(str(news.trouble))
+        return peak
 
 
 class OpenSsh(Console):

@@ -11,6 +11,14 @@ from targets import Lab, Target
 from tsbus.build.ssh import Shared
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests on real servers take minutes: they are of the long ones."""
+    for item in items:
+        if "lab" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.long)
+
+
 @pytest.fixture(scope="session")
 def lab() -> Iterator[Lab]:
     """Where targets are made; its engine comes up in the background."""

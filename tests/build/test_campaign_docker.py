@@ -3,7 +3,6 @@
 import json
 from dataclasses import replace
 
-import pytest
 from sites import Site
 
 from tsbus.config import BuildSettings
@@ -11,7 +10,6 @@ from tsbus.config import BuildSettings
 TREESCALE = "/opt/treescale/current/bin/treescale"
 
 
-@pytest.mark.long
 def test_docker_is_installed_and_watched(lab, tmp_path):
     """A server without an engine gets the distribution's, which answers; its node watches it; and that is that."""
     target = lab.target()

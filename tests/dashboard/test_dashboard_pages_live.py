@@ -275,6 +275,7 @@ def test_run_a_program(site: Site, browser: Browser) -> None:
         tab.click(".dialog .ends .btn")
         assert tab.js("document.querySelector('.lines').innerText").count(EVIL) == 2
         assert tab.js("document.querySelector('[name=target]').value") == "*"
+        tab.wait("the question is gone", "!document.querySelector('.dialog')")  # it gives the focus back when it goes
         tab.js("document.querySelector('[name=target]').focus()")
         tab.type("x")
         tab.press("Enter")

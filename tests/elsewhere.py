@@ -30,7 +30,7 @@ import pytest
 
 LAB = Path(__file__).parent / "lab"
 LIMIT_S = 900
-BESIDE = {"browser": "browser", "dockerd": "engines", "engine": "engines", "lab": "engines"}
+BESIDE = {"browser": "aside", "sandboxed": "aside", "dockerd": "engines", "engine": "engines", "lab": "engines"}
 """Fixture -> the process of the modules that use it, in this order; of a module that uses several, the last counts.
 
 The lab and other engines are not used at the same time: on a machine with cgroup v1 each systemd of the lab mounts the

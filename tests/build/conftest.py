@@ -30,6 +30,11 @@ def lab() -> Iterator[Lab]:
 
 
 @pytest.fixture(scope="session")
+def sandboxed() -> None:
+    """Tests in a sandbox of this machine's files wait a lot: by this they run beside the others (elsewhere.py)."""
+
+
+@pytest.fixture(scope="session")
 def server(lab: Lab) -> Target:
     """A target with Python. Tests leave it as they find it."""
     return lab.target()

@@ -33,6 +33,7 @@ from tsbus.build.steps import Step
 from tsbus.build.trouble import classify
 from tsbus.copies import digest
 
+pytestmark = pytest.mark.usefixtures("sandboxed")
 BUNDLE = tiny()
 DOCUMENT = tiny_orders(BUNDLE, TEXTS)
 RELEASE = f"/opt/treescale/releases/{TINY}"

@@ -28,6 +28,7 @@ from tsbus.build.places import CONFIG, SUPERVISOR
 from tsbus.copies import digest, supervisor_digest
 from tsbus.supervision.conf import render_server
 
+pytestmark = pytest.mark.usefixtures("sandboxed")
 PROGRAMS = "/opt/treescale/current/bin"
 PORT = 888
 """Below 1024: nobody but root may listen there by himself."""

@@ -120,7 +120,7 @@ class Cutter:
                     threading.Thread(target=self._pump, args=pair, daemon=True).start()
 
     def _pump(self, source: socket.socket, sink: socket.socket, to_server: bool) -> None:
-        with contextlib.suppress(OSError):
+        try:
             while data := source.recv(4096):
                 self._flows.wait()
                 sink.sendall(data)
@@ -132,6 +132,9 @@ class Cutter:
                     self.cut_after = None
                     self.cut()
             sink.shutdown(socket.SHUT_WR)
+        except OSError:
+            with contextlib.suppress(OSError):  # the end of one side is that of the other
+                sink.shutdown(socket.SHUT_RDWR)
 
 
 @contextlib.contextmanager

@@ -42,6 +42,10 @@ LOCK_S: Final = 300.0
 """How long another installer is waited for: that of a console which is lost ends a script of packages first."""
 RUN_S: Final = 60.0
 SCRIPT_S: Final = 900.0
+SILENT_S: Final = 60.0
+"""How long nothing of a bundle may come."""
+ORDERS_S: Final = 600.0
+"""How long the orders may take to come: the console waits until it may send their bundle."""
 UP_S: Final = 60.0
 """How long a router may take until it answers."""
 DOWN_S: Final = 60.0
@@ -381,6 +385,22 @@ def part_of(digest: str) -> Path:
     return STATE / f"bundle-{digest}.part"
 
 
+@contextlib.contextmanager
+def limited(seconds: float) -> Iterator[None]:
+    """Wait no longer for the console. Raises EOFError: where it is cut off, its connection may stay for hours."""
+
+    def stop(*_: object) -> None:
+        raise EOFError(f"nothing came from the console for {seconds:.0f} s")
+
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
 def receive(source: BinaryIO, digest: str, size: int) -> None:
     """Take what is missing of a bundle from the console. Raises Failed when the connection ends before it is whole."""
     part = part_of(digest)
@@ -391,7 +411,8 @@ def receive(source: BinaryIO, digest: str, size: int) -> None:
         with part.open("ab") as file:
             part.chmod(0o600)
             while (left := size - file.tell()) > 0:
-                data = source.read(min(left, 65_536))
+                with limited(SILENT_S):
+                    data = source.read(min(left, 65_536))
                 if not data:
                     raise EOFError("the connection ended in the middle of the bundle")
                 file.write(data)
@@ -1137,7 +1158,8 @@ def main(words: Sequence[str]) -> int:
         with only_one():
             part = part_of(name_of(words[0])) if words else None
             say(state="ready", have=part.stat().st_size if part is not None and part.exists() else 0)
-            line = sys.stdin.buffer.readline()
+            with limited(ORDERS_S):
+                line = sys.stdin.buffer.readline()
             if not line.endswith(b"\n"):
                 raise EOFError("the connection ended before the orders had come")
             return 0 if carry_out(json.loads(line), sys.stdin.buffer) else 1

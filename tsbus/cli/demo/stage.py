@@ -145,7 +145,7 @@ class Stage:
         """Wait until a node runs programs: its executor joins a moment after its router."""
         for _ in until(f"no executor on {node}"):
             workers = bus.call_one(node, "router.stats")["workers"]
-            if any("exec" in each["services"] for each in workers):
+            if any(each["name"] == "exec" and each["services"] for each in workers):
                 return
 
 

@@ -71,7 +71,7 @@ class Campaign(Run):
             found = self.plan_of(name, wishes[name]).troubles
             return next((trouble for trouble in found if trouble.fatal), None)
 
-        yield from self.each(dict.fromkeys(self.course.standing, "probe"), _probe, judge)
+        yield from self.each(dict.fromkeys(self.course.standing, "probe"), look_at, judge)
         self._plan()
         self.remember()
 
@@ -209,8 +209,15 @@ class Campaign(Run):
             yield from self.skip_all("activate", f"nothing is activated: the root {self.topology.root} has failed")
 
 
-def _probe(session: Session, _: Callable[[Report], None], log: Log) -> Seen:
+def look_at(session: Session, _: Callable[[Report], None], log: Log) -> Seen:
+    """Look at a server: the job of every run's first stage. Raises ServerTrouble, Cancelled."""
     return jobs.probe(session, log)
+
+
+def no_node(wish: Wanted) -> HostPlan:
+    """Return the plan of a server that is no node yet, for runs that are about nodes only."""
+    trouble = Trouble("step", "it is no node yet", "`treescale build` makes it one")
+    return HostPlan(wish.name, wish.depth, (), (trouble,))
 
 
 def _has_release(steps: Collection[Step]) -> bool:

@@ -65,7 +65,7 @@ class Remove(Uninstall):
         """
         try:
             yield from self.take_lock()
-            if self.outcome.locked:
+            if self.holder:
                 return
             yield from self._drain()
             self.keys = {name: key for name, key in self.keys.items() if name not in self.names}

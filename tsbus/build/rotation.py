@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from tsbus.build import fleet, orders
 from tsbus.build.bus import ask_root
-from tsbus.build.campaign import Campaign
+from tsbus.build.campaign import Campaign, no_node
 from tsbus.build.course import LATE, Outcome
 from tsbus.build.jobs import Task
 from tsbus.build.plan import HostPlan
@@ -42,8 +42,7 @@ class Rotate(Campaign):
         if not found.can_go:
             return found
         if not self.facts[name].current:
-            trouble = Trouble("step", "it is no node yet", "`treescale build` makes it one")
-            return HostPlan(name, wish.depth, (), (trouble,))
+            return no_node(wish)
         step = Step("key", "exchange its key pair", "asked for", reversible=False)
         return HostPlan(name, wish.depth, (step,), python=found.python)
 

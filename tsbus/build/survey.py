@@ -4,14 +4,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from tsbus.build import jobs
 from tsbus.build.bus import ask_root
-from tsbus.build.campaign import Campaign
+from tsbus.build.campaign import Campaign, look_at
 from tsbus.build.facts import Facts
-from tsbus.build.jobs import Log, Seen
+from tsbus.build.jobs import Seen
 from tsbus.build.places import CONFIG, SUPERVISOR
 from tsbus.build.reports import Left, Noted, Opened, Report
-from tsbus.build.ssh import ServerTrouble, Session
+from tsbus.build.ssh import ServerTrouble
 from tsbus.build.wanted import Wanted
 
 
@@ -82,8 +81,4 @@ class Survey(Campaign):
             if name in self.unusable and name not in self.standings:
                 yield self.fail(name, "probe", self.unusable[name])
         rest = [name for name in self.course.standing if name not in self.standings]
-        yield from self.each(dict.fromkeys(rest, "probe"), _probe, note)
-
-
-def _probe(session: Session, _: object, log: Log) -> Seen:
-    return jobs.probe(session, log)
+        yield from self.each(dict.fromkeys(rest, "probe"), look_at, note)

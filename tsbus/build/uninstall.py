@@ -41,7 +41,7 @@ class Uninstall(Campaign):
         try:
             if any(self.plans[name].steps for name in self.course.standing):
                 yield from self.take_lock()
-                if not self.outcome.locked:
+                if not self.holder:
                     yield from self.clean()
         finally:
             self.close()

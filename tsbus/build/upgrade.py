@@ -7,7 +7,7 @@ the others from below, the root last (fleet.careful_waves). Each wave must answe
 from collections.abc import Iterator, Mapping
 
 from tsbus.build import fleet
-from tsbus.build.campaign import Campaign
+from tsbus.build.campaign import Campaign, no_node
 from tsbus.build.facts import Facts
 from tsbus.build.jobs import Task
 from tsbus.build.plan import HostPlan
@@ -24,8 +24,7 @@ class Upgrade(Campaign):
     def plan_of(self, name: str, wish: Wanted) -> HostPlan:
         """Return the plan of a build. What is no node yet cannot be upgraded: nobody would answer."""
         if not self.facts[name].current:
-            trouble = Trouble("step", "it is no node yet", "`treescale build` makes it one")
-            return HostPlan(name, wish.depth, (), (trouble,))
+            return no_node(wish)
         return super().plan_of(name, wish)
 
     def waves(self, steps: Mapping[str, tuple[Step, ...]]) -> Iterator[tuple[str, ...]]:

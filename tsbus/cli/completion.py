@@ -3,6 +3,7 @@ containers, images, balancers and their servers."""
 
 import asyncio
 import contextlib
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -10,6 +11,8 @@ import click
 if TYPE_CHECKING:
     from tsbus import Reply
 
+Complete = Callable[[click.Context, click.Parameter, str], list[str]]
+"""Returns the words that go on like the last argument."""
 PROGRAMS = ("treescale", "ts-build", "ts-pub", "ts-sub")
 BUILT_IN = ("router.ping", "router.resolve", "router.stats", "router.status")
 PATIENCE_S = 0.2
@@ -45,43 +48,28 @@ def complete_target(ctx: click.Context, param: click.Parameter, incomplete: str)
     return [incomplete[:start] + word for word in [*names, *tags] if word.startswith(incomplete[start:])]
 
 
-def complete_container(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
-    """Return the names of containers on the target that go on like `incomplete`."""
-    words: set[str] = set()
-    for reply in _ask(ctx, "containers.snapshot", ctx.params.get("target") or "*"):
-        containers = reply.json()
-        if isinstance(containers, list):
-            words.update(container["name"] for container in containers)
-    return sorted(word for word in words if word.startswith(incomplete))
+def _known(command: str, words: Callable[[Any], Iterable[str]]) -> Complete:
+    """Return what completes the `words` of all that the nodes of the target answer to `command`."""
+
+    def complete(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
+        replies = _ask(ctx, command, ctx.params.get("target") or "*")
+        return sorted({word for reply in replies for word in words(reply.json()) if word.startswith(incomplete)})
+
+    return complete
 
 
-def complete_image(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
-    """Return the names of images on the target that go on like `incomplete`."""
-    replies = _ask(ctx, "images.ls", ctx.params.get("target") or "*")
-    words = {name for reply in replies for image in reply.json()["images"] for name in image["names"]}
-    return sorted(word for word in words if word.startswith(incomplete))
+def _names_and_addresses(told: Any) -> Iterable[str]:
+    return (word for each in told["balancers"] for word in (each["name"], *each["addresses"]))
 
 
-def complete_balancer(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
-    """Return the names of balancers on the target that go on like `incomplete`."""
-    replies = _ask(ctx, "lb.ls", ctx.params.get("target") or "*")
-    words = {balancer["name"] for reply in replies for balancer in reply.json()["balancers"]}
-    return sorted(word for word in words if word.startswith(incomplete))
-
-
-def complete_server(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
-    """Return the names of the balancers' servers on the target that go on like `incomplete`."""
-    replies = _ask(ctx, "lb.show", ctx.params.get("target") or "*")
-    words = {server["name"] for reply in replies for server in reply.json().get("servers", ())}
-    return sorted(word for word in words if word.startswith(incomplete))
-
-
-def complete_address(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
-    """Return the names and addresses of balancers that go on like `incomplete`."""
-    replies = _ask(ctx, "lb.ls", ctx.params.get("target") or "*")
-    found = [balancer for reply in replies for balancer in reply.json()["balancers"]]
-    words = {word for balancer in found for word in (balancer["name"], *balancer["addresses"])}
-    return sorted(word for word in words if word.startswith(incomplete))
+# A snapshot begins with what is no list: the engine.
+complete_container = _known(
+    "containers.snapshot", lambda told: [each["name"] for each in told] if isinstance(told, list) else []
+)
+complete_image = _known("images.ls", lambda told: [name for image in told["images"] for name in image["names"]])
+complete_balancer = _known("lb.ls", lambda told: [balancer["name"] for balancer in told["balancers"]])
+complete_server = _known("lb.show", lambda told: [server["name"] for server in told.get("servers", ())])
+complete_address = _known("lb.ls", _names_and_addresses)
 
 
 def complete_command(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:

@@ -8,7 +8,7 @@ import os
 import sys
 from collections.abc import Callable, Coroutine
 from enum import IntEnum
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from tsbus.client import Client, Opening
     from tsbus.transport import Curve
 
-_F = TypeVar("_F", bound=Callable[..., Any])
+Option = Callable[[Any], Any]
+"""What gives a command an argument or an option."""
 
 
 class Code(IntEnum):
@@ -127,19 +128,25 @@ def forget_stdout() -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def bus_option(command: _F) -> _F:
-    """Give a command `--bus`; `treescale --bus X COMMAND` says the same as `treescale COMMAND --bus X`."""
-    return click.option(
-        "--bus",
-        metavar="ADDRESS",
-        callback=lambda ctx, _, value: value or ctx.find_root().params.get("bus"),
-        help="The router's socket: a path, or tcp://HOST:PORT with an operator's key [default: $TREESCALE_BUS].",
-    )(command)
+def stacked(*options: Option) -> Option:
+    """Return all of these decorators as one; the first stands highest, in the help as well."""
+
+    def give(command: Any) -> Any:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return give
 
 
-def json_option(command: _F) -> _F:
-    """Give a command `--json`."""
-    return click.option("--json", "as_json", is_flag=True, help="Print JSON, one object per line.")(command)
+bus_option = click.option(
+    "--bus",
+    metavar="ADDRESS",
+    callback=lambda ctx, _, value: value or ctx.find_root().params.get("bus"),
+    help="The router's socket: a path, or tcp://HOST:PORT with an operator's key [default: $TREESCALE_BUS].",
+)
+"""`treescale --bus X COMMAND` says the same as `treescale COMMAND --bus X`."""
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON, one object per line.")
 
 
 def connect(address: str | None, name: str, timeout_s: float = 3.0) -> "Opening[Client]":

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import click
@@ -41,7 +42,7 @@ def new(path: Path, as_json: bool) -> None:
         raise Fault(f"{path} exists; remove it first if its key is to be given up") from None
     with os.fdopen(descriptor, "w", encoding="ascii") as file:
         file.write(secret + "\n")
-    _show(path, public, as_json, public)
+    _show(path, public, as_json)
 
 
 @keys.command()
@@ -54,8 +55,7 @@ def public(path: Path, as_json: bool) -> None:
     Example:
       treescale keys public /etc/treescale/node.key
     """
-    text = public_of(read_secret(path))
-    _show(path, text, as_json, text)
+    _show(path, public_of(read_secret(path)), as_json)
 
 
 @keys.command()
@@ -68,8 +68,7 @@ def fingerprint(path: Path, as_json: bool) -> None:
     Example:
       treescale keys fingerprint /etc/treescale/node.key
     """
-    text = public_of(read_secret(path))
-    _show(path, text, as_json, fingerprint_of(text))
+    _show(path, public_of(read_secret(path)), as_json, fingerprint_of)
 
 
 def fingerprint_of(public_key: str) -> str:
@@ -78,6 +77,6 @@ def fingerprint_of(public_key: str) -> str:
     return "-".join(digest[start : start + 4] for start in range(0, len(digest), 4))
 
 
-def _show(path: Path, public_key: str, as_json: bool, line: str) -> None:
-    facts = {"path": str(path), "public_key": public_key, "fingerprint": fingerprint_of(public_key)}
-    click.echo(json.dumps(facts) if as_json else line)
+def _show(path: Path, key: str, as_json: bool, line: Callable[[str], str] = str) -> None:
+    facts = {"path": str(path), "public_key": key, "fingerprint": fingerprint_of(key)}
+    click.echo(json.dumps(facts) if as_json else line(key))

@@ -6,14 +6,14 @@ tsbus.draining and tsbus.rolling do it; this asks for it, tells how far it is, a
 import asyncio
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
 from tsbus.cli.containers.acts import Acts, act
 from tsbus.cli.containers.finding import Match
 from tsbus.cli.containers.words import count, natural, shorten_ids
-from tsbus.cli.edge import Fault
+from tsbus.cli.edge import Fault, stacked
 from tsbus.cli.job import telling
 from tsbus.cli.report import Ending, exit_code
 from tsbus.cli.terminal import safe
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from tsbus.client import Client
     from tsbus.draining import Balancers, Box, Seat
 
-_F = TypeVar("_F", bound=Callable[..., Any])
 MAX_TOLD = 3
 """Containers whose state the line of progress tells."""
 
@@ -39,25 +38,21 @@ class Draining:
     wait_s: float = 0.0
 
 
-def drain_option(command: _F) -> _F:
-    """Give a command `--drain` and `--skip-lost`."""
-    text = "First let no balancer send it connections any more, and wait until the last one is over."
-    return click.option("--drain", is_flag=True, help=text)(skip_lost_option(command))
-
-
-def skip_lost_option(command: _F) -> _F:
-    """Give a command `--skip-lost`."""
-    text = "Drain without the balancers of nodes that cannot be reached, because they are gone themselves."
-    return click.option("--skip-lost", is_flag=True, help=text)(command)
-
-
-def rolling_options(command: _F) -> _F:
-    """Give a command `--parallel` and `--wait`."""
-    parallel = click.option("--parallel", type=click.IntRange(min=1), metavar="N",
-                            help="So many at the same time [default: one after the other].")  # fmt: skip
-    wait = click.option("--wait", "wait_s", type=click.FloatRange(min=0.1), metavar="S",
-                        help="Seconds until one must be active in its balancers again [default: 60].")  # fmt: skip
-    return parallel(wait(command))
+skip_lost_option = click.option(
+    "--skip-lost", is_flag=True,
+    help="Drain without the balancers of nodes that cannot be reached, because they are gone themselves.",
+)  # fmt: skip
+drain_option = stacked(
+    click.option("--drain", is_flag=True,
+                 help="First let no balancer send it connections any more, and wait until the last one is over."),
+    skip_lost_option,
+)  # fmt: skip
+rolling_options = stacked(
+    click.option("--parallel", type=click.IntRange(min=1), metavar="N",
+                 help="So many at the same time [default: one after the other]."),
+    click.option("--wait", "wait_s", type=click.FloatRange(min=0.1), metavar="S",
+                 help="Seconds until one must be active in its balancers again [default: 60]."),
+)  # fmt: skip
 
 
 def draining_of(

@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from tsbus.cli.completion import complete_container
 from tsbus.cli.containers.acts import tell_silent
 from tsbus.cli.containers.finding import Match, choose, find
-from tsbus.cli.containers.options import each_option, name_argument, target_argument
+from tsbus.cli.containers.options import each_option, target_argument
 from tsbus.cli.containers.program import ProgramCommand
 from tsbus.cli.edge import Code, Fault, bus_option, connect, json_option, run
 from tsbus.cli.exec import Look, execute, read_ending, variables
@@ -35,7 +36,7 @@ READ_BYTES = 32 << 10
 
 @click.command(name="exec", cls=ProgramCommand)
 @target_argument
-@name_argument
+@click.argument("name", shell_complete=complete_container)
 @click.argument("argv", metavar="PROGRAM [ARG]...", nargs=-1, required=True, type=click.UNPROCESSED)
 @click.option("-i", "--interactive", "stdin", is_flag=True, help="Send our standard input to the program.")
 @click.option("-t", "--tty", is_flag=True, help="Give it a terminal; with -i it is ours.")

@@ -1,10 +1,10 @@
 """Run: `treescale container run` and `create`."""
 
 import heapq
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from secrets import token_hex
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import click
 import msgspec
@@ -26,7 +26,7 @@ from tsbus.cli.containers.pulling import Progress as PullProgress
 from tsbus.cli.containers.pulling import Pulling
 from tsbus.cli.containers.times import length
 from tsbus.cli.containers.words import SHORT_ID, natural
-from tsbus.cli.edge import Code, Fault, bus_option, connect, json_option, run
+from tsbus.cli.edge import Code, Fault, bus_option, connect, json_option, run, stacked
 from tsbus.cli.exec import Look, execute, variables
 from tsbus.cli.job import NO_LIMIT_S, follow, waiting
 from tsbus.cli.report import Ending, ending_of
@@ -38,7 +38,6 @@ if TYPE_CHECKING:
     from tsbus import Reply
     from tsbus.client import Client
 
-_F = TypeVar("_F", bound=Callable[..., Any])
 MAX_ON_NODE = 100
 """New containers on one node in one order, as the monitor takes them."""
 
@@ -64,75 +63,61 @@ def _program(ctx: click.Context, param: click.Parameter, value: str | None) -> l
 _LIST = ("publish", "volumes", "tmpfs", "cap_add", "cap_drop", "devices", "security_opt", "add_hosts", "dns", "ulimits")
 
 
-def _options(command: _F) -> _F:
-    """Give a command the options that say what kind of container it is."""
-    option = click.option
-    for add in reversed(
-        (
-            option("--name", help="Its name; with --count NAME-1, NAME-2 ..."),
-            option("-e", "--env", metavar="NAME=VALUE", multiple=True, callback=variables, help="Variable for it."),
-            option("--env-file", type=click.Path(path_type=Path, dir_okay=False), multiple=True,
-                   help="File with a NAME=VALUE on each line."),
-            option("-p", "--publish", metavar="[IP:]PORT:PORT", multiple=True, help="Publish a port on the node."),
-            option("-v", "--volume", "volumes", metavar="NAME:PATH[:ro]", multiple=True, help="Mount a volume."),
-            option("--tmpfs", metavar="PATH", multiple=True, help="Mount a file system in memory."),
-            option("--cpus", metavar="N", default="", help="At most so many CPUs: 1.5."),
-            option("-m", "--memory", metavar="SIZE", default="", help="At most so much memory: 256m."),
-            option("--restart", metavar="POLICY", default="",
-                   help="no, always, unless-stopped, on-failure[:N] [default: no]."),
-            option("-l", "--label", "labels", metavar="KEY=VALUE", multiple=True, callback=_labels, help="Label."),
-            option("--network", metavar="NAME", default="", help="The network it is in."),
-            option("--hostname", default="", help="Its own host name."),
-            option("-u", "--user", default="", help="The user in it that runs the program."),
-            option("-w", "--workdir", metavar="DIR", default="", help="Working directory in it."),
-            option("--entrypoint", metavar="PROGRAM", callback=_program, help="Instead of the image's."),
-            option("--init", is_flag=True, help="Run a small init that reaps processes."),
-            option("--read-only", is_flag=True, help="Its own files cannot be changed."),
-            option("--stop-signal", metavar="SIGNAL", default="", help="How it is asked to stop."),
-            option("--stop-timeout", "stop_timeout_s", type=click.IntRange(min=0), metavar="S",
-                   help="Seconds that stopping may take, then it is killed."),
-            option("--health-cmd", metavar="LINE", help="Command line in it that checks its health."),
-            option("--health-interval", metavar="TIME", callback=_seconds, help="Between two checks: 30s."),
-            option("--health-timeout", metavar="TIME", callback=_seconds, help="For one check."),
-            option("--health-start-period", metavar="TIME", callback=_seconds, help="At first, failures do not count."),
-            option("--health-retries", type=click.IntRange(min=1), metavar="N", help="Failures in a row that count."),
-            option("--no-healthcheck", is_flag=True, help="Without the image's own check."),
-            option("--cap-add", metavar="CAP", multiple=True, help="Add a capability, if the node allows it."),
-            option("--cap-drop", metavar="CAP", multiple=True, help="Take a capability away; ALL takes all."),
-            option("--privileged", is_flag=True, help="Everything that root may, if the node allows it."),
-            option("--pid", metavar="MODE", default="", help="Namespace of its processes: container:NAME, host."),
-            option("--ipc", metavar="MODE", default="", help="Namespace of its shared memory."),
-            option("--device", "devices", metavar="PATH", multiple=True, help="Device, if the node allows it."),
-            option("--security-opt", metavar="OPTION", multiple=True, help="Security option, if the node allows it."),
-            option("--add-host", "add_hosts", metavar="NAME:IP", multiple=True, help="Line in its /etc/hosts."),
-            option("--dns", metavar="IP", multiple=True, help="Its name server."),
-            option("--ulimit", "ulimits", metavar="NAME=N[:N]", multiple=True, help="Limit: nofile=1024."),
-            option("--rm", is_flag=True, help="Remove it when it has ended."),
-            option("-t", "--tty", is_flag=True, help="Give it a terminal."),
-            option("--pull", type=click.Choice(["missing", "always", "never"]), default="missing", show_default=True,
-                   help="When to fetch the image."),
-            option("--count", type=click.IntRange(1, 10_000), metavar="N",
-                   help="N in all, spread over the nodes: the emptiest get the first [default: one on each node]."),
-            option("--timeout", "timeout_s", type=click.FloatRange(min=0.1), metavar="S",
-                   help="Patience with the nodes, with fetching the image [default: 600; --attach: no limit]."),
-            option("-q", "--quiet", is_flag=True, help="Print ids only."),
-        )
-    ):  # fmt: skip
-        command = add(command)
-    return command
+_options = stacked(
+    click.option("--name", help="Its name; with --count NAME-1, NAME-2 ..."),
+    click.option("-e", "--env", metavar="NAME=VALUE", multiple=True, callback=variables, help="Variable for it."),
+    click.option("--env-file", type=click.Path(path_type=Path, dir_okay=False), multiple=True,
+                 help="File with a NAME=VALUE on each line."),
+    click.option("-p", "--publish", metavar="[IP:]PORT:PORT", multiple=True, help="Publish a port on the node."),
+    click.option("-v", "--volume", "volumes", metavar="NAME:PATH[:ro]", multiple=True, help="Mount a volume."),
+    click.option("--tmpfs", metavar="PATH", multiple=True, help="Mount a file system in memory."),
+    click.option("--cpus", metavar="N", default="", help="At most so many CPUs: 1.5."),
+    click.option("-m", "--memory", metavar="SIZE", default="", help="At most so much memory: 256m."),
+    click.option("--restart", metavar="POLICY", default="",
+                 help="no, always, unless-stopped, on-failure[:N] [default: no]."),
+    click.option("-l", "--label", "labels", metavar="KEY=VALUE", multiple=True, callback=_labels, help="Label."),
+    click.option("--network", metavar="NAME", default="", help="The network it is in."),
+    click.option("--hostname", default="", help="Its own host name."),
+    click.option("-u", "--user", default="", help="The user in it that runs the program."),
+    click.option("-w", "--workdir", metavar="DIR", default="", help="Working directory in it."),
+    click.option("--entrypoint", metavar="PROGRAM", callback=_program, help="Instead of the image's."),
+    click.option("--init", is_flag=True, help="Run a small init that reaps processes."),
+    click.option("--read-only", is_flag=True, help="Its own files cannot be changed."),
+    click.option("--stop-signal", metavar="SIGNAL", default="", help="How it is asked to stop."),
+    click.option("--stop-timeout", "stop_timeout_s", type=click.IntRange(min=0), metavar="S",
+                 help="Seconds that stopping may take, then it is killed."),
+    click.option("--health-cmd", metavar="LINE", help="Command line in it that checks its health."),
+    click.option("--health-interval", metavar="TIME", callback=_seconds, help="Between two checks: 30s."),
+    click.option("--health-timeout", metavar="TIME", callback=_seconds, help="For one check."),
+    click.option("--health-start-period", metavar="TIME", callback=_seconds, help="At first, failures do not count."),
+    click.option("--health-retries", type=click.IntRange(min=1), metavar="N", help="Failures in a row that count."),
+    click.option("--no-healthcheck", is_flag=True, help="Without the image's own check."),
+    click.option("--cap-add", metavar="CAP", multiple=True, help="Add a capability, if the node allows it."),
+    click.option("--cap-drop", metavar="CAP", multiple=True, help="Take a capability away; ALL takes all."),
+    click.option("--privileged", is_flag=True, help="Everything that root may, if the node allows it."),
+    click.option("--pid", metavar="MODE", default="", help="Namespace of its processes: container:NAME, host."),
+    click.option("--ipc", metavar="MODE", default="", help="Namespace of its shared memory."),
+    click.option("--device", "devices", metavar="PATH", multiple=True, help="Device, if the node allows it."),
+    click.option("--security-opt", metavar="OPTION", multiple=True, help="Security option, if the node allows it."),
+    click.option("--add-host", "add_hosts", metavar="NAME:IP", multiple=True, help="Line in its /etc/hosts."),
+    click.option("--dns", metavar="IP", multiple=True, help="Its name server."),
+    click.option("--ulimit", "ulimits", metavar="NAME=N[:N]", multiple=True, help="Limit: nofile=1024."),
+    click.option("--rm", is_flag=True, help="Remove it when it has ended."),
+    click.option("-t", "--tty", is_flag=True, help="Give it a terminal."),
+    click.option("--pull", type=click.Choice(["missing", "always", "never"]), default="missing", show_default=True,
+                 help="When to fetch the image."),
+    click.option("--count", type=click.IntRange(1, 10_000), metavar="N",
+                 help="N in all, spread over the nodes: the emptiest get the first [default: one on each node]."),
+    click.option("--timeout", "timeout_s", type=click.FloatRange(min=0.1), metavar="S",
+                 help="Patience with the nodes, with fetching the image [default: 600; --attach: no limit]."),
+    click.option("-q", "--quiet", is_flag=True, help="Print ids only."),
+)  # fmt: skip
 
-
-_target_and_image = (
+_arguments = stacked(
     target_argument,
     click.argument("image", shell_complete=complete_image),
     click.argument("argv", metavar="[PROGRAM [ARG]...]", nargs=-1, type=click.UNPROCESSED),
 )
-
-
-def _arguments(command: _F) -> _F:
-    for add in reversed(_target_and_image):
-        command = add(command)
-    return command
 
 
 @click.command(name="run", cls=ProgramCommand)

@@ -1,11 +1,13 @@
 """Verbs: start, stop, restart, pause, unpause, kill, rm, rename and wait."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import wraps
 from typing import Any
 
 import click
 
+from tsbus.cli.completion import complete_container
 from tsbus.cli.containers.acts import Acts, act, code_of, tell_silent
 from tsbus.cli.containers.drained import (
     Draining,
@@ -16,16 +18,8 @@ from tsbus.cli.containers.drained import (
     rolling_options,
 )
 from tsbus.cli.containers.finding import choose, find
-from tsbus.cli.containers.options import (
-    ACT_S,
-    confirm,
-    each_option,
-    name_argument,
-    names_argument,
-    target_argument,
-    yes_option,
-)
-from tsbus.cli.edge import bus_option, connect, json_option, run
+from tsbus.cli.containers.options import ACT_S, confirm, each_option, names_argument, target_argument, yes_option
+from tsbus.cli.edge import Option, bus_option, connect, json_option, run, stacked
 from tsbus.cli.job import NO_LIMIT_S
 from tsbus.cli.terminal import safe
 from tsbus.records import Done
@@ -38,13 +32,10 @@ _seconds = click.option(
 
 @dataclass(frozen=True, slots=True)
 class _Order:
-    """What is to be done to which containers."""
+    """What is to be done to containers."""
 
     command: str
     past: str
-    target: str
-    names: Sequence[str]
-    each: bool = False
     options: Mapping[str, Any] = field(default_factory=dict)
     question: str = ""
     """Asked before it is done to several containers."""
@@ -62,19 +53,32 @@ class _Order:
         return (safe(done.state) or self.past) + code
 
 
-def _do(bus: str | None, order: _Order, as_json: bool) -> int:
-    return run(_act(bus, order, as_json))
+def _verb(
+    *options: Option, names: Option = names_argument, each: Option = each_option
+) -> Callable[[Callable[..., _Order]], click.Command]:
+    """Make a command of a function that is given `options` and returns what is to be done to the named containers."""
+
+    def give(order_of: Callable[..., _Order]) -> click.Command:
+        @wraps(order_of)
+        def command(
+            target: str, names: Sequence[str], as_json: bool, bus: str | None, each: bool = True, **given: Any
+        ) -> int:
+            return run(_act(bus, order_of(**given), target, names, each, as_json))
+
+        return click.command()(stacked(target_argument, names, *options, each, json_option, bus_option)(command))
+
+    return give
 
 
-async def _act(bus: str | None, order: _Order, as_json: bool) -> int:
+async def _act(bus: str | None, order: _Order, target: str, names: Sequence[str], each: bool, as_json: bool) -> int:
     async with connect(bus, f"treescale-{order.command}") as client:
-        finding = await find(client, order.target, order.names)
-        matches = choose(finding, order.names, order.target, single=not order.each)
+        finding = await find(client, target, names)
+        matches = choose(finding, names, target, single=not each)
         if order.question and len(matches) > 1:
             listed = ", ".join(match.label for match in matches[:10]) + (", ..." if len(matches) > 10 else "")
             confirm(f"{order.question} {len(matches)} containers ({listed})?", yes=order.yes)
         acts = Acts(matches, order.words, as_json=as_json)
-        if order.each:  # all of them were meant, also those that nobody knows of
+        if each:  # all of them were meant, also those that nobody knows of
             acts.endings |= finding.lost
         else:
             tell_silent(finding)
@@ -89,13 +93,8 @@ async def _act(bus: str | None, order: _Order, as_json: bool) -> int:
     return code_of(whole, acts.finish())
 
 
-@click.command()
-@target_argument
-@names_argument
-@each_option
-@json_option
-@bus_option
-def start(target: str, names: tuple[str, ...], each: bool, as_json: bool, bus: str | None) -> int:
+@_verb()
+def start() -> _Order:
     """Start containers that exist.
 
     \b
@@ -103,27 +102,11 @@ def start(target: str, names: tuple[str, ...], each: bool, as_json: bool, bus: s
       treescale container start node1 web
       treescale container start @web web --each
     """
-    return _do(bus, _Order("start", "started", target, names, each), as_json)
+    return _Order("start", "started")
 
 
-@click.command()
-@target_argument
-@names_argument
-@_seconds
-@each_option
-@drain_option
-@json_option
-@bus_option
-def stop(
-    target: str,
-    names: tuple[str, ...],
-    timeout_s: float | None,
-    each: bool,
-    drain: bool,
-    skip_lost: bool,
-    as_json: bool,
-    bus: str | None,
-) -> int:
+@_verb(_seconds, drain_option)
+def stop(timeout_s: float | None, drain: bool, skip_lost: bool) -> _Order:
     """Stop containers: their stop signal first, and force when that does not help.
 
     With --drain no client of a balancer meets an error: all of them are drained at the same time, and stopped then.
@@ -136,31 +119,13 @@ def stop(
       treescale container stop node1 web --drain
     """
     draining = draining_of(drain, "--drain", skip_lost=skip_lost)
-    order = _Order("stop", "stopped", target, names, each, _given(timeout_s=timeout_s), draining=draining)
-    return _do(bus, order, as_json)
+    return _Order("stop", "stopped", _given(timeout_s=timeout_s), draining=draining)
 
 
-@click.command()
-@target_argument
-@names_argument
-@_seconds
-@each_option
-@drain_option
-@rolling_options
-@json_option
-@bus_option
+@_verb(_seconds, drain_option, rolling_options)
 def restart(
-    target: str,
-    names: tuple[str, ...],
-    timeout_s: float | None,
-    each: bool,
-    drain: bool,
-    skip_lost: bool,
-    parallel: int | None,
-    wait_s: float | None,
-    as_json: bool,
-    bus: str | None,
-) -> int:
+    timeout_s: float | None, drain: bool, skip_lost: bool, parallel: int | None, wait_s: float | None
+) -> _Order:
     """Stop containers, if they run, and start them.
 
     With --drain one after the other, and no client of a balancer meets an error: the next one follows when the one
@@ -172,62 +137,40 @@ def restart(
       treescale container restart @web web --each --drain
     """
     draining = draining_of(drain, "--drain", skip_lost=skip_lost, parallel=parallel, wait_s=wait_s)
-    order = _Order("restart", "restarted", target, names, each, _given(timeout_s=timeout_s), draining=draining)
-    return _do(bus, order, as_json)
+    return _Order("restart", "restarted", _given(timeout_s=timeout_s), draining=draining)
 
 
-@click.command()
-@target_argument
-@names_argument
-@each_option
-@json_option
-@bus_option
-def pause(target: str, names: tuple[str, ...], each: bool, as_json: bool, bus: str | None) -> int:
+@_verb()
+def pause() -> _Order:
     """Freeze all processes of containers.
 
     \b
     Examples:
       treescale container pause node1 batch
     """
-    return _do(bus, _Order("pause", "paused", target, names, each), as_json)
+    return _Order("pause", "paused")
 
 
-@click.command()
-@target_argument
-@names_argument
-@each_option
-@json_option
-@bus_option
-def unpause(target: str, names: tuple[str, ...], each: bool, as_json: bool, bus: str | None) -> int:
+@_verb()
+def unpause() -> _Order:
     """Let containers that were paused go on.
 
     \b
     Examples:
       treescale container unpause node1 batch
     """
-    return _do(bus, _Order("unpause", "running", target, names, each), as_json)
+    return _Order("unpause", "running")
 
 
-@click.command()
-@target_argument
-@names_argument
-@click.option("-s", "--signal", "signal_name", default="KILL", show_default=True, help="Name or number of the signal.")
-@each_option
-@drain_option
-@yes_option
-@json_option
-@bus_option
-def kill(
-    target: str,
-    names: tuple[str, ...],
-    signal_name: str,
-    each: bool,
-    drain: bool,
-    skip_lost: bool,
-    yes: bool,
-    as_json: bool,
-    bus: str | None,
-) -> int:
+_signal = click.option(
+    "-s", "--signal", "signal_name", default="KILL", show_default=True, help="Name or number of the signal."
+)
+_force = click.option("-f", "--force", is_flag=True, help="Also containers that run: they are killed.")
+_volumes = click.option("-v", "--volumes", is_flag=True, help="Remove their volumes without a name as well.")
+
+
+@_verb(_signal, drain_option, yes_option)
+def kill(signal_name: str, drain: bool, skip_lost: bool, yes: bool) -> _Order:
     """Send a signal to the first process of containers. More than one container is asked for.
 
     \b
@@ -237,32 +180,11 @@ def kill(
     """
     question = f"Send the signal {signal_name} to"
     draining = draining_of(drain, "--drain", skip_lost=skip_lost)
-    order = _Order("kill", "killed", target, names, each, {"signal": signal_name}, question, yes, draining=draining)
-    return _do(bus, order, as_json)
+    return _Order("kill", "killed", {"signal": signal_name}, question, yes, draining=draining)
 
 
-@click.command()
-@target_argument
-@names_argument
-@click.option("-f", "--force", is_flag=True, help="Also containers that run: they are killed.")
-@click.option("-v", "--volumes", is_flag=True, help="Remove their volumes without a name as well.")
-@each_option
-@drain_option
-@yes_option
-@json_option
-@bus_option
-def rm(
-    target: str,
-    names: tuple[str, ...],
-    force: bool,
-    volumes: bool,
-    each: bool,
-    drain: bool,
-    skip_lost: bool,
-    yes: bool,
-    as_json: bool,
-    bus: str | None,
-) -> int:
+@_verb(_force, _volumes, drain_option, yes_option)
+def rm(force: bool, volumes: bool, drain: bool, skip_lost: bool, yes: bool) -> _Order:
     """Remove containers. With --force, more than one is asked for.
 
     \b
@@ -275,37 +197,33 @@ def rm(
         raise click.UsageError("--drain goes with --force: without it only containers that do not run are removed.")
     draining = draining_of(drain, "--drain", skip_lost=skip_lost)
     options = _given(force=force or None, volumes=volumes or None)
-    question = "Kill and remove" if force else ""
-    return _do(bus, _Order("rm", "removed", target, names, each, options, question, yes, draining=draining), as_json)
+    return _Order("rm", "removed", options, "Kill and remove" if force else "", yes, draining=draining)
 
 
-@click.command()
-@target_argument
-@name_argument
-@click.argument("new")
-@each_option
-@json_option
-@bus_option
-def rename(target: str, name: str, new: str, each: bool, as_json: bool, bus: str | None) -> int:
+_one_name = click.argument(
+    "names", metavar="NAME", shell_complete=complete_container, callback=lambda _, __, name: (name,)
+)
+
+
+@_verb(click.argument("new"), names=_one_name)
+def rename(new: str) -> _Order:
     """Give a container the name NEW.
 
     \b
     Examples:
       treescale container rename node1 web web-old
     """
-    return _do(bus, _Order("rename", "renamed", target, (name,), each, {"name": new}, one=True), as_json)
+    return _Order("rename", "renamed", {"name": new}, one=True)
 
 
-@click.command()
-@target_argument
-@names_argument
-@click.option("--for", "state", type=click.Choice(["died", "healthy", "running", "removed"]), default="died",
-              show_default=True, help="What to wait for.")  # fmt: skip
-@click.option("--timeout", "timeout_s", type=click.FloatRange(min=0.01), metavar="S", default=NO_LIMIT_S,
-              help="Give up after S seconds; exit code 4 [default: never].")  # fmt: skip
-@json_option
-@bus_option
-def wait(target: str, names: tuple[str, ...], state: str, timeout_s: float, as_json: bool, bus: str | None) -> int:
+_for = click.option("--for", "state", type=click.Choice(["died", "healthy", "running", "removed"]), default="died",
+                    show_default=True, help="What to wait for.")  # fmt: skip
+_patience = click.option("--timeout", "timeout_s", type=click.FloatRange(min=0.01), metavar="S", default=NO_LIMIT_S,
+                         help="Give up after S seconds; exit code 4 [default: never].")  # fmt: skip
+
+
+@_verb(_for, _patience, each=stacked())  # it is always for each of them
+def wait(state: str, timeout_s: float) -> _Order:
     """Wait until containers have ended, and print how; or until they are healthy, running or removed.
 
     \b
@@ -313,8 +231,7 @@ def wait(target: str, names: tuple[str, ...], state: str, timeout_s: float, as_j
       treescale container wait node1 job
       treescale container wait @web web --for healthy --timeout 60
     """
-    order = _Order("wait", state, target, names, each=True, options={"for": state}, timeout_s=timeout_s)
-    return _do(bus, order, as_json)
+    return _Order("wait", state, {"for": state}, timeout_s=timeout_s)
 
 
 def _given(**options: Any) -> dict[str, Any]:

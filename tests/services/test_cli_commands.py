@@ -5,6 +5,7 @@ import stat
 import subprocess
 import sys
 
+import click
 import pytest
 from click.testing import CliRunner
 
@@ -30,12 +31,44 @@ def test_help_tells_the_exit_codes_and_lists_every_command():
     assert all(f"\n    {int(code)} " in result.stdout for code in edge.Code)
 
 
-@pytest.mark.parametrize("name", [name for name in COMMANDS if name != "demo"])  # which is an example itself
-def test_every_command_has_help_with_an_example(name):
-    """Nobody has to look elsewhere to use a command once."""
-    result = run(name, "--help")
-    assert result.exit_code == 0
-    assert "Example" in result.stdout or "Commands:" in result.stdout
+def walk(command, above=None, examples=""):
+    """Yield each command below `command` with its context, and the help of it and of all above it, but for the top."""
+    context = click.Context(command, above, info_name=command.name, max_content_width=80)
+    if isinstance(command, click.Group):
+        for name in command.list_commands(context):
+            below = command.get_command(context, name)
+            yield from walk(below, context, examples + below.help)
+    if above or not isinstance(command, click.Group):
+        yield context, examples or command.help
+
+
+@pytest.mark.parametrize(
+    ("context", "examples"),
+    [pytest.param(*each, id=each[0].command_path) for top in (cli, pub, sub) for each in walk(top)],
+)
+def test_every_command_can_be_used_without_looking_elsewhere(context, examples):
+    """Help has an example, says what each option is for, and fits 80 columns."""
+    assert "Example" in examples
+    options = [param for param in context.command.params if isinstance(param, click.Option)]
+    assert not [option.opts for option in options if not (option.help or option.hidden)]
+    wide = [line for line in context.get_help().splitlines() if len(line) > 80]
+    assert all(line.lstrip().startswith(("treescale ", "ts-")) for line in wide)
+
+
+@pytest.mark.parametrize("context", [each for each, _ in walk(cli)], ids=lambda each: each.command_path)
+def test_an_option_means_the_same_in_every_command(context):
+    """What was learned with one command holds for all: one spelling, one short form."""
+    usual = {
+        "--bus": "bus",
+        "--json": ("as_json", "format_"),
+        "--timeout": "timeout_s",
+        "--yes": "yes",
+        "--each": "each",
+    }
+    shorts = {"-q": "--quiet", "-y": "--yes", "-e": "--env", "-c": "--count", "-b": "--balancer", "-h": "--help"}
+    for option in (param for param in context.command.params if isinstance(param, click.Option)):
+        assert all(option.name in usual[word] for word in option.opts if word in usual)
+        assert all(shorts[word] in option.opts for word in option.opts if word in shorts)
 
 
 def test_help_imports_nothing_that_is_heavy():

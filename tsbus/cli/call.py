@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from tsbus.cli.completion import complete_command, complete_target
-from tsbus.cli.edge import bus_option, connect, json_option, run
+from tsbus.cli.edge import bus_option, connect, json_option, run, timeout_option
 from tsbus.cli.report import Ending, account, ending_of, exit_code, summary
 from tsbus.cli.terminal import body_text
 from tsbus.core.accounting import Outcome
@@ -39,7 +39,7 @@ def _body(ctx: click.Context, param: click.Parameter, value: str | None) -> Any:
 @click.argument("command", metavar="SERVICE.COMMAND", shell_complete=complete_command)
 @click.argument("body", metavar="[JSON|-]", required=False, callback=_body)
 @click.option("--text", "as_text", is_flag=True, is_eager=True, help="The argument is plain text, not JSON.")
-@click.option("--timeout", "timeout_s", type=click.FloatRange(min=0.01), default=30.0, show_default=True, metavar="S")
+@timeout_option(30.0)
 @json_option
 @bus_option
 def call(target: str, command: str, body: Any, as_text: bool, timeout_s: float, as_json: bool, bus: str | None) -> int:

@@ -16,7 +16,13 @@ _COLORS = {"error": "red", "warning": "yellow", "info": "blue"}
 
 @click.group(no_args_is_help=True)
 def config() -> None:
-    """Check and show configuration files."""
+    """Check and show configuration files.
+
+    \b
+    Examples:
+      treescale config check treescale.toml
+      treescale config show treescale.toml
+    """
 
 
 @config.command(name="check")
@@ -73,14 +79,16 @@ def _excerpt(line: str, problem: Problem) -> str:
 
 @config.command()
 @_file
-@click.option("--format", "format_", type=click.Choice(["toml", "json"]), default="toml", show_default=True)
+@click.option("--format", "format_", type=click.Choice(["toml", "json"]), default="toml", show_default=True,
+              help="How to print it.")  # fmt: skip
+@click.option("--json", "format_", flag_value="json", help="The same as --format json.")
 def show(path: Path, format_: Format) -> None:
     """Print a tree's file in its explicit form, in which every header says what it belongs to.
 
     \b
     Examples:
       treescale config show treescale.toml
-      treescale config show treescale.toml --format json
+      treescale config show treescale.toml --json
     """
     if not path.exists():
         raise Fault(f"{path}: there is no such file", Code.USAGE)

@@ -149,6 +149,14 @@ bus_option = click.option(
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON, one object per line.")
 
 
+def timeout_option(default_s: float) -> Option:
+    """Return the option `--timeout` of a command that waits for answers."""
+    return click.option(
+        "--timeout", "timeout_s", type=click.FloatRange(min=0.01), default=default_s, show_default=True, metavar="S",
+        help="Seconds that the answers may take.",
+    )  # fmt: skip
+
+
 def connect(address: str | None, name: str, timeout_s: float = 3.0) -> "Opening[Client]":
     """Return a client for `async with`; `name` is what others see of this program on the bus."""
     from tsbus.client import connect

@@ -71,7 +71,7 @@ class Look:
     "--max-fail", callback=_max_fail, metavar="N|N%", help="Cancel the rest once more than N nodes have failed."
 )
 @click.option("--sudo-user", metavar="USER", help="Run as this user; the nodes' policy must allow it.")
-@click.option("--env", metavar="NAME=VALUE", multiple=True, callback=variables, help="Add to the environment.")
+@click.option("-e", "--env", metavar="NAME=VALUE", multiple=True, callback=variables, help="Add to the environment.")
 @click.option("--cwd", metavar="DIR", help="Working directory on the nodes.")
 @click.option("--stdin", is_flag=True, help="Send our standard input to the program on every node.")
 @click.option("--fold/--no-fold", default=None, help="Print equal output once, at the end [default: on several nodes].")

@@ -20,6 +20,11 @@ def keys() -> None:
 
     A key file holds the secret key alone, one line of 40 characters, readable by its owner only. The public key is
     derived from it; it goes into `public_key` of the node or operator in treescale.toml.
+
+    \b
+    Examples:
+      treescale keys new alice.key
+      treescale keys fingerprint alice.key
     """
 
 

@@ -7,7 +7,7 @@ import time
 import click
 
 from tsbus.cli.completion import complete_target
-from tsbus.cli.edge import bus_option, connect, json_option, run
+from tsbus.cli.edge import bus_option, connect, json_option, run, timeout_option
 from tsbus.cli.report import Ending, account, ending_of, exit_code, label, summary
 from tsbus.cli.terminal import millis, safe
 from tsbus.core.accounting import Outcome
@@ -21,7 +21,7 @@ AGAIN_S = 0.3
 @click.command()
 @click.argument("target", default="*", shell_complete=complete_target)
 @click.option("-c", "--count", type=click.IntRange(min=1), default=1, show_default=True, help="Rounds, one a second.")
-@click.option("--timeout", "timeout_s", type=click.FloatRange(min=0.01), default=5.0, show_default=True, metavar="S")
+@timeout_option(5.0)
 @click.option(
     "--wait",
     "wait_s",

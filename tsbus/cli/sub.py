@@ -56,7 +56,7 @@ def _argv(ctx: click.Context, param: click.Parameter, value: str | None) -> list
         raise click.BadParameter(f"{error}: {value!r}", ctx, param) from None
 
 
-count_option = click.option("--count", type=click.IntRange(min=1), metavar="N", help="Stop after N events.")
+count_option = click.option("-c", "--count", type=click.IntRange(min=1), metavar="N", help="Stop after N events.")
 timeout_option = click.option("--timeout", "timeout_s", type=click.FloatRange(min=0), metavar="S",
                         help="Stop after S seconds; exit code 4 if --count was not reached.")  # fmt: skip
 

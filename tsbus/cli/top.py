@@ -56,7 +56,6 @@ def top(
 
     CPU: 100 % is one core. MEM: what the containers use. BOXES: containers that run, of all there are.
 
-    \b
     Keys: Tab nodes or containers, Enter the containers of a node, Esc back, s sort, / filter, j and k move, q quit.
 
     \b

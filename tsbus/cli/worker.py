@@ -44,6 +44,11 @@ def worker() -> None:
 
     supervisord starts them with the node, and again when they end. They find the bus by $TREESCALE_BUS; what they
     print goes to the node's log folder.
+
+    \b
+    Examples:
+      treescale worker add greeter --user deploy -- python3 /srv/greeter.py
+      treescale worker ls
     """
 
 
@@ -86,7 +91,13 @@ def add(workers: Workers, name: str, command: tuple[str, ...], user: str, cwd: P
 @json_option
 @_of_node
 def ls(workers: Workers, as_json: bool) -> int:
-    """List the workers of this node."""
+    """List the workers of this node.
+
+    \b
+    Examples:
+      treescale worker ls
+      treescale worker ls --conf DIR/web1/supervisord.conf
+    """
     found = workers.all()
     if as_json:
         for each in found:
@@ -104,7 +115,12 @@ def ls(workers: Workers, as_json: bool) -> int:
 @click.argument("name")
 @_of_node
 def remove(workers: Workers, name: str) -> int:
-    """Stop a worker, and do not start it any more."""
+    """Stop a worker, and do not start it any more.
+
+    \b
+    Example:
+      treescale worker remove greeter
+    """
     workers.remove(name)
     click.echo(f"{workers.node}: {name} is gone", err=True)
     return Code.OK

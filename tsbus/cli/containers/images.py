@@ -19,7 +19,7 @@ from tsbus.cli.containers.options import ACT_S, any_target_argument, confirm, ta
 from tsbus.cli.containers.pulling import Progress as PullProgress
 from tsbus.cli.containers.pulling import Pulling
 from tsbus.cli.containers.words import SHORT_ID, count, natural
-from tsbus.cli.edge import Code, Fault, bus_option, connect, json_option, run
+from tsbus.cli.edge import Code, Fault, bus_option, connect, json_option, run, timeout_option
 from tsbus.cli.job import follow, waiting
 from tsbus.cli.report import Ending, account, ending_of, exit_code, summary
 from tsbus.cli.table import Column, table
@@ -197,7 +197,7 @@ def _password(ctx: click.Context, param: click.Parameter, wanted: bool) -> str:
 @click.option("--username", metavar="USER", is_eager=True, help="Who we are to the registry.")
 @click.option("--password-stdin", "password", is_flag=True, callback=_password,
               help="Read the password from standard input, one line.")  # fmt: skip
-@click.option("--timeout", "timeout_s", type=click.FloatRange(min=0.1), default=PULL_S, show_default=True, metavar="S")
+@timeout_option(PULL_S)
 @click.option("-q", "--quiet", is_flag=True, help="No progress.")
 @json_option
 @bus_option

@@ -15,7 +15,7 @@ import msgspec
 from tsbus.cli.containers.finding import no_monitor, without_monitors
 from tsbus.cli.containers.options import ASK_S, any_target_argument
 from tsbus.cli.containers.words import SHORT_ID, STYLES, count, image_words, natural, port_words, state_words
-from tsbus.cli.edge import bus_option, connect, json_option, run
+from tsbus.cli.edge import bus_option, connect, json_option, run, timeout_option
 from tsbus.cli.report import Ending, ending_of, exit_code, label, summary
 from tsbus.cli.screen import Screen, within
 from tsbus.cli.table import Column, table
@@ -184,7 +184,7 @@ def problems(endings: dict[str, Ending]) -> Iterator[str]:
 @click.option("--watch", is_flag=True, help="Stay, and draw again whenever something changes.")
 @click.option("--no-trunc", "whole", is_flag=True, help="Cut nothing, and show whole ids.")
 @click.option("-q", "--quiet", is_flag=True, help="Print ids only.")
-@click.option("--timeout", "timeout_s", type=click.FloatRange(min=0.01), default=ASK_S, show_default=True, metavar="S")
+@timeout_option(ASK_S)
 @json_option
 @bus_option
 def ls(

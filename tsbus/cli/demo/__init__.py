@@ -33,6 +33,10 @@ def demo(once: bool) -> int:
 
     It prints each command that it runs; repeat them in another terminal while it stays up. Ctrl-C ends it and removes
     everything. Containers are shown where there is a Docker engine that you may use.
+
+    \b
+    Example:
+      treescale demo --once
     """
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.default_int_handler)

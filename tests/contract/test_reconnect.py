@@ -5,7 +5,7 @@ import asyncio
 import pytest
 from beds import Bed
 
-from tsbus import BufferFull, ConnectionLost, Request, Worker
+from tsbus import BufferFull, ConnectionLost, Interest, Request, Subscription, Worker
 
 
 async def test_everything_is_announced_again(bed: Bed) -> None:
@@ -75,3 +75,19 @@ async def test_closed_client(bed: Bed) -> None:
     for action in (client.publish("x"), client.subscribe("x").__aenter__(), client.flush(), client.wait_connected()):
         with pytest.raises(ConnectionLost, match="closed"):
             await bed.done(action)
+
+
+async def test_closing_a_client_ends_what_is_iterated(bed: Bed) -> None:
+    """Who waits for events, or for the interest of others, comes to the end when the client is closed."""
+    client = await bed.connect("a")
+    subscription, interest = await client.subscribe("never.>"), await client.interest("never.>")
+
+    async def iterate(one: Subscription | Interest) -> None:
+        async for _ in one:
+            pass
+
+    waiting = [asyncio.create_task(iterate(subscription)), asyncio.create_task(iterate(interest))]
+    await asyncio.sleep(0)
+    client.abort()
+    await bed.until(lambda: all(task.done() for task in waiting))
+    await asyncio.gather(*waiting)

@@ -168,7 +168,10 @@ class Session:
         self._local(Type.HELLO, hello)
 
     def down(self) -> None:
-        """The connection is gone: calls end, nothing that waits is sent later, subscriptions are kept."""
+        """The connection is gone: calls end, nothing that waits is sent later, subscriptions are kept.
+
+        Whoever waits is woken: it may be for good.
+        """
         was_welcome, self.welcome = self.welcome, None
         self.full = True
         self.outbox.clear()
@@ -180,6 +183,10 @@ class Session:
             ping.lost = True
             ping.wake()
         self.exchanges.lost()
+        for inbox in self._inboxes(self._all_sinks()):
+            inbox.wake()
+        for wish in self._wishes.values():
+            wish.wake()
         if was_welcome is not None:
             self._changed()
 

@@ -19,6 +19,7 @@ from tsbus.core.exchanges import Reply
 from tsbus.core.message import Gap
 from tsbus.core.topic import check_topic
 from tsbus.errors import BusError, ConnectionLost, PayloadTooLarge
+from tsbus.log import Log
 
 if TYPE_CHECKING:
     from tsbus.transport import Curve
@@ -27,6 +28,7 @@ _ROOM: Final = 1024 * 1024
 """Bytes of events that wait for the background thread before a publisher has to wait."""
 _OVERHEAD: Final = 100
 _T = TypeVar("_T")
+_log = Log("client")
 _check_topic = lru_cache(4096)(check_topic)
 
 
@@ -142,10 +144,17 @@ class BlockingClient:
             self._publishing = asyncio.create_task(self._publish_all())
 
     async def _publish_all(self) -> None:
-        while batch := self._next_batch():
-            for topic, data, content, to in batch:
-                await self.client.publish(topic, data, to=to, content=content)
-        self._publishing = None
+        try:
+            while batch := self._next_batch():
+                for topic, data, content, to in batch:
+                    try:
+                        await self.client.publish(topic, data, to=to, content=content)
+                    except ConnectionLost:
+                        raise
+                    except (BusError, ValueError) as error:  # of this one event: the next may be in order
+                        _log.warning("client.not-published", topic=topic, error=f"{type(error).__name__}: {error}")
+        finally:
+            self._publishing = None
 
     def _next_batch(self) -> list[tuple[str, bytes, int, str]]:
         with self._room:

@@ -198,3 +198,14 @@ def test_publishing_from_many_threads(lone_bus: str) -> None:
         assert texts == [str(number) for number in range(2000)]
     with pytest.raises(tsbus.ConnectionLost):
         bus.publish("n.1")
+
+
+def test_one_bad_event_does_not_hold_up_the_others(lone_bus: str) -> None:
+    """An event that cannot be published is an error for nobody else: what follows it is published all the same."""
+    with tsbus.connect_blocking(lone_bus, timeout_s=LIMIT_S) as bus, bus.subscribe("n.*") as sub:
+        bus.publish("n.1", "lost", to="\ud800")
+        bus.publish("n.1", "heard")
+        bus.flush()
+        bus.publish("n.1", "heard too")
+        texts = [event.text() for event in (sub.next(LIMIT_S), sub.next(LIMIT_S)) if isinstance(event, Event)]
+    assert texts == ["heard", "heard too"]

@@ -10,7 +10,8 @@ import click
 
 from tsbus.cli.completion import complete_command, complete_target
 from tsbus.cli.edge import bus_option, connect, json_option, run, timeout_option
-from tsbus.cli.report import Ending, account, ending_of, exit_code, summary
+from tsbus.cli.job import conclude
+from tsbus.cli.report import Ending, ending_of
 from tsbus.cli.terminal import body_text
 from tsbus.core.accounting import Outcome
 from tsbus.core.body import body_json
@@ -71,13 +72,7 @@ async def _call(bus: str | None, target: str, command: str, body: Any, timeout_s
             elif not reply.last or (reply.status is Outcome.OK and reply.body):
                 click.echo(_as_text(reply), err=reply.second)
             sys.stdout.flush()
-    seconds = time.monotonic() - started
-    if as_json:
-        click.echo(json.dumps(summary(endings, seconds)))
-    else:
-        for line in account(endings, seconds):
-            click.echo(line, err=True)
-    return exit_code([ending.outcome for ending in endings.values()])
+    return conclude(endings, time.monotonic() - started, as_json=as_json)
 
 
 def _as_object(reply: "Reply") -> dict[str, Any]:

@@ -15,9 +15,9 @@ import click
 
 from tsbus.cli.completion import complete_target
 from tsbus.cli.edge import Code, bus_option, connect, json_option, run
-from tsbus.cli.job import follow, send_stdin, waiting
+from tsbus.cli.job import conclude, follow, send_stdin, waiting
 from tsbus.cli.output import Kept, Lines, write
-from tsbus.cli.report import Ending, account, ending_of, exit_code, summary
+from tsbus.cli.report import Ending, ending_of, exit_code
 from tsbus.cli.terminal import Progress
 from tsbus.core.accounting import Outcome
 from tsbus.core.body import BodyError
@@ -220,12 +220,8 @@ class _Job:
         """Print what is printed at the end."""
         self._progress.clear()
         self._view.finish()
-        seconds = self._progress.elapsed_s
-        if look.as_json:
-            click.echo(json.dumps(summary(self._endings, seconds)))
-        elif not look.quiet and not (look.own_exit and self.exits):
-            for line in account(self._endings, seconds):
-                click.echo(line, err=True)
+        quiet = look.quiet or bool(look.own_exit and self.exits)
+        conclude(self._endings, self._progress.elapsed_s, as_json=look.as_json, quiet=quiet)
 
 
 def read_ending(reply: "Reply") -> tuple[Ending, dict[str, Any]]:

@@ -1,10 +1,16 @@
-"""Job: one call on many nodes as a command line follows it, with Ctrl-C and the line that tells whom it waits for."""
+"""Job: one call on many nodes as a command line follows it, with Ctrl-C, the line that tells whom it waits for, and
+the account at its end."""
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable, Collection
+import json
+from collections.abc import AsyncIterator, Callable, Collection, Mapping
 from typing import TYPE_CHECKING
 
+import click
+
+from tsbus.cli.edge import Code
+from tsbus.cli.report import Ending, account, exit_code, summary
 from tsbus.cli.stdin import stdin_chunks
 from tsbus.cli.terminal import Progress, duration
 from tsbus.core.target import fold
@@ -12,6 +18,7 @@ from tsbus.errors import BusError
 
 if TYPE_CHECKING:
     from tsbus import Call, Reply
+    from tsbus.client import Client
 
 GRACE_S = 2.0
 """How long the nodes may take to confirm a cancel before the account is printed without them."""
@@ -29,6 +36,22 @@ async def follow(call: "Call", take: "Callable[[Reply], None]") -> bool:
             await asyncio.wait_for(_replies(call, take), GRACE_S)
         return False
     return True
+
+
+def conclude(endings: Mapping[str, Ending], seconds: float, *, as_json: bool, quiet: bool = False) -> Code:
+    """Print how it ended on every node, as an object or in words; returns the exit code."""
+    if as_json:
+        click.echo(json.dumps(summary(endings, seconds)))
+    elif not quiet:
+        for line in account(endings, seconds):
+            click.echo(line, err=True)
+    return exit_code([ending.outcome for ending in endings.values()])
+
+
+async def nodes_of(client: "Client", target: str) -> frozenset[str]:
+    """Return the nodes of a target: what the router would call. Raises UnknownTarget."""
+    async with client.request(target, "router.ping") as call:
+        return await call.nodes()
 
 
 async def _replies(call: "Call", take: "Callable[[Reply], None]") -> None:

@@ -8,7 +8,8 @@ import click
 
 from tsbus.cli.completion import complete_target
 from tsbus.cli.edge import bus_option, connect, json_option, run, timeout_option
-from tsbus.cli.report import Ending, account, ending_of, exit_code, label, summary
+from tsbus.cli.job import conclude
+from tsbus.cli.report import Ending, ending_of, label
 from tsbus.cli.terminal import millis, safe
 from tsbus.core.accounting import Outcome
 from tsbus.core.target import fold
@@ -67,17 +68,13 @@ async def _ping(bus: str | None, target: str, count: int, timeout_s: float, wait
                     if wait_s or reply.node not in endings or endings[reply.node].outcome is Outcome.OK:
                         endings[reply.node] = ending
             turn += 1
-    seconds = time.monotonic() - started
-    if as_json:
-        click.echo(json.dumps(summary(endings, seconds)))
-    else:
-        for line in account(endings, seconds) if len(endings) > 1 else ():
-            click.echo(line, err=True)
-        if times_ms:
-            mean = sum(times_ms) / len(times_ms)
-            click.echo(f"round trip {millis(min(times_ms))} / {millis(mean)} / {millis(max(times_ms))} (min/mean/max)",
-                       err=True)  # fmt: skip
-    return exit_code([ending.outcome for ending in endings.values()])
+    # Of one node all has been said.
+    code = conclude(endings, time.monotonic() - started, as_json=as_json, quiet=len(endings) == 1)
+    if times_ms and not as_json:
+        mean = sum(times_ms) / len(times_ms)
+        click.echo(f"round trip {millis(min(times_ms))} / {millis(mean)} / {millis(max(times_ms))} (min/mean/max)",
+                   err=True)  # fmt: skip
+    return code
 
 
 def _silent(endings: dict[str, Ending]) -> list[str]:

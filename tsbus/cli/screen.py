@@ -8,6 +8,11 @@ from collections.abc import Sequence
 import click
 
 
+def columns() -> int | None:
+    """Return how wide what we print may be; None where it does not go to a terminal."""
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+
+
 async def within(event: asyncio.Event, timeout_s: float | None) -> bool:
     """Wait for the event; tell whether it came in time."""
     try:

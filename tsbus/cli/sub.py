@@ -18,12 +18,12 @@ import click
 from tsbus.cli import eventlines
 from tsbus.cli.completion import complete_target
 from tsbus.cli.edge import HELP, Code, Tool, bus_option, connect, forget_stdout, json_option, run
+from tsbus.cli.job import nodes_of
 from tsbus.cli.terminal import safe
 from tsbus.core.topic import check_pattern, matches
 
 if TYPE_CHECKING:
     from tsbus import Event, Gap
-    from tsbus.client import Client
 
 BUS_EVENTS = ("node.>", "bus.>", "worker.>")
 
@@ -171,7 +171,7 @@ class Gate:
 async def follow(wanted: Wanted, name: str, sink: "Callable[[Gate], Printer | _Runner]") -> int:
     """Hand events to `sink` until it is enough; returns the exit code. `name` is ours on the bus."""
     async with connect(wanted.bus, name) as client:
-        gate = Gate(wanted, await _resolve(client, wanted.origins) if wanted.origins else None)
+        gate = Gate(wanted, await nodes_of(client, wanted.origins) if wanted.origins else None)
         take = sink(gate).take
         for place, pattern in enumerate(wanted.patterns):
             # Every subscription is told of a gap; once is enough.
@@ -184,12 +184,6 @@ async def follow(wanted: Wanted, name: str, sink: "Callable[[Gate], Printer | _R
         except TimeoutError:
             return Code.UNREACHABLE if wanted.count else Code.OK
     return Code.OK
-
-
-async def _resolve(client: "Client", target: str) -> frozenset[str]:
-    """Return the nodes of a target: what the router would call. Raises UnknownTarget."""
-    async with client.request(target, "router.ping") as call:
-        return await call.nodes()
 
 
 def _tell_gap(gap: "Gap") -> None:

@@ -11,8 +11,8 @@ import msgspec
 from tsbus.cli.containers.finding import Finding, Match, order_for
 from tsbus.cli.containers.words import SHORT_ID, shorten_ids
 from tsbus.cli.edge import Code
-from tsbus.cli.job import follow, waiting
-from tsbus.cli.report import Ending, account, ending_of, exit_code, summary
+from tsbus.cli.job import conclude, follow, waiting
+from tsbus.cli.report import Ending, ending_of
 from tsbus.cli.terminal import Progress, safe
 from tsbus.core.accounting import Outcome
 from tsbus.core.target import fold
@@ -81,13 +81,7 @@ class Acts:
     def finish(self, *, quiet: bool = False) -> int:
         """Print the account; returns the exit code."""
         self.progress.clear()
-        seconds = self.progress.elapsed_s
-        if self._as_json:
-            click.echo(json.dumps(summary(self.endings, seconds)))
-        elif not quiet:
-            for line in account(self.endings, seconds):
-                click.echo(line, err=True)
-        return exit_code([ending.outcome for ending in self.endings.values()])
+        return conclude(self.endings, self.progress.elapsed_s, as_json=self._as_json, quiet=quiet)
 
 
 async def act(

@@ -1,8 +1,6 @@
 """Engines: `treescale docker events`, `info` and `df`."""
 
 import json
-import shutil
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from fnmatch import fnmatchcase
@@ -16,6 +14,7 @@ from tsbus.cli.containers.images import ask
 from tsbus.cli.containers.options import ASK_S, any_target_argument
 from tsbus.cli.containers.words import natural
 from tsbus.cli.edge import bus_option, json_option, run
+from tsbus.cli.screen import columns as wide
 from tsbus.cli.sub import Printer, Wanted, count_option, follow, timeout_option
 from tsbus.cli.table import Column, table
 from tsbus.cli.terminal import duration, safe, size
@@ -163,7 +162,7 @@ async def _info(bus: str | None, target: str, as_json: bool) -> int:
             click.echo(json.dumps({"node": node} | msgspec.to_builtins(told[node])))
         return asked.finish(as_json)
     now_ns = time.time_ns()
-    click.echo("\n".join(table(_INFO, [_info_row(node, told[node], now_ns) for node in nodes], _width())))
+    click.echo("\n".join(table(_INFO, [_info_row(node, told[node], now_ns) for node in nodes], wide())))
     notes = []
     for node in nodes:
         engine, warnings = told[node].engine, told[node].warnings
@@ -191,10 +190,6 @@ def _info_row(node: str, told: _Info, now_ns: int) -> tuple[str, ...]:
         safe(engine.api) or "?",
         safe(engine.os) or "?",
     )
-
-
-def _width() -> int | None:
-    return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
 
 
 _KINDS = ("images", "containers", "volumes", "cache")
@@ -235,7 +230,7 @@ async def _df(bus: str | None, target: str, as_json: bool) -> int:
     if len(nodes) > 1:
         rows.append(_df_row("all", totals))
     columns = [Column("NODE", least=10), *(Column(kind.upper(), right=True) for kind in _KINDS), Column("TO FREE")]
-    click.echo("\n".join(table(columns, rows, _width())))
+    click.echo("\n".join(table(columns, rows, wide())))
     return asked.finish(as_json)
 
 

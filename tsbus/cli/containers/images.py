@@ -1,7 +1,6 @@
 """Images: `treescale image ls`, `pull`, `tag`, `rm` and `prune`."""
 
 import json
-import shutil
 import sys
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
@@ -20,8 +19,9 @@ from tsbus.cli.containers.pulling import Progress as PullProgress
 from tsbus.cli.containers.pulling import Pulling
 from tsbus.cli.containers.words import SHORT_ID, count, natural
 from tsbus.cli.edge import Code, Fault, bus_option, connect, json_option, run, timeout_option
-from tsbus.cli.job import follow, waiting
-from tsbus.cli.report import Ending, account, ending_of, exit_code, summary
+from tsbus.cli.job import conclude, follow, waiting
+from tsbus.cli.report import Ending, ending_of, exit_code, summary
+from tsbus.cli.screen import columns
 from tsbus.cli.table import Column, table
 from tsbus.cli.terminal import Progress, duration, safe, size
 from tsbus.core.accounting import Outcome
@@ -135,8 +135,7 @@ async def _ls(bus: str | None, target: str, show_all: bool, whole: bool, quiet: 
     else:
         click.echo(f"{count(len(rows), 'node')}, {count(len({group.row.id for group in groups}), 'image')}")
         if groups:
-            wide = None if whole or not sys.stdout.isatty() else shutil.get_terminal_size().columns
-            click.echo("\n".join(["", *table_of(groups, time.time_ns(), wide)]))
+            click.echo("\n".join(["", *table_of(groups, time.time_ns(), None if whole else columns())]))
     return asked.finish(as_json)
 
 
@@ -266,12 +265,7 @@ async def _each(
             whole = await follow(call, take)
         if not whole:
             endings |= {node: Ending(Outcome.CANCELLED, "not confirmed") for node in nodes - endings.keys()}
-    if as_json:
-        click.echo(json.dumps(summary(endings, progress.elapsed_s)))
-    else:
-        for line in account(endings, progress.elapsed_s):
-            click.echo(line, err=True)
-    return code_of(whole, exit_code([ending.outcome for ending in endings.values()]))
+    return code_of(whole, conclude(endings, progress.elapsed_s, as_json=as_json))
 
 
 @click.command()

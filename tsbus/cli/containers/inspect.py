@@ -9,7 +9,8 @@ import click
 from tsbus.cli.containers.finding import choose, find, order_for
 from tsbus.cli.containers.options import names_argument, target_argument
 from tsbus.cli.edge import bus_option, connect, json_option, run
-from tsbus.cli.report import Ending, account, ending_of, exit_code, summary
+from tsbus.cli.job import conclude
+from tsbus.cli.report import Ending, ending_of
 from tsbus.cli.table import Column, table
 from tsbus.cli.terminal import Progress, safe
 from tsbus.core.accounting import Outcome
@@ -46,16 +47,7 @@ async def _each(
                     show(reply.node, reply.json())
                 if reply.last:
                     endings[reply.node] = ending_of(reply)
-    if as_json:
-        click.echo(json.dumps(summary(endings, progress.elapsed_s)))
-    else:
-        for line in account(endings, progress.elapsed_s) if len(endings) > 1 or _bad(endings) else ():
-            click.echo(line, err=True)
-    return exit_code([ending.outcome for ending in endings.values()])
-
-
-def _bad(endings: "Mapping[str, Ending]") -> bool:
-    return any(ending.outcome is not Outcome.OK for ending in endings.values())
+    return conclude(endings, progress.elapsed_s, as_json=as_json)
 
 
 @click.command()

@@ -18,9 +18,9 @@ from tsbus.cli.containers.options import ACT_S, names_argument, target_argument
 from tsbus.cli.containers.times import moment
 from tsbus.cli.containers.words import natural
 from tsbus.cli.edge import Code, bus_option, connect, forget_stdout, json_option, run
-from tsbus.cli.job import NO_LIMIT_S, follow
+from tsbus.cli.job import NO_LIMIT_S, conclude, follow
 from tsbus.cli.output import Lines, write
-from tsbus.cli.report import Ending, account, ending_of, exit_code, label
+from tsbus.cli.report import Ending, ending_of, label
 from tsbus.cli.terminal import Progress, safe
 from tsbus.core.accounting import Outcome
 from tsbus.core.target import fold
@@ -123,10 +123,7 @@ async def _logs(bus: str | None, target: str, names: Sequence[str], body: dict[s
             except BrokenPipeError:  # `logs -f | head -1`: the reader has enough
                 forget_stdout()
                 return Code.OK
-    if whole:
-        for line in account(endings, progress.elapsed_s):
-            click.echo(line, err=True)
-    return code_of(whole, exit_code([ending.outcome for ending in endings.values()]))
+    return code_of(whole, conclude(endings, progress.elapsed_s, as_json=False, quiet=not whole))
 
 
 class Writer:

@@ -2,8 +2,6 @@
 
 import asyncio
 import json
-import shutil
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -17,7 +15,7 @@ from tsbus.cli.containers.options import ASK_S, any_target_argument
 from tsbus.cli.containers.words import SHORT_ID, STYLES, count, image_words, natural, port_words, state_words
 from tsbus.cli.edge import bus_option, connect, json_option, run, timeout_option
 from tsbus.cli.report import Ending, ending_of, exit_code, label, summary
-from tsbus.cli.screen import Screen, within
+from tsbus.cli.screen import Screen, columns, within
 from tsbus.cli.table import Column, table
 from tsbus.cli.terminal import Progress, duration, safe, size
 from tsbus.core.accounting import Outcome
@@ -241,8 +239,7 @@ async def _ls(bus: str | None, target: str, filters: Sequence[str], look: Look, 
     endings = without_monitors(tally.endings)
     if not endings:
         raise no_monitor(tally.endings)
-    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
-    if lines := list(look.lines(tally, now_ns, width)):
+    if lines := list(look.lines(tally, now_ns, columns())):
         click.echo("\n".join(lines))
     if look.as_json:
         click.echo(json.dumps(summary(tally.endings, progress.elapsed_s)))
@@ -302,8 +299,7 @@ async def _watch(bus: str | None, target: str, filters: Sequence[str], look: Loo
                 now_ns = time.time_ns()
                 tally = tally_of(mirror)
                 tally.close(now_ns)
-                width = shutil.get_terminal_size().columns if screen.is_terminal else None
-                screen.show(list(look.lines(tally, now_ns, width)))
+                screen.show(list(look.lines(tally, now_ns, columns())))
                 await asyncio.sleep(PAUSE_S)
                 await within(changed, REDRAW_S if screen.is_terminal else None)
 

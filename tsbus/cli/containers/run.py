@@ -28,7 +28,7 @@ from tsbus.cli.containers.times import length
 from tsbus.cli.containers.words import SHORT_ID, natural
 from tsbus.cli.edge import Code, Fault, bus_option, connect, json_option, run, stacked
 from tsbus.cli.exec import Look, execute, variables
-from tsbus.cli.job import NO_LIMIT_S, follow, waiting
+from tsbus.cli.job import NO_LIMIT_S, follow, nodes_of, waiting
 from tsbus.cli.report import Ending, ending_of
 from tsbus.core.accounting import Outcome
 from tsbus.core.target import fold
@@ -291,12 +291,6 @@ def _invented(image: str) -> str:
     """Return a name for several containers of an image, which nobody else takes at the same time."""
     base = image.rpartition("/")[2].partition("@")[0].partition(":")[0]
     return f"{base}-{token_hex(2)}"
-
-
-async def nodes_of(client: "Client", target: str) -> frozenset[str]:
-    """Return the nodes of a target. Raises UnknownTarget."""
-    async with client.request(target, "router.ping", timeout_s=ASK_S) as call:
-        return await call.nodes()
 
 
 async def _running(client: "Client", target: str) -> dict[str, int]:

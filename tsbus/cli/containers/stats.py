@@ -5,7 +5,6 @@
 
 import asyncio
 import json
-import shutil
 import sys
 from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
@@ -19,8 +18,9 @@ from tsbus.cli.containers.ls import Tally, ask, problems
 from tsbus.cli.containers.options import ASK_S
 from tsbus.cli.containers.words import SHORT_ID, count, natural
 from tsbus.cli.edge import Code, bus_option, connect, json_option, run
+from tsbus.cli.job import nodes_of
 from tsbus.cli.report import Ending, ending_of, exit_code
-from tsbus.cli.screen import Screen
+from tsbus.cli.screen import Screen, columns
 from tsbus.cli.table import Column, table
 from tsbus.cli.terminal import safe, size
 from tsbus.core.accounting import Outcome
@@ -170,14 +170,12 @@ async def _stats(bus: str | None, target: str, names: Sequence[str], once: bool,
             finding = await find(client, target, names)
             matches = choose(finding, names, target, single=False)
             wanted = [(match.node, match.id[:SHORT_ID]) for match in matches]
-        async with client.request(target, "router.ping", timeout_s=ASK_S) as ping:
-            board = Board(await ping.nodes(), wanted)
+        board = Board(await nodes_of(client, target), wanted)
         if not once:
             return await _Live(client, board, sort, as_json).run(target)
         endings = await _begin(client, target, board, as_json)
         if not as_json:
-            width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
-            click.echo("\n".join(board.lines(sort, width)))
+            click.echo("\n".join(board.lines(sort, columns())))
     return exit_code([ending.outcome for ending in without_monitors(endings).values()])
 
 
@@ -237,7 +235,7 @@ class _Live:
         with Screen() as screen:
             while True:
                 self._changed.clear()
-                screen.show(board.lines(self._sort, shutil.get_terminal_size().columns if screen.is_terminal else None))
+                screen.show(board.lines(self._sort, columns()))
                 await asyncio.sleep(REDRAW_S)
                 await self._changed.wait()
         return Code.OK

@@ -1,5 +1,11 @@
 """What the command lines show: the tree's drawing, folded output, accounts. All of it pure."""
 
+import json
+
+import msgspec
+import pytest
+
+from tsbus.cli.eventlines import told
 from tsbus.cli.output import MAX_LINE, Kept, Lines
 from tsbus.cli.report import Ending, account, exit_code, summary
 from tsbus.cli.status import Facts, nodes_of
@@ -7,6 +13,8 @@ from tsbus.cli.terminal import body_line, duration, safe
 from tsbus.cli.treeview import Line, Node, TreeView
 from tsbus.core.accounting import Outcome
 from tsbus.core.body import body_json
+from tsbus.core.events import Event
+from tsbus.core.message import EventMeta, Route, Type
 
 
 def thousand(**changed):
@@ -38,6 +46,28 @@ def test_a_lost_node_stands_out_with_the_path_that_leads_to_it():
     single = [line.names for line in lines if len(line.nodes) == 1]
     assert single == [("root",), ("a1",), ("b12",), ("c123",)]
     assert sum(len(line.nodes) for line in lines) == 1111
+
+
+@pytest.mark.parametrize(
+    ("topic", "facts", "words"),
+    [
+        ("process.started", {"name": "router", "pid": 12, "expected": True}, "router (pid 12)"),
+        ("process.exited", {"name": "greeter", "pid": 12, "expected": False}, "greeter (pid 12, unexpected)"),
+        ("process.exited", {"name": "greeter", "pid": None, "expected": False}, "greeter (within its first second)"),
+        ("process.fatal", {"name": "greeter", "pid": None, "expected": False}, "greeter (given up, and tried again"),
+        ("handler.failed", {"name": "tidy", "topic": "disk.full", "exit": 2, "signal": None, "reason": ""}, "exit 2"),
+        ("handler.dropped", {"name": "tidy", "dropped": 7}, "tidy: 7 events"),
+        ("alert.firing", {"rule": "web-down", "text": "front does not run"}, "web-down: front does not run"),
+        ("process.exited", {"name": "of another"}, '{"name": "of another"}'),
+    ],
+)
+def test_what_happens_to_processes_handlers_and_alerts_is_told_in_words(topic, facts, words):
+    """An operator reads the tree's own events without knowing their bodies; another shape is shown as it is."""
+    route = Route(Type.EVENT, "web1", target="*", topic=topic)
+    event = Event(route, msgspec.msgpack.encode(EventMeta(1, 0)), json.dumps(facts).encode())
+    line = told(event).decode()
+    assert "web1" in line
+    assert words in line
 
 
 def test_a_lost_node_speaks_for_all_below_it():

@@ -20,6 +20,7 @@ _COLORS = {
     "torpid": "yellow", "slow": "yellow", "draining": "yellow", "repaired": "yellow",
     "lost": "red", "down": "red", "died": "red", "oom": "red", "unhealthy": "red",
     "active": "green", "filled": "green", "solved": "green", "unsorry": "green", "calm": "green",
+    "exited": "red", "fatal": "red", "failed": "red", "dropped": "yellow", "firing": "red", "resolved": "green",
     "out": "yellow", "sorry": "yellow", "problem": "red", "empty": "red", "panic": "red",
 }  # fmt: skip
 
@@ -71,6 +72,15 @@ def _words(event: Event) -> str:
                 return safe(f"{facts['kind']} {facts['peer']}, {facts['dropped']} events dropped")
             case ["worker", _]:
                 return safe(f"{facts['name']} ({facts['who']})")
+            case ["process", action]:
+                return safe(_process_words(action, facts))
+            case ["handler", "failed"]:
+                how = facts["reason"] or (f"signal {facts['signal']}" if facts["signal"] else f"exit {facts['exit']}")
+                return safe(f"{facts['name']} for {facts['topic']}: {how}")
+            case ["handler", "dropped"]:
+                return safe(f"{facts['name']}: {facts['dropped']} events that nobody had time for")
+            case ["alert", _]:
+                return safe(f"{facts['rule']}: {facts['text']}")
             case ["container", action]:
                 return safe(_container_words(action, facts))
             case ["image" | "network", _]:
@@ -90,6 +100,15 @@ def _words(event: Event) -> str:
     except (ValueError, KeyError, TypeError):
         pass
     return body_line(event.body)
+
+
+def _process_words(action: str, facts: dict[str, Any]) -> str:
+    how = f"pid {facts['pid']}" if facts["pid"] else ""
+    if action == "exited":
+        how = how if facts["expected"] else f"{how}, unexpected" if how else "within its first second"
+    elif action == "fatal":
+        how = "given up, and tried again later: see its log"
+    return f"{facts['name']} ({how})" if how else facts["name"]
 
 
 def _container_words(action: str, facts: dict[str, Any]) -> str:

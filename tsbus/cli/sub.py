@@ -25,7 +25,7 @@ from tsbus.core.topic import check_pattern, matches
 if TYPE_CHECKING:
     from tsbus import Event, Gap
 
-BUS_EVENTS = ("node.>", "bus.>", "worker.>")
+BUS_EVENTS = ("node.>", "bus.>", "worker.>", "process.>", "handler.>", "alert.>")
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +114,7 @@ def sub(
 def events(
     patterns: tuple[str, ...], as_json: bool, count: int | None, timeout_s: float | None, bus: str | None
 ) -> int:
-    """Watch what happens in the tree: nodes and workers that come and go, peers that do not keep up.
+    """Watch what happens in the tree: nodes, workers and processes that come and go, peers that do not keep up, alerts.
 
     \b
     Examples:

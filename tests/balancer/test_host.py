@@ -9,7 +9,8 @@ from ipaddress import ip_address
 import pytest
 from lan import PORT, Answer, Lan, address
 
-from tsbus.balancer.devices import DEVICE, Devices
+from tsbus.balancer.devices import Devices
+from tsbus.balancer.inventory import DEVICE
 from tsbus.balancer.netfilter import HostEdge, read_sysctl
 from tsbus.balancer.nftables import Table
 from tsbus.balancer.programs import Failed, NoFeature, NoProgram, NotAllowed, run
@@ -161,14 +162,28 @@ def test_addresses(lan: Lan, edge: HostEdge) -> None:
     held = frozenset({ip_address("10.0.0.100"), ip_address("fd00::100")})
     lan.host.call(edge.apply, Needs(held=held))
     devices = lan.host.call(Devices)
-    assert lan.host.call(devices.held) == held
-    assert DEVICE not in {network.device for network in lan.host.call(devices.networks)}
+    assert lan.host.call(devices.look).held == held
+    assert DEVICE not in {network.device for network in lan.host.call(devices.look).networks}
     lan.host.ip(f"address add 10.0.0.101/32 dev {DEVICE}", f"address del 10.0.0.100/32 dev {DEVICE}")
     assert lan.host.call(edge.apply, Needs(held=held)).changes
-    assert lan.host.call(devices.held) == held
+    assert lan.host.call(devices.look).held == held
     assert lan.host.call(edge.apply, Needs(held=held)).changes == ()
     lan.host.call(edge.apply, Needs())
     assert DEVICE not in lan.host.run("ip", "link")
+    lan.host.call(devices.close)
+
+
+def test_devices_that_change_meanwhile(lan: Lan) -> None:
+    """A look at devices whose addresses come and go has all those that stay, each time."""
+    stay = {ip_address(f"10.8.{number // 200}.{number % 200 + 1}") for number in range(600)}
+    lan.host.ip(*(f"address add {ip}/32 dev lo" for ip in sorted(stay)))
+    devices = lan.host.call(Devices)
+    with lan.host.call(subprocess.Popen, ["ip", "-batch", "-"], stdin=subprocess.PIPE, text=True) as changes:
+        assert changes.stdin
+        for verb in ("add", "del") * 100:
+            changes.stdin.write(f"address {verb} 10.9.0.1/32 dev lo\n")
+            changes.stdin.flush()
+            assert stay <= lan.host.call(devices.look).addresses
     lan.host.call(devices.close)
 
 

@@ -12,7 +12,7 @@ import pytest
 from lan import KINDS, PORT, Answer, address
 from stage import Stage, seen
 
-from tsbus.balancer.devices import DEVICE
+from tsbus.balancer.inventory import DEVICE
 from tsbus.balancer.netfilter import HostEdge
 from tsbus.balancer.rules import Listen, Needs, real_server_needs
 from tsbus.balancer.table import Forward, Protocol

@@ -1,47 +1,69 @@
-"""Devices: the host's addresses and bridges over rtnetlink, and the balancer's own device `ts0` for addresses."""
+"""Devices: the host's addresses and bridges over rtnetlink, and the balancer's own device `ts0` for addresses.
+
+The numbers are those of linux/rtnetlink.h, if_link.h, if_addr.h and neighbour.h.
+"""
 
 import errno
 import os
-from collections import defaultdict
+import socket
+import struct
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
-from ipaddress import ip_address, ip_interface
-from socket import AF_INET, AF_INET6
+from ipaddress import ip_address
 from types import TracebackType
-from typing import Any, Final, Self
+from typing import Final, Self
 
-from pyroute2 import IPRoute
-from pyroute2.netlink.exceptions import NetlinkError
-
+from tsbus.balancer.inventory import DEVICE, Card, Interface, Inventory
+from tsbus.balancer.netlink import DUMP, NESTED, ROUTE, Netlink, attribute, attributes
 from tsbus.balancer.programs import Failed, HostError, NoFeature, NotAllowed
-from tsbus.balancer.rules import Link, Network, Proxy, Route, Subnet
+from tsbus.balancer.rules import Proxy, Route
 from tsbus.balancer.table import IP
 
-DEVICE: Final = "ts0"
 _KINDS: Final = ("dummy", "bridge")
 """Of our own device. A small kernel may have no dummies; a bridge without members holds addresses as well."""
-_VIRTUAL: Final = ("veth", "tun")
-"""Kinds of bridge ports with a container or a machine behind them, which has no other way out."""
-_HAIRPIN: Final = 1
-_BITS: Final = {4: 32, 6: 128}
-_FAMILIES: Final = {4: AF_INET, 6: AF_INET6}
+_TRIES: Final = 10
+"""So often a list is read that changes meanwhile."""
+_NEW_LINK, _DELETE_LINK, _GET_LINK, _SET_LINK = 16, 17, 18, 19
+_NEW_ADDRESS, _DELETE_ADDRESS, _GET_ADDRESS = 20, 21, 22
+_GET_ROUTE = 26
+_NEW_NEIGHBOUR, _DELETE_NEIGHBOUR, _GET_NEIGHBOUR = 28, 29, 30
+_CREATE: Final = 0x600
+"""A flag: what is made must not be there."""
+_LINK = struct.Struct("=BxHiII")
+"""Family, type, index, flags, and which flags to change."""
+_LINK_NAME, _LINK_MASTER, _LINK_PORT, _LINK_INFO, _LINK_EXTENT = 3, 10, 12, 18, 29
+_INFO_KIND, _INFO_PORT = 1, 5
+_PORT_HAIRPIN: Final = 4
+_NO_STATISTICS: Final = 0x8
+_UP: Final = 0x1
+_ADDRESS = struct.Struct("=BBBBi")
+"""Family, prefix, flags, scope, device."""
+_ADDRESS_PEER, _ADDRESS_OWN = 1, 2
 _NO_DAD: Final = 0x2
 """The address is usable at once: nobody else on a dummy device could have it."""
-_FROM_ADVERTISEMENT: Final = 9
 _LINK_SCOPE: Final = 253
-_PROXY: Final = 0x8
-"""The flag of a neighbour for whom this host answers."""
+_ROUTE = struct.Struct("=8BI")
+"""Family, bits of destination and source, service, table, protocol, scope, type; flags."""
+_ROUTE_TO, _ROUTE_DEVICE, _ROUTE_SOURCE = 1, 4, 7
+_FROM_ADVERTISEMENT: Final = 9
 _LOCAL: Final = 2
 """A route to the host itself."""
-_UP: Final = 0x1
-_LOOPBACK: Final = 0x8
+_NEIGHBOUR = struct.Struct("=B3xiHBB")
+"""Family, device, state, flags, type."""
+_NEIGHBOUR_IP: Final = 1
+_PERMANENT, _PROXY = 0x80, 0x8
+"""The state and the flag of a neighbour for whom this host answers."""
+_FAMILIES: Final = {4: socket.AF_INET, 6: socket.AF_INET6}
+_BRIDGE: Final = 7
+_32 = struct.Struct("=I")
 
 
 class Devices:
     """The devices of the network namespace in which this is opened. For one thread, as ipvs.Kernel."""
 
     def __init__(self) -> None:
-        self._route = IPRoute()
+        with _refusals("reading devices"):
+            self._netlink = Netlink(ROUTE)
 
     def __enter__(self) -> Self:
         return self
@@ -53,184 +75,146 @@ class Devices:
 
     def close(self) -> None:
         """Close the connection to the kernel."""
-        self._route.close()
+        self._netlink.close()
 
-    def addresses(self) -> frozenset[IP]:
-        """Return all addresses, without those that mean something on one link only."""
-        return frozenset(ip for _, ip, _ in self._addresses())
+    def look(self) -> Inventory:
+        """Return what there is. Raises HostError."""
+        extent = attribute(_LINK_EXTENT, _32.pack(_NO_STATISTICS))
+        cards = map(_card, self._all(_GET_LINK, _LINK.pack(0, 0, 0, 0, 0) + extent))
+        found = map(_interface, self._all(_GET_ADDRESS, _ADDRESS.pack(0, 0, 0, 0, 0)))
+        return Inventory({each.index: each for each in cards}, tuple(each for each in found if each is not None))
 
-    def networks(self) -> tuple[Network, ...]:
-        """Return the bridges whose ports all have a container or a virtual machine behind them.
-
-        A bridge with a network card, a VLAN or a tunnel among its ports is a part of the network outside.
-        """
-        links = {each["index"]: each for each in self._links()}
-        ports: dict[int, list[Any]] = {
-            index: [] for index, each in links.items() if _kind(each) == "bridge" and _name(each) != DEVICE
-        }
-        for each in links.values():
-            if (bridge := each.get_attr("IFLA_MASTER")) in ports:
-                ports[bridge].append(each)
-        subnets: dict[int, set[Subnet]] = defaultdict(set)
-        for index, ip, prefix in self._addresses():
-            subnets[index].add(ip_interface((ip, prefix)).network)
-        return tuple(
-            Network(
-                _name(links[index]),
-                tuple(sorted(subnets[index], key=str)),
-                tuple(sorted(_name(each) for each in members)),
-            )
-            for index, members in ports.items()
-            if index in subnets and all(_kind(each) in _VIRTUAL for each in members)
-        )
-
-    def links(self) -> tuple[Link, ...]:
-        """Return the subnets of IPv6 of all devices but ours and the loopback."""
-        names = {each["index"]: _name(each) for each in self._links() if not each["flags"] & _LOOPBACK}
-        return tuple(
-            Link(names[index], ip_interface((ip, prefix)).network)
-            for index, ip, prefix in self._addresses()
-            if ip.version == 6 and names.get(index, DEVICE) != DEVICE
-        )
-
-    def advertised(self) -> tuple[str, ...]:
-        """Return the devices that have IPv6 routes from router advertisements."""
-        with _refusals("reading routes"):
-            routes = list(self._route.get_routes(family=10, proto=_FROM_ADVERTISEMENT))
-        names = {each["index"]: _name(each) for each in self._links()}
-        return tuple(sorted({names[index] for route in routes if (index := route.get_attr("RTA_OIF")) in names}))
+    def advertised(self, inventory: Inventory) -> tuple[str, ...]:
+        """Return the devices that have IPv6 routes from router advertisements. Raises HostError."""
+        names = set()
+        for told in self._all(_GET_ROUTE, _ROUTE.pack(socket.AF_INET6, *[0] * 8)):
+            if _ROUTE.unpack_from(told)[5] == _FROM_ADVERTISEMENT:
+                index = _number(attributes(told[_ROUTE.size :]).get(_ROUTE_DEVICE))
+                names |= {inventory.cards[index].name} if index in inventory.cards else set()
+        return tuple(sorted(names))
 
     def route(self, ip: IP) -> Route | None:
         """Return how a packet of this host gets to an address; None when it does not."""
+        body = _ROUTE.pack(_FAMILIES[ip.version], ip.max_prefixlen, *[0] * 7) + attribute(_ROUTE_TO, ip.packed)
         try:
-            (found,) = self._route.route("get", dst=str(ip), family=_FAMILIES[ip.version])
-        except NetlinkError:
+            (told,) = self._netlink.ask(_GET_ROUTE, body)
+            read = attributes(told[_ROUTE.size :])
+            device = socket.if_indextoname(_number(read.get(_ROUTE_DEVICE)))
+        except OSError:
             return None
-        names = {each["index"]: _name(each) for each in self._links()}
-        source = found.get_attr("RTA_PREFSRC")
-        device = names.get(found.get_attr("RTA_OIF"), "")
-        return Route(device, ip_address(source) if source else None, found["type"] == _LOCAL)
+        source = read.get(_ROUTE_SOURCE)
+        return Route(device, ip_address(source) if source else None, _ROUTE.unpack_from(told)[7] == _LOCAL)
 
-    def outside(self) -> frozenset[str]:
-        """Return the devices by which packets may come from elsewhere: all that are up, but those of containers."""
-        inside = {network.device for network in self.networks()}
-        return frozenset(
-            _name(each)
-            for each in self._links()
-            if each["flags"] & _UP
-            and not each["flags"] & _LOOPBACK
-            and not each.get_attr("IFLA_MASTER")
-            and _kind(each) != "dummy"
-            and _name(each) not in (*inside, DEVICE)
-        )
-
-    def without_hairpin(self, ports: Collection[str]) -> frozenset[str]:
-        """Return which of these ports of bridges do not send a packet back where it came from."""
-        if not ports:
-            return frozenset()
-        found = {_name(each): each for each in self._route.brport("dump")}
-        return frozenset(name for name in ports if name in found and not _hairpin(found[name]))
-
-    def set_hairpin(self, port: str) -> None:
-        """Have a port of a bridge send packets back where they came from."""
-        with _refusals(port):
-            for index in self._route.link_lookup(ifname=port):
-                self._route.brport("set", index=index, mode=_HAIRPIN)
-
-    def held(self) -> frozenset[IP]:
-        """Return the addresses of our own device."""
-        index = self._own()
-        return frozenset(ip for each, ip, _ in self._addresses() if each == index)
+    def set_hairpin(self, port: Card) -> None:
+        """Have a port of a bridge send packets back where they came from. Raises HostError."""
+        mode = attribute(_LINK_PORT | NESTED, attribute(_PORT_HAIRPIN, b"\1"))
+        with _refusals(port.name):
+            self._netlink.order(_SET_LINK, _LINK.pack(_BRIDGE, 0, port.index, 0, 0) + mode)
 
     def hold(self, ips: Collection[IP]) -> None:
-        """Give our device these addresses and no others; it is there as long as there are any."""
-        index, held = self._own(), self.held()
-        if not ips:
-            if index is not None:
-                with _refusals(DEVICE):
-                    self._route.link("del", index=index)
-            return
+        """Give our device these addresses and no others; it is there as long as there are any. Raises HostError."""
+        inventory = self.look()
+        own, held = _ours(inventory), inventory.held
         with _refusals(DEVICE):
-            if index is None:
-                index = self._make()
-            self._route.link("set", index=index, state="up")
+            if not ips:
+                if own is not None:
+                    self._netlink.order(_DELETE_LINK, _LINK.pack(0, 0, own.index, 0, 0))
+                return
+            index = own.index if own is not None else self._make()
+            self._netlink.order(_NEW_LINK, _LINK.pack(0, 0, index, _UP, _UP))
         for ip in sorted(set(ips) - held, key=str):
-            with _refusals(f"{ip} on {DEVICE}"):
-                flags = {"flags": _NO_DAD} if ip.version == 6 else {}
-                self._route.addr("add", index=index, address=str(ip), prefixlen=_BITS[ip.version], **flags)
+            self._address(_NEW_ADDRESS, index, ip, _CREATE)
         for ip in sorted(held - set(ips), key=str):
-            with _refusals(f"{ip} on {DEVICE}"):
-                self._route.addr("del", index=index, address=str(ip), prefixlen=_BITS[ip.version])
+            self._address(_DELETE_ADDRESS, index, ip)
 
-    def proxies(self) -> frozenset[Proxy]:
-        """Return for which addresses this host answers neighbours, whoever made it so."""
-        names = {each["index"]: _name(each) for each in self._links()}
-        with _refusals("reading neighbours"):
-            found = list(self._route.neigh("dump", dump_filter=None, family=AF_INET6, flags=_PROXY))
-        return frozenset(
-            Proxy(names[each["ifindex"]], ip_address(each.get_attr("NDA_DST")))
-            for each in found
-            if each["ifindex"] in names
-        )
+    def proxies(self, inventory: Inventory) -> frozenset[Proxy]:
+        """Return for which addresses this host answers neighbours, whoever made it so. Raises HostError."""
+        found = set()
+        for told in self._all(_GET_NEIGHBOUR, _NEIGHBOUR.pack(socket.AF_INET6, 0, 0, _PROXY, 0)):
+            index, ip = _NEIGHBOUR.unpack_from(told)[1], attributes(told[_NEIGHBOUR.size :])[_NEIGHBOUR_IP]
+            if index in inventory.cards:
+                found.add(Proxy(inventory.cards[index].name, ip_address(ip)))
+        return frozenset(found)
 
     def set_proxy(self, proxy: Proxy, *, on: bool) -> None:
-        """Answer neighbours at a device for an address, or do not any more."""
+        """Answer neighbours at a device for an address, or do not any more. Raises HostError."""
+        kind, flags = (_NEW_NEIGHBOUR, _CREATE) if on else (_DELETE_NEIGHBOUR, 0)
         with _refusals(f"{proxy.ip} for the neighbours at {proxy.device}"):
-            for index in self._route.link_lookup(ifname=proxy.device):
-                where = {"dst": str(proxy.ip), "ifindex": index, "family": AF_INET6, "flags": _PROXY}
-                self._route.neigh("add" if on else "del", **where)
+            head = _NEIGHBOUR.pack(socket.AF_INET6, socket.if_nametoindex(proxy.device), _PERMANENT, _PROXY, 0)
+            self._netlink.order(kind, head + attribute(_NEIGHBOUR_IP, proxy.ip.packed), flags)
 
-    def _make(self) -> int | None:
-        try:
-            self._route.link("add", ifname=DEVICE, kind=_KINDS[0])
-        except NetlinkError as error:
-            if error.code != errno.EOPNOTSUPP:
-                raise
-            self._route.link("add", ifname=DEVICE, kind=_KINDS[1])
-        return self._own()
-
-    def _own(self) -> int | None:
-        for each in self._links():
-            if _name(each) == DEVICE:
-                if _kind(each) not in _KINDS:
-                    kind = _kind(each) or "network card"
-                    raise Failed(f"{DEVICE} is a {kind} and not ours", "give it another name")
-                return int(each["index"])
-        return None
-
-    def _links(self) -> list[Any]:
+    def _all(self, kind: int, body: bytes) -> list[bytes]:
         with _refusals("reading devices"):
-            return list(self._route.get_links())
+            for _ in range(_TRIES):
+                try:
+                    return [*self._netlink.ask(kind, body, DUMP)]
+                except InterruptedError as error:
+                    torn = error
+            raise torn
 
-    def _addresses(self) -> Iterator[tuple[int, IP, int]]:
-        with _refusals("reading addresses"):
-            found = list(self._route.get_addr())
-        for each in found:
-            text = each.get_attr("IFA_LOCAL") or each.get_attr("IFA_ADDRESS")
-            if text and each["scope"] < _LINK_SCOPE:
-                yield each["index"], ip_address(text), each["prefixlen"]
+    def _make(self) -> int:
+        for kind in _KINDS:
+            info = attribute(_LINK_INFO | NESTED, attribute(_INFO_KIND, kind.encode()))
+            name = attribute(_LINK_NAME, DEVICE.encode() + b"\0")
+            try:
+                self._netlink.order(_NEW_LINK, _LINK.pack(0, 0, 0, 0, 0) + name + info, _CREATE)
+                break
+            except OSError as error:
+                if error.errno != errno.EOPNOTSUPP or kind == _KINDS[-1]:
+                    raise
+        return socket.if_nametoindex(DEVICE)
+
+    def _address(self, kind: int, index: int, ip: IP, flags: int = 0) -> None:
+        body = _ADDRESS.pack(_FAMILIES[ip.version], ip.max_prefixlen, _NO_DAD if ip.version == 6 else 0, 0, index)
+        body += attribute(_ADDRESS_OWN, ip.packed) + attribute(_ADDRESS_PEER, ip.packed)
+        with _refusals(f"{ip} on {DEVICE}"):
+            self._netlink.order(kind, body, flags)
 
 
-def _name(link: Any) -> str:
-    return str(link.get_attr("IFLA_IFNAME"))
+def _card(told: bytes) -> Card:
+    _, _, index, flags, _ = _LINK.unpack_from(told)
+    read = attributes(told[_LINK.size :])
+    info = attributes(read.get(_LINK_INFO, b""))
+    port = attributes(info.get(_INFO_PORT, b""))
+    return Card(
+        index,
+        _text(read[_LINK_NAME]),
+        _text(info.get(_INFO_KIND, b"")),
+        _number(read.get(_LINK_MASTER)),
+        flags,
+        port.get(_PORT_HAIRPIN, b"\0") != b"\0",
+    )
 
 
-def _kind(link: Any) -> str:
-    info = link.get_attr("IFLA_LINKINFO")
-    return (info and info.get_attr("IFLA_INFO_KIND")) or ""
+def _interface(told: bytes) -> Interface | None:
+    """An address; None for one that means something on one link only."""
+    _, prefix, _, scope, index = _ADDRESS.unpack_from(told)
+    read = attributes(told[_ADDRESS.size :])
+    ip = read.get(_ADDRESS_OWN) or read.get(_ADDRESS_PEER)
+    return Interface(index, ip_address(ip), prefix) if ip and scope < _LINK_SCOPE else None
 
 
-def _hairpin(port: Any) -> bool:
-    data = port.get_attr("IFLA_PROTINFO") or port.get_attr("IFLA_LINKINFO").get_attr("IFLA_INFO_SLAVE_DATA")
-    return bool(data.get_attr("IFLA_BRPORT_MODE"))
+def _ours(inventory: Inventory) -> Card | None:
+    own = inventory.own
+    if own is not None and own.kind not in _KINDS:
+        raise Failed(f"{DEVICE} is a {own.kind or 'network card'} and not ours", "give it another name")
+    return own
+
+
+def _text(value: bytes) -> str:
+    return value.rstrip(b"\0").decode()
+
+
+def _number(value: bytes | None) -> int:
+    return _32.unpack(value)[0] if value else 0
 
 
 @contextmanager
 def _refusals(what: str) -> Iterator[None]:
     try:
         yield
-    except NetlinkError as error:
-        raise _refusal(error.code, what) from error
+    except OSError as error:
+        raise _refusal(error.errno or 0, what) from error
 
 
 def _refusal(code: int, what: str) -> HostError:

@@ -16,7 +16,7 @@ from typing import Final
 
 from tsbus.balancer.devices import Devices
 from tsbus.balancer.machine import Machine, MachineError
-from tsbus.balancer.netfilter import HostEdge, read_sysctl
+from tsbus.balancer.netfilter import read_host, read_sysctl
 from tsbus.balancer.programs import HostError, NoFeature, NoProgram, run
 from tsbus.balancer.rules import FORWARDING, Backend
 from tsbus.balancer.table import IP, Address, Entry, Key, Protocol
@@ -47,16 +47,11 @@ def read(backend: Backend, ip: IP, servers: Iterable[IP], table: Mapping[Key, En
 
     Raises HostError where not even its devices can be read.
     """
-    edge = HostEdge(backend)
-    try:
-        host = edge.read()
-    finally:
-        edge.close()
     with Devices() as devices:
+        inventory = devices.look()
+        host = read_host(backend, devices, inventory)
         routes = {each: route for each in (ip, *servers) if (route := devices.route(each)) is not None}
-        outside = devices.outside()
-        ports = [port for network in host.networks for port in network.ports]
-        no_hairpin = devices.without_hairpin(ports)
+    ports = [port for network in host.networks for port in network.ports]
     ways = {route.device.replace(".", "/") for route in routes.values()}
     names = (*FORWARDING.values(), *(f"net.ipv4.conf.{each}.forwarding" for each in ways), TRACKING, COUNT, MAX)
     unread: list[str] = []
@@ -65,14 +60,14 @@ def read(backend: Backend, ip: IP, servers: Iterable[IP], table: Mapping[Key, En
     return Evidence(
         host=host,
         routes=routes,
-        outside=outside,
+        outside=inventory.outside,
         settings={name: value for name in names if (value := read_sysctl(name)) is not None},
         saved=saved,
         listed=listed,
         written=written,
         unread=tuple(unread),
         listeners=frozenset(_listeners()),
-        no_hairpin=no_hairpin,
+        no_hairpin=frozenset(each.name for each in inventory.without_hairpin(ports)),
         table=table,
     )
 

@@ -21,7 +21,8 @@ from tsbus.balancer.chains import (
     parse,
     wanted_parts,
 )
-from tsbus.balancer.devices import DEVICE, Devices
+from tsbus.balancer.devices import Devices
+from tsbus.balancer.inventory import DEVICE, Inventory
 from tsbus.balancer.programs import HostError, NoFeature, NoProgram, NotAllowed, run
 from tsbus.balancer.report import Problem
 from tsbus.balancer.rules import Backend, Host, Needs, Setting, Version
@@ -58,15 +59,7 @@ class HostEdge:
 
     def read(self) -> Host:
         """Return what is known of the host. Raises HostError."""
-        return Host(
-            backend=self._backend,
-            kernel=_kernel(),
-            addresses=self._devices.addresses(),
-            networks=self._devices.networks(),
-            bridge_filter=any(read_sysctl(name) == 1 for name in _BRIDGE_FILTERS),
-            advertised=self._devices.advertised(),
-            links=self._devices.links(),
-        )
+        return read_host(self._backend, self._devices, self._devices.look())
 
     def apply(self, needs: Needs, policy: Policy = "set") -> Done:
         """Make the host as it is needed, and return what that changed; `policy` is about settings alone.
@@ -75,10 +68,11 @@ class HostEdge:
         """
         changes: list[str] = []
         problems = list(needs.problems)
+        inventory = self._devices.look()
         work = [
             self._settings(needs, policy, problems),
-            self._hairpins(needs, policy, problems),
-            self._addresses(needs),
+            self._hairpins(needs, policy, problems, inventory),
+            self._addresses(needs, inventory),
             self._rules(needs),
         ]
         for each in work:
@@ -101,17 +95,18 @@ class HostEdge:
             except HostError as error:
                 problems.append(Problem(f"{error.text}; {setting.why}", error.mend))
 
-    def _hairpins(self, needs: Needs, policy: Policy, problems: list[Problem]) -> Iterator[str]:
-        for port in sorted(self._devices.without_hairpin(needs.hairpins)) if policy != "leave" else ():
-            why = "a container that is given itself as its server"
+    def _hairpins(self, needs: Needs, policy: Policy, problems: list[Problem], inventory: Inventory) -> Iterator[str]:
+        why = "a container that is given itself as its server"
+        for port in inventory.without_hairpin(needs.hairpins) if policy != "leave" else ():
             if policy == "check":
-                problems.append(Problem(f"{port} keeps packets for {why}", f"`bridge link set dev {port} hairpin on`"))
+                mend = f"`bridge link set dev {port.name} hairpin on`"
+                problems.append(Problem(f"{port.name} keeps packets for {why}", mend))
             else:
                 self._devices.set_hairpin(port)
-                yield f"{port} sends packets back where they came from now, for {why}"
+                yield f"{port.name} sends packets back where they came from now, for {why}"
 
-    def _addresses(self, needs: Needs) -> Iterator[str]:
-        held, answered = self._devices.held(), self._devices.proxies()
+    def _addresses(self, needs: Needs, inventory: Inventory) -> Iterator[str]:
+        held, answered = inventory.held, self._devices.proxies(inventory)
         for proxy in sorted(answered - needs.proxies):
             if proxy.ip in held | needs.held:  # else somebody else's
                 self._devices.set_proxy(proxy, on=False)
@@ -210,6 +205,19 @@ def _listed() -> str:
         return run("nft", "-s", "list", "table", "inet", TABLE)
     except NoFeature:
         return ""
+
+
+def read_host(backend: Backend, devices: Devices, inventory: Inventory) -> Host:
+    """Return what is known of a host. Raises HostError."""
+    return Host(
+        backend=backend,
+        kernel=_kernel(),
+        addresses=inventory.addresses,
+        networks=inventory.networks,
+        bridge_filter=any(read_sysctl(name) == 1 for name in _BRIDGE_FILTERS),
+        advertised=devices.advertised(inventory),
+        links=inventory.links,
+    )
 
 
 def read_sysctl(name: str) -> int | None:

@@ -1,9 +1,11 @@
 """The command lines without a bus: parsing, help, configuration, keys, and how errors end."""
 
 import json
+import socket
 import stat
 import subprocess
 import sys
+import time
 
 import click
 import pytest
@@ -143,6 +145,39 @@ def test_errors_end_as_one_line_and_their_exit_code(error, code, monkeypatch):
     assert (result.exit_code, result.stdout) == (code, "")
     assert len(result.stderr.strip().splitlines()) <= 1
     assert "Traceback" not in result.stderr
+
+
+def test_no_answer_says_why_and_what_to_do(tmp_path):
+    """Who has no socket, the wrong file, or a socket that nobody serves is told different things."""
+    (tmp_path / "file").touch()
+    dead = socket.socket(socket.AF_UNIX)
+    dead.bind(str(tmp_path / "dead"))
+    for place, words in (
+        ("ipc:///nowhere/bus", "TREESCALE_BUS"),
+        (f"ipc://{tmp_path / 'file'}", "no socket"),
+        (f"ipc://{tmp_path / 'dead'}", "router.log"),
+        ("tcp://10.0.0.1:8888", "TREESCALE_SERVER_KEY"),
+    ):
+        assert words in edge.why_silent(place)
+
+
+def test_a_folder_that_is_not_there_is_not_waited_for():
+    """A newcomer without a tree is told so at once; a router that starts anew is waited for."""
+    began = time.monotonic()
+    result = run("status", "--bus", "/nowhere/at/all/bus")
+    assert (result.exit_code, result.stdout) == (4, "")
+    assert time.monotonic() - began < 2.5
+
+
+def test_a_closed_or_full_output_is_no_defect():
+    """Nobody sees a traceback because of how a program was started."""
+    program = [sys.executable, "-c", "from tsbus.cli.main import main; main()", "version"]
+    closed = subprocess.run(["sh", "-c", 'exec "$@" >&-', "sh", *program], capture_output=True, text=True, check=False)
+    assert (closed.returncode, closed.stderr) == (0, "")
+    full = subprocess.run(
+        ["sh", "-c", 'exec "$@" >/dev/full', "sh", *program], capture_output=True, text=True, check=False
+    )
+    assert (full.returncode, full.stderr) == (1, "treescale: No space left on device\n")
 
 
 def test_a_defect_of_ours_is_not_hidden(monkeypatch):

@@ -5,9 +5,11 @@ Nothing heavy is imported here before it is needed: `treescale --help` and ts-pu
 
 import asyncio
 import os
+import stat
 import sys
 from collections.abc import Callable, Coroutine
 from enum import IntEnum
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -72,7 +74,8 @@ class Tool(click.Command):
         name = options["prog_name"] = options.get("prog_name") or self.name or "treescale"
         try:
             code = super().main(*args, **options)
-            sys.stdout.flush()
+            if sys.stdout:  # not closed by who started us
+                sys.stdout.flush()
         except BaseException as error:
             code = explain(name, error)
         sys.exit(code or 0)
@@ -119,7 +122,10 @@ def _words_of(error: BaseException) -> tuple[str, int]:
     }
     for kind, code in codes.items():
         if isinstance(error, kind):
-            return str(error) or kind.__name__, code
+            text = str(error)
+            if isinstance(error, OSError) and error.strerror:  # without the number
+                text = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+            return text or kind.__name__, code
     raise error
 
 
@@ -159,9 +165,52 @@ def timeout_option(default_s: float) -> Option:
 
 def connect(address: str | None, name: str, timeout_s: float = 3.0) -> "Opening[Client]":
     """Return a client for `async with`; `name` is what others see of this program on the bus."""
-    from tsbus.client import connect
+    from tsbus.client import Opening
 
-    return connect(address, name=name, timeout_s=timeout_s, keys=_keys(address))
+    return Opening(_connect(address, name, timeout_s))
+
+
+async def _connect(address: str | None, name: str, timeout_s: float) -> "Client":
+    from tsbus.client import connect, endpoint
+    from tsbus.errors import NoRouter
+
+    place = endpoint(address)
+    if place.startswith("ipc://") and not _is_there(Path(place.removeprefix("ipc://")).parent):
+        timeout_s = 0.0  # a router that starts anew leaves its folder where it is
+    try:
+        return await connect(address, name=name, timeout_s=timeout_s, keys=_keys(address))
+    except NoRouter:
+        raise NoRouter(f"no router answers at {place}: {why_silent(place)}") from None
+
+
+def _is_there(folder: Path) -> bool:
+    try:
+        return folder.exists()
+    except PermissionError:  # one that we may not look into is there
+        return True
+
+
+def why_silent(place: str) -> str:
+    """Return why there may be no answer at an address, and what to do."""
+    if not place.startswith("ipc://"):
+        return (
+            "see that it runs and the port is open, that TREESCALE_SERVER_KEY is its public_key, and that your public "
+            "key is under [operators] in its treescale.toml"
+        )
+    path = Path(place.removeprefix("ipc://"))
+    try:
+        if not stat.S_ISSOCK(path.stat().st_mode):
+            return "that is no socket; a router's is the file `bus` in the folder of its node"
+        if os.access(path, os.W_OK):
+            return "the socket is there, so the router hangs or has just ended: see router.log of its node"
+    except PermissionError:
+        pass
+    except OSError:
+        return (
+            "there is no such socket; start the node, or name the socket of one that runs with --bus or TREESCALE_BUS "
+            "(treescale up FILE prints the line)"
+        )
+    return "you may not use that socket: become root, or somebody in the group of its folder"
 
 
 def _keys(address: str | None) -> "Curve | None":

@@ -13,6 +13,7 @@ import click
 
 from tsbus.cli.edge import Code, Fault, connect, json_option, run
 from tsbus.cli.status import status as draw_tree
+from tsbus.cli.table import Column, table
 from tsbus.cli.terminal import Progress, duration
 from tsbus.config import load
 from tsbus.errors import BusError
@@ -21,6 +22,12 @@ from tsbus.supervision.local import LocalTree, NodeFolder, Outcome, default_run_
 
 UP_S = 30.0
 """A tree of real processes on a busy machine is up well within this."""
+_COLUMNS = (
+    Column("NODE"),
+    Column("PROGRAM"),
+    Column("STATE", style=lambda text: {"fg": "green" if text == "RUNNING" else "red"}),
+    Column("NOTE"),
+)
 _LOOK_S = 0.5
 """How long to wait at most before looking again: some troubles show in no event."""
 
@@ -199,9 +206,7 @@ def _show(run_dir: Path, only: tuple[str, ...], as_json: bool) -> int:
         click.echo(f"no node was started in {run_dir}", err=True)
     else:
         rows = [row for name, programs in nodes.items() for row in _rows(name, programs)]
-        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        for row in rows:
-            click.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+        click.echo("\n".join(table(_COLUMNS, rows)))
     well = nodes and all(programs and all(each.state == "RUNNING" for each in programs) for programs in nodes.values())
     return Code.OK if well else Code.UNREACHABLE
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Pin: writes tsbus/build/requirements.lock: the wheels of a node, one line for each file, as `make pins`.
+"""Pin: writes the lock files of tsbus/build: the wheels of a node, one line for each file, as `make pins`.
 
 Versions are those of the environment that runs this, so what is pinned is what is tested. pip says which files there
 are for each platform, from wherever it is configured to look; nothing is downloaded.
@@ -9,6 +9,7 @@ import json
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 
@@ -27,25 +28,37 @@ PURE = (
     "pyroute2",
 )  # fmt: skip
 """What a node imports. ClusterShell asks for PyYAML too, for files that nobody here reads."""
+DASHBOARD_NATIVE = ("httptools", "markupsafe", "orjson", "pydantic-core", "websockets")
+DASHBOARD_PURE = (
+    "nicegui", "prometheus-client", "fastapi", "starlette", "uvicorn", "pydantic", "annotated-doc", "annotated-types",
+    "anyio", "bidict", "ifaddr", "itsdangerous", "jinja2", "opentelemetry-api", "python-engineio", "python-multipart",
+    "python-socketio", "tinycss2", "typing-extensions", "typing-inspection", "webencodings",
+)  # fmt: skip
+"""What the dashboard imports besides. What NiceGUI asks for as clients of others (aiohttp, httpx), for Markdown and its
+like, and a faster loop than ours, it loads only when somebody uses them."""
 HEAD = """\
-# The wheels of a node, for every platform that one can have: written by `make pins`, read by bundle.py.
+# The wheels of {}, for every platform that one can have: written by `make pins`, read by bundle.py.
 # The lines of one platform are a requirements file for pip.
 """
 
 
 def main() -> None:
-    """Write the file."""
-    lines = set(_files(PURE, ["--platform", "any", "--python-version", f"3.{MIN_MINOR}", "--implementation", "py"]))
+    """Write both files."""
+    _write(bundle.LOCK, "a node", PURE, NATIVE)
+    _write(bundle.DASHBOARD_LOCK, "the dashboard", DASHBOARD_PURE, DASHBOARD_NATIVE)
+
+
+def _write(file: Path, what: str, pure: Sequence[str], native: Sequence[str]) -> None:
+    lines = set(_files(pure, ["--platform", "any", "--python-version", f"3.{MIN_MINOR}", "--implementation", "py"]))
     for machine in MACHINES:
         for libc in MIN_LIBC:
             for minor in range(MIN_MINOR, MAX_MINOR + 1):
-                lines.update(_files(NATIVE, bundle.pip_options(Platform(machine, libc, minor))))
-    file = Path(bundle.__file__).with_name("requirements.lock")
-    file.write_text(HEAD + "".join(f"{line}\n" for line in sorted(lines)))
+                lines.update(_files(native, bundle.pip_options(Platform(machine, libc, minor))))
+    file.write_text(HEAD.format(what) + "".join(f"{line}\n" for line in sorted(lines)))
     print(f"{file}: {len(lines)} wheels")
 
 
-def _files(names: tuple[str, ...], options: list[str]) -> list[str]:
+def _files(names: Sequence[str], options: list[str]) -> list[str]:
     """Return the lines of these packages for one platform."""
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder, "report")

@@ -9,12 +9,12 @@ from model_server import PROBES, apply_all, key_of, recorded
 
 from tsbus.build.facts import Disk, Holder, Listener, Python, Release, Stat, Unit, parse
 from tsbus.build.fleet import careful_waves, groups, waiting, waves
-from tsbus.build.places import CONFIG, FILES, FOLDERS, KEY, MODULES_FILE, USERS
+from tsbus.build.places import CONFIG, DASHBOARD_USERS, FILES, FOLDERS, KEY, MODULES_FILE, USERS
 from tsbus.build.plan import HostPlan, plan
 from tsbus.build.steps import STAGES
 from tsbus.build.wanted import Release as NewRelease
 from tsbus.build.wanted import Wanted, known_keys, wanted
-from tsbus.config import Balancer, Balancing, BuildSettings, DockerPolicy, Server, Tree, dump
+from tsbus.config import Balancer, Balancing, BuildSettings, Dashboard, DockerPolicy, Server, Tree, dump
 from tsbus.copies import Copies, digest, supervisor_digest
 
 RELEASE = NewRelease("0.2.0-abc", {"systemd": "5" * 64, "openrc": "0" * 64})
@@ -313,6 +313,30 @@ def test_releases_that_nobody_needs_go():
     assert step.data["releases"] == ["half", "older"]
 
 
+def test_a_dashboard_brings_packages_to_its_node_alone():
+    """Where one is switched on later that is a release with more in it, a user and a file; others get the new tree."""
+    tree, keys = tree_of(), {name: key_of(name) for name in "abc"}
+    before = wanted(tree, BuildSettings(), RELEASE, saved=keys)
+    bare = {name: plan(replace(wish, key=""), D12) for name, wish in before.items()}
+    facts = {name: apply_all(bare[name], D12, before[name].config) for name in before}
+    tree.servers["b"] = replace(tree.servers["b"], dashboard=Dashboard(enabled=True))
+    now = wanted(tree, BuildSettings(), RELEASE, saved=keys)
+    plans = {name: plan(now[name], facts[name]) for name in now}
+    assert changed(now["a"], facts["a"]) == changed(now["c"], facts["c"]) == [("config", None), ("activate", "reload")]
+    assert [str(step) for step in plans["b"].steps] == [
+        "add the users treescale-dashboard: they are not there",
+        "upload and install release 0.2.0-abc-dashboard: 0.2.0-abc has not the packages of the dashboard",
+        "write its copy of the tree and a users file for the dashboard: what is there is another",
+        "go on with release 0.2.0-abc-dashboard: it runs 0.2.0-abc",
+    ]
+    assert [plans[name].platform.dashboard for name in "abc"] == [False, True, False]
+    after = apply_all(plans["b"], facts["b"], now["b"].config)
+    assert plan(now["b"], after).steps == ()
+    theirs = replace(after, stats={**after.stats, DASHBOARD_USERS: Stat(0o640, "root", "root")})
+    assert changed(now["b"], theirs) == [("config", None), ("activate", "reload")]
+    assert changed(before["b"], after) == [("config", None), ("activate", "restart")]
+
+
 def test_an_interpreter_is_not_changed_without_need():
     """The Python of the current release stays; otherwise that of the distribution goes before newer ones elsewhere."""
     local = Python("/usr/local/bin/python3.13", (3, 13, 0))
@@ -441,6 +465,7 @@ wishes = st.builds(
         keep_releases=st.integers(2, 4),
     ),
     supervisor=st.sampled_from(["", "9" * 64]),
+    dashboard=flags,
 )
 
 

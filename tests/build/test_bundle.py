@@ -9,7 +9,7 @@ import tarfile
 from pathlib import Path
 
 import pytest
-from node_bundle import HERE, WHEELS, made
+from node_bundle import CACHE, HERE, WHEELS, made
 
 import tsbus
 from tsbus.build.bundle import BundleError, Bundler
@@ -40,6 +40,24 @@ def test_a_bundle_is_made_again_byte_for_byte(tmp_path):
     again = Bundler(tmp_path, wheelhouse=WHEELS, offline=True).make([HERE])[HERE]
     assert (again.digest, again.release) == (made().digest, made().release)
     assert again.release == f"{tsbus.__version__}-{again.release.rpartition('-')[2]}"
+
+
+def test_the_packages_of_the_dashboard_come_on_top():
+    """With them a bundle is of another name and still below 20 MB; without a network the wheels are kept as others."""
+    board = HERE._replace(dashboard=True)
+    found = Bundler(CACHE).make([HERE, board])
+    assert Bundler(CACHE, offline=True).make([HERE, board]) == found
+    plain, more = found[HERE], found[board]
+    assert more.release == f"{plain.release}-dashboard"
+    assert plain.size < more.size < 20 << 20
+    names = [_files(each) for each in (plain, more)]
+    assert names[0] < names[1]
+    assert any(name.startswith("wheels/nicegui-") for name in names[1] - names[0])
+
+
+def _files(bundle):
+    with tarfile.open(bundle.path) as tar:
+        return set(tar.getnames())
 
 
 def test_without_a_network_all_that_is_missing_is_told_at_once(tmp_path):

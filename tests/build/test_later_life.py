@@ -1,13 +1,17 @@
 """The later life of a built tree, on real servers: a node comes, releases come and go, a node leaves, and all leave."""
 
+import contextlib
 import json
+from collections.abc import Iterator
 from functools import cached_property
 from typing import Any
 
 import pytest
+import sites
 from node_bundle import CACHE
 from sites import PORT, SNAPSHOT, Site
 
+from tsbus.build import units
 from tsbus.build.bundle import Bundler
 from tsbus.build.campaign import Campaign
 from tsbus.build.membership import Add, Remove, with_parents
@@ -16,14 +20,15 @@ from tsbus.build.rotation import Revoke, Rotate
 from tsbus.build.survey import Survey
 from tsbus.build.uninstall import Uninstall
 from tsbus.build.upgrade import Rollback, Upgrade
-from tsbus.config import Server
+from tsbus.config import Server, Tree
+from tsbus.supervision.conf import render_servers
 
 TREESCALE = "/opt/treescale/current/bin/treescale"
 ROUTERS = "pgrep -f bin/ts-route[r]"
 
 
 class Changed(Bundler):
-    """Makes bundles of a release whose code has one more file, or one whose router does not start."""
+    """Makes bundles of a release that writes other files to be started, or one whose router does not start either."""
 
     broken = False
 
@@ -32,7 +37,30 @@ class Changed(Bundler):
         name, version, files, commands, scripts = super()._parts
         if self.broken:
             files = files | {"tsbus/loop.py": files["tsbus/loop.py"] + b"\n\ndef main():\n    raise SystemExit(9)\n"}
-        return name, version, files | {"tsbus/changed.txt": b"changed"}, commands, scripts
+        changes = {
+            "tsbus/build/units.py": ("Description=TreeScale node", f"Description={self.word}"),
+            "tsbus/supervision/conf.py": (", written by TreeScale:", f", {self.word}:"),
+        }
+        new = {path: files[path].replace(old.encode(), new.encode()) for path, (old, new) in changes.items()}
+        return name, version, files | new, commands, scripts
+
+    @property
+    def word(self) -> str:
+        """What is in both files."""
+        return "broken" if self.broken else "newer"
+
+    @contextlib.contextmanager
+    def here(self) -> Iterator[None]:
+        """Be a console of this release, which writes these files as well."""
+
+        def render(tree: Tree) -> dict[str, str]:
+            texts = render_servers(tree)
+            return {name: text.replace("written by TreeScale", self.word) for name, text in texts.items()}
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(sites, "render_servers", render)
+            patch.setattr(units, "TEXTS", {"systemd": units.SYSTEMD.replace("TreeScale node", self.word)})
+            yield
 
 
 @pytest.fixture(scope="module")
@@ -84,6 +112,12 @@ def _status(site):
     return json.loads(site.targets["a"].run(f"{TREESCALE} status --json"))
 
 
+def _written(site):
+    """What each server has in its unit and in supervisord.conf that tells who wrote them."""
+    unit = "sed -n s/^Description=//p /etc/systemd/system/treescale.service"
+    return set(site.each(f"{unit}; sed -n 's/.*, \\(.*\\): programs of.*/\\1/p' /etc/treescale/supervisord.conf"))
+
+
 def _a_node_comes(site):
     """Over SSH only it and its parent are touched, and the other child's link stays."""
     router = site.targets["b"].run(ROUTERS)
@@ -130,29 +164,36 @@ def _a_key_is_revoked(site):
 
 def _a_release_comes(site):
     """The leaves go first, one of them alone, and the root last."""
+    assert _written(site) == {"TreeScale node\nwritten by TreeScale"}
     site.bundler = Changed(CACHE)
-    outcome = site.build(Upgrade).outcome
+    with site.bundler.here():
+        outcome = site.build(Upgrade).outcome
     assert not outcome.failed and set(outcome.changed) == set(outcome.answered) == set("abc")
     assert _entered(site, "activate") == ["b", "c", "a"]
     assert {each.release for each in _survey(site).values()} == {site.bundler.release.name}
+    assert _written(site) == {"newer\nnewer"}
 
 
 def _a_broken_one_is_taken_back(site):
-    """It ends with the first leaf, which is back at what it had, and nobody else has been touched."""
+    """It ends with the first leaf, which is back at what it had, files too, and nobody else has been touched."""
     good = site.bundler.release.name
     site.bundler = Changed(CACHE)
     site.bundler.broken = True
-    campaign = site.build(Upgrade)
+    with site.bundler.here():
+        campaign = site.build(Upgrade)
     assert set(campaign.outcome.failed) == {"b"} and set(campaign.outcome.skipped) == {"a", "c"}
     assert "it is back to" in campaign.outcome.failed["b"].text
     assert {(each.answers, each.release) for each in _survey(site).values()} == {(True, good)}
+    assert _written(site) == {"newer\nnewer"}
 
 
 def _the_release_before_comes_back(site):
-    """Before which there is none: another rollback says so, and does nothing."""
+    """With the files that it writes itself, so its console finds nothing to do; that none is before it is told."""
     outcome = site.build(Rollback).outcome
     assert (outcome.exit_code, set(outcome.changed)) == (0, set("abc"))
-    assert {each.release for each in _survey(site).values()} == {site.bundler.release.name}
+    assert {(each.release, each.drift) for each in _survey(site).values()} == {(site.bundler.release.name, ())}
+    assert _written(site) == {"TreeScale node\nwritten by TreeScale"}
+    assert site.build().outcome.changed == {}
     outcome = site.build(Rollback).outcome
     assert "no release before" in outcome.failed["a"].text and outcome.changed == {}
 

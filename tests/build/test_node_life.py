@@ -245,7 +245,7 @@ def test_where_it_is_not_known_what_was_read_all_that_run_start_anew(node):
 
 
 def test_a_release_whose_router_does_not_run_is_left_again(node):
-    """The node goes back to the release before, which answers, and what was wrong is told."""
+    """The node goes back to the release before, which answers with the files that it writes itself; why is told."""
     bundle = tiny()
     step = orders.order(release_step(), {}, parcel_of(bundle))
     step["data"]["check"] = ""
@@ -255,6 +255,8 @@ def test_a_release_whose_router_does_not_run_is_left_again(node):
     assert f"it is back to releases/{node.release}" in failed.told["error"]
     assert node.box.run("readlink /opt/treescale/current") == f"releases/{node.release}"
     node.box.run(f"for i in $(seq 100); do {PROGRAMS}/treescale ping . && exit; sleep 0.1; done; exit 1")
+    node.texts[SUPERVISOR] = render_server("a", port=PORT, balancer=True)
+    assert facts(node)["supervisor"] == supervisor_digest(node.texts[SUPERVISOR]), "not as another build had it"
     assert states(node.do(activate_step("restart", node.release))) == ["changed"]
 
 

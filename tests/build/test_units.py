@@ -7,6 +7,7 @@ import pytest
 
 from tsbus.build import places, units
 from tsbus.build.installer import CONFIG, CURRENT, ETC, LOGS, RELEASES, ROOT, STATE, SUPERVISOR
+from tsbus.dashboard.main import USERS_NAME
 from tsbus.supervision import conf
 
 
@@ -53,8 +54,10 @@ def test_all_agree_where_things_are():
     ]  # fmt: skip
     assert {str(path) for path in (ROOT, RELEASES, ETC, STATE, LOGS)} < places.FOLDERS.keys()
     assert (conf.USER, conf.DOCKER_USER, conf.EXEC_USER) == places.USERS
+    assert conf.DASHBOARD_USER == places.DASHBOARD_USER
     files = conf.SERVER_FILES
-    assert {str(path) for path in (files.config, files.key, files.conf)} == places.FILES.keys()
+    board = files.config.parent / USERS_NAME
+    assert {str(path) for path in (files.config, files.key, files.conf, board)} == places.FILES.keys()
     assert {str(files.conf_dir), str(files.log_dir)} < places.FOLDERS.keys()
     assert str(files.run_dir) == units.RUN
     assert conf.SERVER_PROGRAMS == CURRENT / "bin"

@@ -17,17 +17,19 @@ PLATFORMS = [
     for libc in MIN_LIBC
     for minor in range(MIN_MINOR, MAX_MINOR + 1)
 ]
-PINNED = pins(bundle._LOCK.read_text())
+FILES = (bundle.LOCK, bundle.DASHBOARD_LOCK)
+PINNED = [pins(file.read_text()) for file in FILES]
 
 
+@pytest.mark.parametrize(("pinned", "count"), [(PINNED[0], 2), (PINNED[1], 5)], ids=("node", "dashboard"))
 @pytest.mark.parametrize("platform", PLATFORMS, ids=str)
-def test_every_platform_has_one_wheel_of_every_package(platform):
+def test_every_platform_has_one_wheel_of_every_package(platform, pinned, count):
     """All that a node may be are pinned, native wheels for its machine and its C library."""
-    chosen = choose(PINNED, platform)
-    assert [pin.name for pin in chosen] == sorted({pin.name for pin in PINNED})
+    chosen = choose(pinned, platform)
+    assert [pin.name for pin in chosen] == sorted({pin.name for pin in pinned})
     native = [pin.file for pin in chosen if not pin.file.endswith("-any.whl")]
     kind = {"glibc": "manylinux", "musl": "musllinux"}[platform.libc]
-    assert len(native) == 2
+    assert len(native) == count
     assert all(platform.machine in file and kind in file for file in native)
 
 
@@ -76,9 +78,11 @@ def test_lines_that_are_none_are_refused():
 
 
 def test_pins_are_read_as_they_are_written():
-    """The file is its own lines again."""
-    lines = [line for line in bundle._LOCK.read_text().splitlines() if not line.startswith("#")]
-    assert [pin.line for pin in PINNED] == lines
+    """The files are their own lines again, and no package is in both."""
+    for file, pinned in zip(FILES, PINNED, strict=True):
+        lines = [line for line in file.read_text().splitlines() if not line.startswith("#")]
+        assert [pin.line for pin in pinned] == lines
+    assert not {pin.name for pin in PINNED[0]} & {pin.name for pin in PINNED[1]}
 
 
 def test_our_own_wheel_is_always_the_same():

@@ -1,6 +1,7 @@
 """Bundle: everything that a node is made of, in one tar for each platform. The console's edge to wheels and to pip.
 
-A bundle has our own wheel and the pinned ones of requirements.lock; its name is its digest. The same code makes the
+A bundle has our own wheel and the pinned ones of requirements.lock, for a node with a dashboard those of dashboard.lock
+as well; its name is its digest. The same code makes the
 same bundle, whether it runs from a checkout or was installed. Where pip fetches from is pip's own configuration.
 docs/decisions/build-bundle.md has the reasons.
 """
@@ -35,7 +36,8 @@ PIP_S: Final = 600
 KEPT_S: Final = 90 * 86_400
 """What was not used for so long leaves the cache."""
 _PACKAGE: Final = Path(tsbus.__file__).parent
-_LOCK: Final = Path(__file__).with_name("requirements.lock")
+LOCK: Final = Path(__file__).with_name("requirements.lock")
+DASHBOARD_LOCK: Final = LOCK.with_name("dashboard.lock")
 _CONFINE: Final = "supervision/confine.py"
 _CHUNK: Final = 1 << 20
 
@@ -97,8 +99,9 @@ class Bundler:
         return NAME, tsbus.__version__, files, _commands(), {"ts-confine": script}
 
     def _chosen(self, platform: Platform) -> tuple[Pin, ...]:
+        files = (LOCK, DASHBOARD_LOCK) if platform.dashboard else (LOCK,)
         try:
-            return wheels.choose(wheels.pins(_LOCK.read_text()), platform)
+            return wheels.choose([pin for file in files for pin in wheels.pins(file.read_text())], platform)
         except ValueError as error:
             raise BundleError(str(error)) from error
 
@@ -161,7 +164,8 @@ class Bundler:
     def _make(self, platform: Platform, pins: tuple[Pin, ...], found: Mapping[Pin, Path]) -> Bundle:
         files = {pin.file: found[pin].read_bytes() for pin in pins}
         files[f"{NAME}-{tsbus.__version__}-py3-none-any.whl"] = self._own
-        data = pack(self.release.name, platform, files)
+        release = (self.release.with_dashboard if platform.dashboard else self.release).name
+        data = pack(release, platform, files)
         name = hashlib.sha256(data).hexdigest()
         path = self.cache / "bundles" / f"{name}.tar"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -169,7 +173,7 @@ class Bundler:
         for each in found.values():
             if each.parent == self._wheels:
                 each.touch()
-        return Bundle(platform, self.release.name, path, name, len(data))
+        return Bundle(platform, release, path, name, len(data))
 
     def _forget(self) -> None:
         """Remove from the cache what nobody has used for long."""

@@ -17,7 +17,7 @@ from tsbus.build import jobs, units
 from tsbus.build.bundle import Bundle, Bundler
 from tsbus.build.course import EARLY, LATE
 from tsbus.build.jobs import Log, Seen, Task
-from tsbus.build.places import CONFIG, SUPERVISOR, UNITS
+from tsbus.build.places import CONFIG, DASHBOARD_USERS, NOBODY, SUPERVISOR, UNITS
 from tsbus.build.plan import HostPlan, plan
 from tsbus.build.reports import STAGES, Noted, Opened, Report
 from tsbus.build.run import ANSWER_S, Options, Run
@@ -25,7 +25,7 @@ from tsbus.build.ssh import Session
 from tsbus.build.steps import Platform, Step
 from tsbus.build.store import Store
 from tsbus.build.trouble import Trouble
-from tsbus.build.wanted import Release, Wanted, wanted
+from tsbus.build.wanted import Release, Wanted, release_for, wanted
 from tsbus.config import Console, Tree
 from tsbus.copies import Copies, supervisor_digest
 from tsbus.core.target import fold
@@ -118,7 +118,7 @@ class Campaign(Run):
         """Return what is to be in the files of a server."""
         if self._copies is None or self._copies[0] != self.valid_keys:
             self._copies = self.valid_keys, Copies(self.tree, self.valid_keys)
-        return {CONFIG: self._copies[1].text(name), SUPERVISOR: self._supervisors[name],
+        return {CONFIG: self._copies[1].text(name), SUPERVISOR: self._supervisors[name], DASHBOARD_USERS: NOBODY,
                 **{UNITS[init]: text for init, text in units.TEXTS.items()}}  # fmt: skip
 
     # What runs of other kinds do in a way of their own.
@@ -129,7 +129,7 @@ class Campaign(Run):
 
     def release_of(self, name: str) -> str:
         """Return the release that a server is to use."""
-        return self.release.name
+        return release_for(self.tree, name, self.release).name
 
     def waves(self, steps: Mapping[str, tuple[Step, ...]]) -> Iterator[tuple[str, ...]]:
         """Yield who follows at the same time, one wave after the other; `steps` are the late ones of each."""
@@ -169,7 +169,7 @@ class Campaign(Run):
         tasks = {}
         for name in self.course.early(steps):
             bundle = bundles.get(platform) if (platform := self.plans[name].platform) else None
-            tasks[name] = Task.of(self.plans[name], EARLY, self.release.name, {}, bundle)
+            tasks[name] = Task.of(self.plans[name], EARLY, self.release_of(name), {}, bundle)
         yield from self.carry_out(tasks, learn)
         for name in self.course.standing:
             if key := learned.get(name) or self.facts[name].key:

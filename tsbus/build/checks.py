@@ -25,6 +25,8 @@ NEEDS_MB: Final[Mapping[StepKind, Mapping[str, int]]] = {
     "folders": {"/var": 200},
 }
 """Free disk that a step needs: packages with what is downloaded for them, a release and its bundle, the first logs."""
+DASHBOARD_MB: Final = 150
+"""What the packages of the dashboard take besides."""
 ESSENTIAL: Final = frozenset({PROBE_END, MACHINE, LIBC, INIT, RIGHTS})
 """What a server cannot be judged without."""
 _SUDO: Final[Mapping[str, str]] = {
@@ -109,7 +111,8 @@ def room(steps: Iterable[Step], facts: Facts) -> Iterator[Trouble]:
         for folder, megabytes in NEEDS_MB.get(step.kind, {}).items():
             if folder in facts.disks:
                 folders = needs.setdefault(facts.disks[folder].mount, {})
-                folders[folder] = folders.get(folder, 0) + megabytes
+                more = DASHBOARD_MB if step.data.get("dashboard") else 0
+                folders[folder] = folders.get(folder, 0) + megabytes + more
     for mount, folders in needs.items():
         disk, where = facts.disks[next(iter(folders))], " and ".join(folders)
         if not disk.writable:

@@ -81,6 +81,16 @@ RUN: Final = Path("/run/treescale")
 CONTROL: Final = RUN / "ctl"
 USER: Final = "treescale"
 SERVICE: Final = "treescale"
+UNITS: Final = {"systemd": "/etc/systemd/system/treescale.service", "openrc": "/etc/init.d/treescale"}
+OWN_FILES: Final = """\
+import json, sys
+from tsbus.build.units import TEXTS
+from tsbus.config import load
+from tsbus.supervision.conf import render_servers
+tree = load(sys.argv[1])
+print(json.dumps([render_servers(tree)[tree.current_node], TEXTS.get(sys.argv[2], "")]))
+"""
+"""What a release, older than this file or not, is asked for its supervisord.conf and its unit."""
 
 Told = dict[str, Any]
 
@@ -123,13 +133,15 @@ def one_line(text: str) -> str:
 # Running programs.
 
 
-def run(*argv: str | Path, limit_s: float = RUN_S, check: bool = True, heard: bool = False) -> tuple[int, str]:
-    """Run a program to its end; returns its status and the end of its output. Raises Failed.
+def run(
+    *argv: str | Path, limit_s: float = RUN_S, check: bool = True, heard: bool = False, most: int = SHOWN
+) -> tuple[int, str]:
+    """Run a program to its end; returns its status and the end of its output, `most` bytes of it. Raises Failed.
 
     With `heard` it is ended when the console is lost, and BrokenPipeError raised: whoever comes back need not wait.
     """
     name = f"`{' '.join(str(word) for word in argv[:3])}`"
-    return _run([str(word) for word in argv], name, None, limit_s, check, heard=heard)
+    return _run([str(word) for word in argv], name, None, limit_s, check, heard=heard, most=most)
 
 
 def _run(
@@ -140,6 +152,7 @@ def _run(
     check: bool,
     tell: Callable[[str], None] | None = None,
     heard: bool = False,
+    most: int = SHOWN,
 ) -> tuple[int, str]:
     # A file in memory, not a pipe: should this process die, a package manager must not die of it in the middle.
     with os.fdopen(os.memfd_create("output"), "r+b", buffering=0) as output:
@@ -165,7 +178,7 @@ def _run(
                 process.wait()
                 why = "writes without end" if is_too_much else f"has not ended within {limit_s:g} s"
                 raise Failed(f"{name} {why}", output=_end_of(output.fileno()))
-        said = _end_of(output.fileno())
+        said = _end_of(output.fileno(), most)
     if check and process.returncode:
         last = next((line for line in reversed(said.splitlines()) if line.strip()), "")
         raise Failed(f"{name} ended with {process.returncode}: {last}", status=process.returncode, output=said)
@@ -190,9 +203,9 @@ def _tell_new(output: int, told: int, tell: Callable[[str], None], *, last: bool
     return told
 
 
-def _end_of(output: int) -> str:
+def _end_of(output: int, most: int = SHOWN) -> str:
     size = os.fstat(output).st_size
-    return os.pread(output, SHOWN, max(0, size - SHOWN)).decode(errors="replace")
+    return os.pread(output, most, max(0, size - most)).decode(errors="replace")
 
 
 # Files.
@@ -902,7 +915,10 @@ class Installer:
         changed = False
         for name, wanted in data["files"].items():
             path, text = Path(name), wanted["text"]
-            if hashlib.sha256(text.encode()).hexdigest() != wanted["digest"]:
+            if wanted.get("keep") and path.exists():
+                changed |= set_rights(path, *rights(wanted))
+                continue
+            if _sha256(text) != wanted["digest"]:
                 raise Failed(f"{path} came with another digest than it has; build again")
             if path == SUPERVISOR:
                 text = self._with_password(text)
@@ -925,7 +941,7 @@ class Installer:
         path, boot = Path(data["path"]), Boot(data["init"])
         self._manifest.add("unit", init=boot.init)
         self._manifest.path(path)
-        if hashlib.sha256(data["text"].encode()).hexdigest() != data["digest"]:
+        if _sha256(data["text"]) != data["digest"]:
             raise Failed(f"{path} came with another digest than it has; build again")
         if not path.exists() or path.read_text(errors="replace") != data["text"]:
             self._pending("restart")
@@ -934,7 +950,10 @@ class Installer:
         return changed, {}
 
     def activate(self, data: Told) -> tuple[bool, Told]:
-        """Use the release and the configuration. When its router does not run with them, go back to what was."""
+        """Use the release and the configuration. When its router does not run with them, go back to what was.
+
+        `own_files`: what starts the release has not come with the orders, so it writes that itself.
+        """
         boot, how = Boot(data["init"]), data["how"]
         target = f"releases/{self._release}"
         if _made_for(ROOT / target) is None:
@@ -943,6 +962,8 @@ class Installer:
         self._manifest.add("boot", init=boot.init)
         for path in (CURRENT, RUN):
             self._manifest.path(path)
+        if data.get("own_files"):
+            self._own_files(ROOT / target, boot)
         flipped = link(CURRENT, target)
         try:
             if how == "reload" and not flipped and states():
@@ -969,7 +990,20 @@ class Installer:
             CURRENT.unlink()
         else:
             link(CURRENT, before)
+            try:
+                self._own_files(ROOT / before, boot)
+            except Failed as error:  # the others' may do for it, and nothing else is left to be tried
+                say(state="output", text=f"{before} goes on with files of {self._release}: {error}")
             boot.start()
+
+    def _own_files(self, release: Path, boot: Boot) -> None:
+        """Have supervisord.conf and the unit as a release writes them, for the tree that is here. Raises Failed."""
+        words = (release / "bin" / "python", "-I", "-B", "-c", OWN_FILES, CONFIG, boot.init)
+        supervisor, unit = json.loads(run(*words, most=MAX_KEPT)[1])
+        file = {"text": supervisor, "digest": _sha256(supervisor), "mode": "0600", "user": "root", "group": "root"}
+        self.config({"files": {str(SUPERVISOR): file}})
+        if unit:
+            self.unit({"init": boot.init, "path": UNITS[boot.init], "text": unit, "digest": _sha256(unit)})
 
     def _clear_balancer(self, after: Mapping[str, str]) -> None:
         """Where there is no balancer any more, take what it has left out of the kernel."""
@@ -1035,6 +1069,10 @@ def name_of(text: str) -> str:
     if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.+-]*", text):
         raise Failed(f"{text!r} is no name")
     return text
+
+
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _has_group(name: str) -> bool:

@@ -25,6 +25,7 @@ for module in ("docker", "pyroute2", "supervisor.supervisord", "tomlkit", "tsbus
     importlib.import_module(module)
 """
 """What a release must be able to do before anything uses it."""
+DASHBOARD_CHECK: Final = 'importlib.import_module("tsbus.dashboard.web.server")\n'
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +80,8 @@ def order(step: Step, texts: Mapping[str, str], parcel: Parcel | None = None) ->
     if step.script:
         return {"kind": "script", "data": {"script": step.script, "made": {"kind": step.kind, **data}}}
     if step.kind == "release":
-        data |= {"bundle": parcel.digest if parcel else "", "check": SELF_CHECK}
+        check = SELF_CHECK + (DASHBOARD_CHECK if data.get("dashboard") else "")
+        data |= {"bundle": parcel.digest if parcel else "", "check": check}
     elif step.kind == "config":
         # When it was planned, its own key may have been missing in it.
         files = data["files"].items()

@@ -10,6 +10,7 @@ ETC: Final = "/etc/treescale"
 CONFIG: Final = f"{ETC}/treescale.toml"
 KEY: Final = f"{ETC}/node.key"
 SUPERVISOR: Final = f"{ETC}/supervisord.conf"
+DASHBOARD_USERS: Final = f"{ETC}/dashboard-users.json"
 MANIFEST: Final = "/var/lib/treescale/manifest.json"
 UNITS: Final[Mapping[str, str]] = {
     "systemd": "/etc/systemd/system/treescale.service",
@@ -21,7 +22,9 @@ SETTINGS_FILE: Final = "/etc/sysctl.d/90-treescale.conf"
 USER: Final = "treescale"
 DOCKER_USER: Final = "treescale-docker"
 EXEC_USER: Final = "treescale-exec"
+DASHBOARD_USER: Final = "treescale-dashboard"
 USERS: Final = (USER, DOCKER_USER, EXEC_USER)
+"""Those of every node; where there is a dashboard, it has its own."""
 
 FOLDERS: Final[Mapping[str, Stat]] = {
     ROOT: Stat(0o755, "root", "root"),
@@ -38,7 +41,10 @@ FILES: Final[Mapping[str, Stat]] = {
     CONFIG: Stat(0o640, "root", USER),
     SUPERVISOR: Stat(0o600, "root", "root"),
     KEY: Stat(0o600, USER, USER),
+    DASHBOARD_USERS: Stat(0o600, DASHBOARD_USER, USER),
 }
+NOBODY: Final = "{}\n"
+"""The first text of DASHBOARD_USERS: whoever is local to a server must not see a tree for that alone."""
 
 
 def plain(stat: Stat) -> dict[str, str]:

@@ -11,10 +11,11 @@ from dataclasses import dataclass
 from tsbus.build import interpreter, prepare
 from tsbus.build.checks import blind, checks, lock, room, warning
 from tsbus.build.facts import Facts, Python
-from tsbus.build.places import CONFIG, FILES, KEY, ROOT, SUPERVISOR, UNITS, plain
+from tsbus.build.places import CONFIG, DASHBOARD_USERS, FILES, KEY, NOBODY, ROOT, SUPERVISOR, UNITS, plain
 from tsbus.build.steps import Platform, Step, StepKind
 from tsbus.build.trouble import Trouble
-from tsbus.build.wanted import Wanted
+from tsbus.build.wanted import Wanted, is_same_code
+from tsbus.copies import digest
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,15 +70,16 @@ def plan(wanted: Wanted, facts: Facts, offset_s: float = 0.0) -> HostPlan:
         return HostPlan(wanted.name, wanted.depth, (), tuple(troubles))
     # Scripts that install packages come first, whichever part asked for them.
     steps.sort(key=lambda step: not step.script)
-    return HostPlan(wanted.name, wanted.depth, tuple(steps), tuple(troubles), _platform(facts, python), python.path)
+    platform = _platform(wanted, facts, python)
+    return HostPlan(wanted.name, wanted.depth, tuple(steps), tuple(troubles), platform, python.path)
 
 
 def _has(steps: list[Step], *kinds: StepKind) -> bool:
     return any(step.kind in kinds for step in steps)
 
 
-def _platform(facts: Facts, python: Python) -> Platform:
-    return Platform(facts.machine, facts.libc, python.version[1])
+def _platform(wanted: Wanted, facts: Facts, python: Python) -> Platform:
+    return Platform(facts.machine, facts.libc, python.version[1], wanted.dashboard)
 
 
 def _python(facts: Facts, steps: list[Step], troubles: list[Trouble]) -> Python | None:
@@ -97,13 +99,16 @@ def _release(wanted: Wanted, facts: Facts, python: Python) -> Iterator[Step]:
     there = next((each for each in facts.releases if each.name == name), None)
     if there is not None and there.python == python.path:
         return
-    if there is None:
+    if there is None and wanted.dashboard and is_same_code(facts.current, name):
+        why = f"{facts.current} has not the packages of the dashboard"
+    elif there is None:
         why = f"it has {facts.current}" if facts.current else "it has none"
     elif there.python:
         why = f"its Python {there.python} cannot be used any more"
     else:
         why = "its installation was not finished"
-    data = {"release": name, "python": python.path, "platform": str(_platform(facts, python))}
+    platform = _platform(wanted, facts, python)
+    data = {"release": name, "python": python.path, "platform": str(platform), "dashboard": platform.dashboard}
     yield Step("release", f"upload and install release {name}", why, data)
 
 
@@ -137,10 +142,15 @@ def _config(wanted: Wanted, facts: Facts, *, gets_key: bool) -> Iterator[Step]:
     }
     if gets_key:
         files[CONFIG] = ""
+    if wanted.dashboard and facts.stats.get(DASHBOARD_USERS) != FILES[DASHBOARD_USERS]:
+        files[DASHBOARD_USERS] = digest(NOBODY)
     if files:
-        names = {CONFIG: "its copy of the tree", SUPERVISOR: "its supervisord.conf"}
+        names = {CONFIG: "its copy of the tree", SUPERVISOR: "its supervisord.conf",
+                 DASHBOARD_USERS: "a users file for the dashboard"}  # fmt: skip
         why = "what is there is another" if any(path in facts.digests for path in files) else "there is none"
         data = {path: {"digest": digest, **plain(FILES[path])} for path, digest in files.items()}
+        if DASHBOARD_USERS in data:
+            data[DASHBOARD_USERS]["keep"] = "what is there"
         yield Step("config", f"write {' and '.join(names[path] for path in files)}", why, {"files": data})
 
 

@@ -6,7 +6,7 @@ from typing import Final
 from tsbus.build import distros
 from tsbus.build.checks import warning
 from tsbus.build.facts import Facts
-from tsbus.build.places import DOCKER_USER, FOLDERS, MODULES_FILE, SETTINGS_FILE, USER, USERS, plain
+from tsbus.build.places import DASHBOARD_USER, DOCKER_USER, FOLDERS, MODULES_FILE, SETTINGS_FILE, USER, USERS, plain
 from tsbus.build.steps import Step
 from tsbus.build.trouble import Trouble
 from tsbus.build.wanted import BalancerNeeds, Wanted
@@ -67,18 +67,24 @@ def accounts(wanted: Wanted, facts: Facts, *, gets_docker: bool) -> Iterator[Ste
 
     Who may use the engine's socket is as good as root, so nobody gets it who has no business there.
     """
-    groups = [USER]
+    users = [*USERS, *([DASHBOARD_USER] if wanted.dashboard else [])]
+    groups = {user: [USER] for user in users if user in (DOCKER_USER, DASHBOARD_USER)}
     socket = facts.docker_socket.group if facts.docker_socket is not None else "docker"
     if wanted.joins_docker and socket not in ("root", "") and (gets_docker or socket in facts.groups):
-        groups.append(socket)
-    absent = [name for name in USERS if name not in facts.accounts]
-    lacking = [each for each in groups if DOCKER_USER not in facts.groups.get(each, frozenset())]
+        groups[DOCKER_USER].append(socket)
+    absent = [name for name in users if name not in facts.accounts]
+    lacking = {
+        user: found
+        for user, names in groups.items()
+        if (found := [each for each in names if user not in facts.groups.get(each, frozenset())])
+    }
     if absent:
-        yield Step("accounts", f"add the users {', '.join(absent)}", "they are not there",
-                   {"add": absent, "groups": {DOCKER_USER: lacking}})  # fmt: skip
-    elif lacking:
-        yield Step("accounts", f"put {DOCKER_USER} into the group {', '.join(lacking)}", "it is no member",
-                   {"add": [], "groups": {DOCKER_USER: lacking}})  # fmt: skip
+        words, why = f"add the users {', '.join(absent)}", "they are not there"
+    else:
+        said = [f"put {user} into the group {', '.join(names)}" for user, names in lacking.items()]
+        words, why = ", ".join(said), "it is no member"
+    if absent or lacking:
+        yield Step("accounts", words, why, {"add": absent, "groups": lacking})
 
 
 def folders(facts: Facts) -> Iterator[Step]:

@@ -226,7 +226,7 @@ unit() {
 
 treescale() {
   while IFS=: read -r name _ uid gid _ || [ -n "$name" ]; do
-    case $name in treescale | treescale-docker | treescale-exec) say account "$name $uid $gid" ;; esac
+    case $name in treescale | treescale-docker | treescale-exec | treescale-dashboard) say account "$name $uid $gid" ;; esac
   done </etc/passwd
   while IFS=: read -r name _ gid members || [ -n "$name" ]; do say group "$name $gid $members"; done </etc/group
   say current "$(readlink /opt/treescale/current)"
@@ -240,7 +240,7 @@ treescale() {
   done
   etc=/etc/treescale
   stat -c '%a %U %G %n' /opt/treescale /opt/treescale/releases $etc $etc/conf.d $etc/node.key $etc/treescale.toml \
-    $etc/supervisord.conf /var/lib/treescale /var/lib/treescale/manifest.json /var/log/treescale \
+    $etc/supervisord.conf $etc/dashboard-users.json /var/lib/treescale /var/lib/treescale/manifest.json /var/log/treescale \
     /var/log/treescale/docker /run/treescale 2>/dev/null | while IFS= read -r line; do say stat "$line"; done
   sha256sum $etc/treescale.toml /var/lib/treescale/manifest.json /etc/systemd/system/treescale.service \
     /etc/init.d/treescale /etc/modules-load.d/treescale.conf /etc/sysctl.d/90-treescale.conf 2>/dev/null |

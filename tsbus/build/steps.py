@@ -58,6 +58,8 @@ class Platform(NamedTuple):
     libc: str
     python: int
     """Minor version of Python 3."""
+    dashboard: bool = False
+    """Whether the packages of the dashboard are in it."""
 
     def __str__(self) -> str:
-        return f"cp3{self.python}-{self.libc}-{self.machine}"
+        return f"cp3{self.python}-{self.libc}-{self.machine}{'-dashboard' if self.dashboard else ''}"

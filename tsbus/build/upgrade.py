@@ -14,7 +14,7 @@ from tsbus.build.plan import HostPlan
 from tsbus.build.reports import Report
 from tsbus.build.steps import Step
 from tsbus.build.trouble import Trouble
-from tsbus.build.wanted import Wanted
+from tsbus.build.wanted import Wanted, is_same_code
 from tsbus.core.target import fold
 
 
@@ -58,7 +58,7 @@ class Upgrade(Campaign):
 
 
 class Rollback(Upgrade):
-    """A run that lets nodes go on with the release that they had before; their configuration stays."""
+    """A run that lets nodes go on with the release that they had before, and with what that writes to be started."""
 
     def plan_of(self, name: str, wish: Wanted) -> HostPlan:
         """Return the one step, or why there is none."""
@@ -83,13 +83,15 @@ class Rollback(Upgrade):
 
 
 def release_before(facts: Facts) -> str:
-    """Return the newest release there that is older than the one in use; "" when there is none."""
+    """Return the newest release there whose code is older than that of the one in use; "" when there is none."""
     since_s = {each.name: each.since_s for each in facts.releases if each.python}
     now_s = since_s.get(facts.current, 0)
-    older = [(since, name) for name, since in since_s.items() if name != facts.current and since <= now_s]
+    older = [
+        (since, name) for name, since in since_s.items() if since <= now_s and not is_same_code(name, facts.current)
+    ]
     return max(older, default=(0, ""))[1]
 
 
 def _go_on_with(release: str, facts: Facts, why: str) -> Step:
-    data = {"how": "restart", "release": release, "init": facts.init}
+    data = {"how": "restart", "release": release, "init": facts.init, "own_files": True}
     return Step("activate", f"go on with release {release}", why, data)

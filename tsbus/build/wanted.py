@@ -4,7 +4,7 @@ It knows nothing of how a server is now: plan.py compares.
 """
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final, Literal
 
 from tsbus.config import Balancer, BuildSettings, Server, Tree
@@ -14,6 +14,7 @@ Docker = Literal["vendor", "distro", "no"]
 Backend = Literal["ipvs", "nftables", "auto"]
 FORWARDING: Final = "net.ipv4.ip_forward"
 TRACKING: Final = "net.ipv4.vs.conntrack"
+_WITH_DASHBOARD: Final = "-dashboard"
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +25,11 @@ class Release:
     """VERSION-DIGEST; the digest is that of the code and of the pinned wheels, the same for all platforms."""
     units: Mapping[str, str] = field(default_factory=dict)
     """systemd, openrc -> SHA-256 of the unit that starts a node at boot."""
+
+    @property
+    def with_dashboard(self) -> "Release":
+        """The same code with the packages of the dashboard: a release of its own, for one never changes."""
+        return replace(self, name=self.name + _WITH_DASHBOARD)
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +59,8 @@ class Wanted:
     """SHA-256 of its copy of the tree."""
     supervisor: str = ""
     """SHA-256 of its supervisord.conf, without its password; empty: it is not compared."""
+    dashboard: bool = False
+    """A dashboard runs there, for which the release has more packages."""
     docker: Docker = "no"
     joins_docker: bool = False
     """Its monitor watches the engine here."""
@@ -95,9 +103,10 @@ def wanted(
             ip=server.ip,
             port=server.service_port,
             depth=topology.depth(name),
-            release=release,
+            release=release_for(tree, name, release),
             config=digest(own.text(name)),
             supervisor=(supervisors or {}).get(name, ""),
+            dashboard=tree.dashboard_for(name).enabled,
             docker=settings.docker if _has_local_engine(tree, name) else "no",  # type: ignore[arg-type]  # by its form
             joins_docker=_has_local_engine(tree, name),
             docker_version=settings.docker_version,
@@ -109,6 +118,16 @@ def wanted(
         )
         for name, server in tree.servers.items()
     }
+
+
+def release_for(tree: Tree, name: str, release: Release) -> Release:
+    """Return what of a release is for one server."""
+    return release.with_dashboard if tree.dashboard_for(name).enabled else release
+
+
+def is_same_code(one: str, other: str) -> bool:
+    """Tell whether two releases, by their names, differ in nothing but the packages of the dashboard."""
+    return one.removesuffix(_WITH_DASHBOARD) == other.removesuffix(_WITH_DASHBOARD)
 
 
 def known_keys(tree: Tree, saved: Mapping[str, str]) -> dict[str, str]:

@@ -1,6 +1,6 @@
 """Wheels: which of the pinned ones a platform takes, and how our own is made. Pure.
 
-requirements.lock has a line for each file: `NAME==VERSION --hash=sha256:DIGEST  # FILE`. The lines of one platform are
+A lock file has a line for each wheel: `NAME==VERSION --hash=sha256:DIGEST  # FILE`. The lines of one platform are
 a requirements file for pip. Formats: https://packaging.python.org/en/latest/specifications/binary-distribution-format/
 """
 
@@ -40,12 +40,12 @@ class Pin:
 
 
 def pins(text: str) -> tuple[Pin, ...]:
-    """Return what requirements.lock pins. Raises ValueError for a line that is none of its own."""
+    """Return what a lock file pins. Raises ValueError for a line that is none of its own."""
     found = []
     for line in text.splitlines():
         if not line.startswith("#"):
             if (match := _LINE.fullmatch(line)) is None:
-                raise ValueError(f"not a line of requirements.lock: {line}")
+                raise ValueError(f"not a line of a lock file: {line}")
             found.append(Pin(**match.groupdict()))
     return tuple(found)
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 
-from tsbus.config import Tree
+from tsbus.config import Dashboard, Tree
 from tsbus.supervision import SupervisionError
 
 SERVICES = ("router", "executor", "docker", "events", "balancer", "dashboard")
@@ -19,6 +19,7 @@ USER = "treescale"
 """The name that goes with the password on supervisord's own socket; on a server, the user who is the router as well."""
 DOCKER_USER = "treescale-docker"
 EXEC_USER = "treescale-exec"
+DASHBOARD_USER = "treescale-dashboard"
 _PLAIN_PATH = re.compile(r"[\w./@+,=-]+")
 _RETRIES = 1_000_000
 """FATAL for ever is wrong for a server. supervisord waits one second longer after each failed start."""
@@ -256,24 +257,32 @@ def _escaped(text: str) -> str:
     return text.replace("%", "%%")
 
 
-def render_server(node: str, *, port: int, balancer: bool, password: str = "") -> str:
+def render_server(
+    node: str, *, port: int, balancer: bool, dashboard: Dashboard | None = None, password: str = ""
+) -> str:
     """Return the supervisord.conf of a server, where programs run as who they need to be (docs/build.md, On a node).
 
-    `port` is the router's. Without a password there is a place for one: it is made on the server.
+    `port` is the router's; `dashboard` has the settings of one that runs there. Without a password there is a place for
+    one: it is made on the server.
     """
-    low_port = ["--keep", "net_bind_service"] if port < 1024 else []
+
+    def as_user(user: str, port: int = 0) -> list[str]:
+        low_port = ["--keep", "net_bind_service"] if 0 < port < 1024 else []
+        return [str(CONFINE), "--user", user, *low_port, "--"]
+
     before = {
-        "router": [str(CONFINE), "--user", USER, *low_port, "--"],
-        "docker": [str(CONFINE), "--user", DOCKER_USER, "--"],
+        "router": as_user(USER, port),
+        "docker": as_user(DOCKER_USER),
+        "dashboard": as_user(DASHBOARD_USER, dashboard.port if dashboard else 0),
         # As root without the rights that go with it: for it too, the router's socket is that of the group.
         "balancer": [str(CONFINE), "--group", USER, "--keep", "net_admin", "--keep", "net_raw", "--"],
     }
     after = {"executor": ["--user", EXEC_USER]}
+    missing = {"balancer": not balancer, "dashboard": dashboard is None}
     commands = {
         service: [*before.get(service, ()), str(SERVER_PROGRAMS / f"ts-{service}"), *after.get(service, ())]
         for service in SERVICES
-        # The bundle of a server has no packages of the dashboard.
-        if service != "dashboard" and (balancer or service != "balancer")
+        if not missing.get(service)
     }
     environments = {
         # Folders of their own: whoever may write where root writes could put a link there.
@@ -287,7 +296,12 @@ def render_server(node: str, *, port: int, balancer: bool, password: str = "") -
 def render_servers(tree: Tree) -> dict[str, str]:
     """Return the supervisord.conf of every server of a tree, with a place for its password."""
     return {
-        name: render_server(name, port=server.service_port, balancer=bool(server.balancers))
+        name: render_server(
+            name,
+            port=server.service_port,
+            balancer=bool(server.balancers),
+            dashboard=dashboard if (dashboard := tree.dashboard_for(name)).enabled else None,
+        )
         for name, server in tree.servers.items()
     }
 

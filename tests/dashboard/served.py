@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, replace
@@ -18,6 +19,7 @@ from tree import HOST, Tree, until
 
 from tsbus import Event, Request, Worker
 from tsbus.config import Dashboard
+from tsbus.dashboard.historyfile import HistoryFile
 from tsbus.dashboard.users import Hashed, Role, User, Users, UsersFile
 
 SERVICES = Path(__file__).parents[2] / "services"
@@ -25,6 +27,8 @@ PORT = 8802
 URL = f"http://{HOST}:{PORT}"
 LIMIT_S = 60
 PASSWORD = "correct horse"
+GONE = "4711ab0c9e21"
+"""A container that used 1.5 % on b before the dashboard was started, and is there no more."""
 
 
 @dataclass(frozen=True)
@@ -134,7 +138,12 @@ class Served(Background):
         self.users = UsersFile(folder / "users.json")
         self.users.write(users)
         self.tree = tree = Tree("a:b c", folder)
-        tree.config = replace(tree.config, dashboard=Dashboard(host=HOST, port=PORT, users="users.json"))
+        settings = Dashboard(host=HOST, port=PORT, users="users.json", history_file="history.db")
+        tree.config = replace(tree.config, dashboard=settings)
+        hours_ago = time.time_ns() // 60_000_000_000 - 90
+        HistoryFile(folder / settings.history_file, 7, 1 << 20).put(
+            hours_ago, [(("b", GONE), (1.5, 7.0) + (None,) * 4)]
+        )
         async with tree:
             for node in ("b", "c"):
                 await tree.run(_greeter(), node)

@@ -33,6 +33,20 @@ def test_a_lost_node_speaks_for_all_below_it():
     assert problems(model, NOW)[0].path == "/node/a"
 
 
+def test_a_router_that_is_away_is_one_problem():
+    """While the dashboard has no bus, that is said once, and not of each node that nothing is heard of."""
+    model = told.model()
+    nodes = [told.Node(model, name, told.container(health="unhealthy")) for name in ("a", "b", "a1")]
+    for node in nodes:
+        node.mirror.stale(node.name, "not connected to the router here", NOW * NS)
+        model.mirrored(node.view)
+    assert {kind for kind, *_ in found(model)} == {"stale", "container-unhealthy"}
+    model.connection(False, NOW)
+    kinds = [kind for kind, *_ in found(model)]
+    assert kinds.count("disconnected") == 1
+    assert set(kinds) == {"disconnected", "container-unhealthy"}
+
+
 def test_nodes_that_hang_on_each_other_are_not_followed_for_ever():
     """While news still travel, lost nodes may seem to stand on each other."""
     model = told.model(lost=("a", "b"), a={"parent": "b"}, b={"parent": "a"})

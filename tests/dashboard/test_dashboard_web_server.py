@@ -12,8 +12,9 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from schemathesis import GenerationMode
 from schemathesis.specs.openapi import checks as openapi_checks
-from served import HOST, LIMIT_S, PORT, URL, Served, ask, sign_in, stream
+from served import GONE, HOST, LIMIT_S, PORT, URL, Served, ask, sign_in, stream
 
+from tsbus.dashboard.history import NODE_FIGURES
 from tsbus.dashboard.web.stream import MAX_STREAMS
 
 CHECKS = [
@@ -195,6 +196,19 @@ def test_the_model_by_curl(served):
     assert told["containers"]["containers"] == told["balancers"]["balancers"] == []
 
 
+def test_figures_of_hours_ago_are_there_after_a_start(served):
+    """With a history file more than an hour can be had, also of what is not there any more; what cannot is refused."""
+    for minutes, step_s in ((1440, 60), (7 * 1440, 900)):
+        series = served.get(f"/api/v1/nodes/b/history?container={GONE}&minutes={minutes}").json()
+        points = series["figures"]["cpu"]
+        assert (series["step_ms"], len(points)) == (step_s * 1000, minutes * 60 // step_s)
+        assert [point for point in points if point is not None] == [1.5]
+    assert set(served.get("/api/v1/nodes/a/history").json()["figures"]) == set(NODE_FIGURES)
+    assert served.get("/api/v1/nodes/nobody/history").refusal(404)
+    assert served.get(f"/api/v1/nodes/b/history?container={GONE}").refusal(404)
+    assert "10080 minutes are kept" in served.get("/api/v1/nodes/b/history?minutes=10081").refusal(400)
+
+
 def test_an_event_is_published_by_curl(served):
     """What is posted arrives on the nodes of the target, as JSON or as text, by the dashboard's identity."""
     for body, target in (({"id": 7}, "*"), ("a text", "c"), (None, "c")):
@@ -370,7 +384,17 @@ def test_a_body_is_bounded(served):
     assert sent.stdout == b"413"
 
 
-FUZZED = ("me", "status", "nodes", "nodes/{name}", "containers", "balancers", "publish", "request")
+FUZZED = (
+    "me",
+    "status",
+    "nodes",
+    "nodes/{name}",
+    "nodes/{name}/history",
+    "containers",
+    "balancers",
+    "publish",
+    "request",
+)
 
 
 @pytest.mark.parametrize("path", FUZZED)

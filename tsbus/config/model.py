@@ -252,6 +252,11 @@ class Dashboard:
     """Whether a proxy on this machine speaks TLS for it, and says in X-Forwarded-For who asks."""
     allowed_hosts: tuple[Annotated[str, forms.host], ...] = ()
     """Names that it is reached by, besides localhost, the machine's own name and addresses."""
+    history_file: Word = ""
+    """Path of the file that keeps figures longer than an hour; empty: none. With one, figures flow all the time."""
+    history_days: Annotated[int, forms.between(1, 31)] = 7
+    history_max_bytes: Bytes = 256 * MIB
+    """Of the file; the oldest goes first."""
 
     @property
     def url(self) -> str:

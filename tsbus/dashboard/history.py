@@ -1,4 +1,5 @@
 """History: the figures of the last hour in rings of small floats, one for each container and each node. Pure.
+What is older is in a file, where there is one (rollup.py, historyfile.py).
 
 A point is what was known at the end of five seconds. Where nothing was told, because nobody watched or the node was
 lost, the points are NaN: a gap is a gap and never zero.
@@ -26,6 +27,8 @@ MAX_BYTES: Final = 96 << 20
 """Of all points: 5,800 containers at 17,280 bytes each. The series that was not added to for longest goes first."""
 FRESH_MS: Final = 2 * STEP_S * 1000
 """Figures that came longer ago are not of now: monitors tell once a second, also that nothing has changed."""
+MINUTE: Final = 60 // STEP_S
+"""Points of a minute; an hour is a whole number of them, so those of one minute stand side by side."""
 
 _GAP: Final = math.nan
 Key = tuple[str, str]
@@ -65,6 +68,23 @@ class _Ring:
             self._write(missed, [_GAP] * self._width)
         self._last = step
         self._write(step, values)
+
+    def minute(self, minute: int) -> "list[array[float]]":
+        """Return the points of a minute, figure after figure; nothing where it has none."""
+        first = minute * MINUTE
+        count = min(self._last + 1 - first, MINUTE)
+        if count <= 0 or first <= self._last - POINTS:
+            return []
+        places = range(first % POINTS, len(self._points), POINTS)
+        return [self._points[place : place + count] for place in places]
+
+    def put_minute(self, minute: int, values: Sequence[float]) -> None:
+        """Let all points of a minute have `values`; what is between it and the newest one stays a gap."""
+        first = minute * MINUTE
+        for figure, value in enumerate(values):
+            place = figure * POINTS + first % POINTS
+            self._points[place : place + MINUTE] = array("f", [value]) * MINUTE
+        self._last = max(self._last, first + MINUTE - 1)
 
     def _write(self, step: int, values: Sequence[float]) -> None:
         place = step % POINTS
@@ -107,21 +127,38 @@ class History:
         """Return the points of the last `minutes`, 1 to 60, of a container by its short id, or with "" of the node."""
         last = now_ms // 1000 // STEP_S
         first = last - min(minutes * 60 // STEP_S, POINTS) + 1
-        names = CONTAINER_FIGURES if container else NODE_FIGURES
+        names = figures_of(container)
         ring = self._rings.get((node, container)) or _Ring(len(names))
         figures = {name: ring.read(number, first, last) for number, name in enumerate(names)}
         return Lines(first * STEP_S * 1000, STEP_S * 1000, figures)
 
+    def minute(self, minute: int) -> "list[tuple[Key, list[array[float]]]]":
+        """Return the points of a minute of all series that have some, to be rolled up (rollup.py)."""
+        return [(key, points) for key, ring in self._rings.items() if (points := ring.minute(minute))]
+
+    def restore(self, key: Key, minute: int, values: Sequence[float]) -> None:
+        """Take back a minute of before this dashboard was started."""
+        self._ring(key, len(values)).put_minute(minute, values)
+
     def _put(self, key: Key, step: int, values: Sequence[float]) -> None:
+        self._ring(key, len(values)).put(step, values)
+
+    def _ring(self, key: Key, width: int) -> _Ring:
+        """Return the ring of a series, which is now the last to go."""
         ring = self._rings.get(key)
-        if ring is None:
-            ring = self._rings[key] = _Ring(len(values))
-            self.bytes += ring.bytes
-        else:
+        if ring is not None:
             self._rings.move_to_end(key)
-        ring.put(step, values)
+            return ring
+        ring = self._rings[key] = _Ring(width)
+        self.bytes += ring.bytes
         while self.bytes > self._max_bytes:
             self.bytes -= self._rings.popitem(last=False)[1].bytes
+        return ring
+
+
+def figures_of(container: str) -> tuple[str, ...]:
+    """Return the names of the figures of a container, or with "" of a node."""
+    return CONTAINER_FIGURES if container else NODE_FIGURES
 
 
 def _of_node(view: NodeView) -> tuple[float, ...]:

@@ -6,6 +6,7 @@
 import socket
 import time
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Self
@@ -23,6 +24,7 @@ from tsbus.log import Log
 from tsbus.starting import load_tree, parser_of, refuse, run_service
 
 if TYPE_CHECKING:
+    from tsbus.dashboard.historyfile import HistoryFile
     from tsbus.dashboard.web.server import Listener
 
 NAME: Final = "dashboard"
@@ -66,6 +68,16 @@ class Wanted:
         settings = self.settings
         return (self.folder / settings.certificate, self.folder / settings.key) if settings.certificate else None
 
+    @property
+    def history(self) -> "HistoryFile | None":
+        """The file that keeps figures longer than an hour, if there is to be one."""
+        one = self.settings
+        if not one.history_file:
+            return None
+        from tsbus.dashboard.historyfile import HistoryFile  # with what top and the command line do not need
+
+        return HistoryFile(self.folder / one.history_file, one.history_days, one.history_max_bytes)
+
 
 @dataclass(frozen=True, slots=True)
 class Ready:
@@ -81,6 +93,8 @@ def prepare(wanted: Wanted) -> Ready:
     try:
         from tsbus.dashboard.web import server
     except ImportError as error:
+        if error.name == "_sqlite3":
+            raise NotReady("this Python has no sqlite3: use the one of your distribution") from error
         if (error.name or "").partition(".")[0] not in _EXTRA:
             raise
         raise NotReady(f"{error.name} is not installed: pip install 'treescale[dashboard]'") from error
@@ -113,12 +127,18 @@ def _check_reach(wanted: Wanted, book: Book, is_private: bool) -> None:
 
 async def serve(ready: Ready, client: Client, begun: Callable[[str], object]) -> None:
     """Serve what `client` sees until cancelled; `begun` is called with the address once it answers."""
+    from tsbus.dashboard.historyfile import keeping
     from tsbus.dashboard.web import server
     from tsbus.dashboard.web.site import Site
 
     wanted = ready.wanted
-    async with Feed(client) as feed, Notifier(feed, client, wanted.rules, wanted.folder) as notifier:
-        site = Site(client, feed, ready.door, Actions(client), notifier)
+    file = wanted.history
+    async with (
+        Feed(client) as feed,
+        Notifier(feed, client, wanted.rules, wanted.folder) as notifier,
+        keeping(feed, file) if file else nullcontext() as keeper,
+    ):
+        site = Site(client, feed, ready.door, Actions(client), notifier, keeper)
         gate = server.application(site, wanted.settings, ready.listener, names=(socket.gethostname(), client.node))
         running = server.Running(gate, ready.listener, wanted.tls, behind_proxy=wanted.settings.behind_proxy)
         await running.run_until_cancelled(lambda: begun(ready.listener.url), site.closing)

@@ -25,9 +25,10 @@ Kind = Literal[
     "disconnected", "node-lost", "node-torpid", "slow-reader", "clock-skew", "process-fatal", "engine-down", "stale",
     "container-unhealthy", "restart-loop", "container-oom", "container-failed",
     "balancer-off", "balancer-clash", "balancer-empty", "balancer-panic", "balancer-problem",
+    "history",
 ]  # fmt: skip
 WARNINGS: Final[frozenset[Kind]] = frozenset(
-    ("node-torpid", "slow-reader", "clock-skew", "stale", "balancer-problem", "balancer-panic")
+    ("node-torpid", "slow-reader", "clock-skew", "stale", "balancer-problem", "balancer-panic", "history")
 )
 
 
@@ -58,6 +59,8 @@ class Problem(msgspec.Struct, frozen=True, kw_only=True, gc=False):
             return f"/container/{self.node}/{self.subject}"
         if self.kind.startswith("balancer"):
             return "/balancers"
+        if self.kind == "history":
+            return "/"
         return "/bus" if self.kind in ("slow-reader", "disconnected") else f"/node/{self.node}"
 
 
@@ -72,13 +75,17 @@ def _all(model: Model, now_ms: int) -> Iterator[Problem]:
     if not model.connected:
         text = "not connected to the router here: everything is as it was last known"
         yield Problem(kind="disconnected", text=text, since_ms=model.connected_ms)
+    if (trouble := model.unkept) is not None:
+        text = f"figures are kept for an hour only: {trouble.text}"
+        yield Problem(kind="history", text=text, mend=trouble.mend, since_ms=trouble.since_ms)
     for top, below in lost_tops(model):
         yield Problem(kind="node-lost", node=top.name, text=_lost(top, below), since_ms=top.since_ms)
     for node in model.nodes.values():
         if node.state == "lost":
             continue
         for judge in _OF_NODES:
-            yield from judge(node)
+            # While the router here is away, everything is as it was: that is said once.
+            yield from (one for one in judge(node) if model.connected or one.kind != "stale")
         for container in model.containers.get(node.name, {}).values():
             yield from of_container(container, now_ms)
         for balancer in model.balancers.get(node.name, {}).values():

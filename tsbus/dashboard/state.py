@@ -30,6 +30,7 @@ from tsbus.dashboard.views import (
     RouterView,
     SlowView,
     Totals,
+    Trouble,
 )
 from tsbus.lb_records import BalancerTraffic, Details
 from tsbus.records import Container, ContainerEvent, StatsEvent
@@ -65,6 +66,8 @@ class Model:
         self.events = EventLog() if events is None else events
         self.heard_ms: dict[str, int] = {}
         """When something from a node arrived last, or its link was there."""
+        self.unkept: Trouble | None = None
+        """Why its history is not kept in the file that is to have it."""
         self._tree: tuple[NodeStatus, ...] = ()
         self._topology: Topology | None = None
         self._figures: dict[str, Figures] = {}
@@ -122,6 +125,12 @@ class Model:
         """The router of this program came or went."""
         if connected != self.connected or not self.connected_ms:
             self.connected, self.connected_ms = connected, now_ms
+            self._next()
+
+    def keeping(self, trouble: Trouble | None) -> None:
+        """The history was written into its file, or could not be."""
+        if trouble != self.unkept:
+            self.unkept = trouble
             self._next()
 
     def status(self, told: Status, now_ms: int) -> None:

@@ -283,6 +283,14 @@ class EventRecord(_View, frozen=True, kw_only=True):
             return None
 
 
+class Trouble(_View, frozen=True, kw_only=True):
+    """Something that the dashboard itself cannot do."""
+
+    text: str
+    mend: str
+    since_ms: int
+
+
 class Totals(_View, frozen=True, kw_only=True):
     """The line above everything."""
 

@@ -5,6 +5,7 @@ the other keeps.
 """
 
 import asyncio
+import math
 import time
 from collections.abc import Awaitable, Coroutine
 from http import HTTPStatus
@@ -22,9 +23,11 @@ from tsbus.core.target import TargetError
 from tsbus.core.topic import TopicError, check_pattern, check_topic
 from tsbus.dashboard.door import SessionEnded
 from tsbus.dashboard.feed import unix_ms
+from tsbus.dashboard.historyfile import RING_MINUTES, HistoryError
 from tsbus.dashboard.problems import problems
+from tsbus.dashboard.rollup import DAY_MINUTES
 from tsbus.dashboard.state import Model
-from tsbus.dashboard.views import NodeView
+from tsbus.dashboard.views import SHORT_ID, NodeView
 from tsbus.dashboard.web import schema
 from tsbus.dashboard.web.errors import Refusal, install
 from tsbus.dashboard.web.gate import visitor_of
@@ -39,6 +42,7 @@ from tsbus.dashboard.web.schema import (
     Nodes,
     Publish,
     Published,
+    Series,
     Status,
 )
 from tsbus.dashboard.web.site import Site
@@ -79,6 +83,8 @@ class _Api:
         add("/status", self.status, responses=schema.answers("Totals, and what is wrong now.", Status))
         add("/nodes", self.nodes, responses=schema.answers("The nodes in the tree's order.", Nodes))
         add("/nodes/{name}", self.node, responses=schema.answers("One node.", NodeView, 404))
+        add("/nodes/{name}/history", self.history,
+            responses=schema.answers("Figures over time.", Series, 404))  # fmt: skip
         add("/containers", self.containers, responses=schema.answers("Containers.", Containers))
         add("/balancers", self.balancers, responses=schema.answers("Balancers with their servers.", Balancers))
         add("/events", self.events, responses=schema.stream())
@@ -120,6 +126,36 @@ class _Api:
         if view is None:
             raise Refusal(HTTPStatus.NOT_FOUND, "no such node here", "GET /api/v1/nodes lists them")
         return _json(view)
+
+    async def history(
+        self,
+        name: str,
+        container: Annotated[str, Query(max_length=64)] = "",
+        minutes: Annotated[int, Query(ge=1, le=31 * DAY_MINUTES)] = RING_MINUTES,
+    ) -> Response:
+        """Tell the figures of a node, or of a container there by its id, of the last minutes.
+
+        More than 60 are there where `history_file` is in the configuration. The last hour has a point each 5 s, the
+        last day one each minute, more than that one each quarter of an hour.
+        """
+        model, keeper = self._known(), self._site.keeper
+        if name not in model.nodes:
+            raise Refusal(HTTPStatus.NOT_FOUND, "no such node here", "GET /api/v1/nodes lists them")
+        longest = keeper.days * DAY_MINUTES if keeper else RING_MINUTES
+        if minutes > longest:
+            mend = "[dashboard] history_file and history_days say how long figures are kept"
+            raise Refusal(HTTPStatus.BAD_REQUEST, f"{longest} minutes are kept", mend)
+        short = container[:SHORT_ID]
+        try:
+            lines = await keeper.lines(name, short, minutes) if keeper else self._site.feed.history.lines(
+                name, short, unix_ms(), minutes)  # fmt: skip
+        except HistoryError as error:
+            raise Refusal(HTTPStatus.SERVICE_UNAVAILABLE, str(error), error.mend) from None
+        figures = {name: [_known(point) for point in points] for name, points in lines.figures.items()}
+        is_there = not short or short in model.containers.get(name, {})
+        if not is_there and all(point is None for points in figures.values() for point in points):
+            raise Refusal(HTTPStatus.NOT_FOUND, "no such container there", "GET /api/v1/containers lists them")
+        return _json(Series(start_ms=lines.start_ms, step_ms=lines.step_ms, figures=figures))
 
     async def containers(self, filters: Annotated[list[str], Query(alias="filter", max_length=32)] = []) -> Response:  # noqa: B006
         """List containers. Filters are like `image=nginx`, `label=tier=web`, `state=running`, `node=web*`."""
@@ -235,6 +271,10 @@ class _Api:
             raise Refusal(HTTPStatus.SERVICE_UNAVAILABLE, str(error), "try again", wait_s=_AGAIN_S) from None
         except Refused as error:
             raise Refusal(HTTPStatus.FORBIDDEN, str(error), "the dashboard itself needs a role on the bus") from None
+
+
+def _known(point: float) -> float | None:
+    return point if math.isfinite(point) else None
 
 
 def _json(told: object) -> Response:

@@ -72,6 +72,16 @@ class Balancers(_Body, frozen=True):
     balancers: list[BalancerView]
 
 
+class Series(_Body, frozen=True):
+    """Figures over time."""
+
+    start_ms: int
+    """Of the first point; the others follow in steps."""
+    step_ms: int
+    figures: dict[str, list[float | None]]
+    """By name, all of one length; null where nothing is known."""
+
+
 class Publish(_Order, frozen=True):
     """An event to publish."""
 
@@ -130,7 +140,7 @@ class Error(_Body, frozen=True):
 
 ALWAYS: Final = (400, 401, 429, 503)
 """What every request may be answered with."""
-_TYPES: Final = (Me, Status, Nodes, NodeView, Containers, Balancers, Publish, Published, Ask, Account, Error)
+_TYPES: Final = (Me, Status, Nodes, NodeView, Series, Containers, Balancers, Publish, Published, Ask, Account, Error)
 
 
 def answers(text: str, kind: type, *errors: int) -> dict[int | str, dict[str, Any]]:

@@ -7,6 +7,7 @@ from tsbus.client import Client
 from tsbus.dashboard.actions import Actions
 from tsbus.dashboard.door import Door
 from tsbus.dashboard.feed import Feed
+from tsbus.dashboard.historyfile import Keeper
 from tsbus.dashboard.notify import Notifier
 
 
@@ -19,5 +20,7 @@ class Site:
     door: Door
     actions: Actions
     notifier: Notifier
+    keeper: Keeper | None = None
+    """Of figures that are older than an hour, where they are kept."""
     closing: asyncio.Event = field(default_factory=asyncio.Event)
     """Set when the server ends: whoever waits for something gives up."""

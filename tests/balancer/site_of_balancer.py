@@ -48,6 +48,9 @@ class MemoryMachine:
             raise MachineError("reading the table: out of order")
         return {key: entry for key, entry in self.kernel.copy().items() if keys is None or key in keys}
 
+    def untouched(self) -> bool:
+        return False
+
     def why_not(self, pool: Any) -> Problem | None:
         lacks = pool.service.scheduler in self.lacking
         return Problem(f"the kernel has no scheduler {pool.service.scheduler}", "use rr") if lacks else None

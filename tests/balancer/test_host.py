@@ -1,5 +1,6 @@
 """The host's edge in namespaces: rules of both kinds, settings and addresses, and what becomes of what others made."""
 
+import resource
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -108,6 +109,19 @@ def test_drift(lan: Lan, edge: HostEdge, docker: bool) -> None:
     lan.host.call(again.apply, need)
     assert rules(lan) == before
     lan.host.call(again.close)
+
+
+def test_rules_that_nobody_has_changed(lan: Lan, edge: HostEdge) -> None:
+    """No tool is run for rules that were found right and are as they were; one change by anybody, and all are read."""
+    lan.docker()
+    need = wanted(lan, edge, "c1", "node")
+    for _ in range(2):
+        lan.host.call(edge.apply, need)
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert lan.host.call(edge.apply, need).changes == ()
+    assert resource.getrusage(resource.RUSAGE_CHILDREN) == before
+    lan.host.run("iptables", "-t", "nat", "-F", "TREESCALE-MASQ")
+    assert lan.host.call(edge.apply, need).changes
 
 
 @pytest.mark.parametrize("docker", [False, True])

@@ -54,6 +54,8 @@ class Carrier:
         self._retire: Container[Key] | None = self._may_be_ours
         """What the other backend may still have of ours; None: it has nothing any more."""
         self._left: dict[Key, Pool] = {}
+        self._done: Wanted | None = None
+        """What was wanted when all of it was carried out, and written down what is gone; None: there is more to do."""
 
     def begin(self) -> dict[Key, Entry]:
         """Return what of the kernel's table is ours. Raises MachineError."""
@@ -85,6 +87,8 @@ class Carrier:
         """
         wanted = {front.pool.service.key: front.pool for front in fronts}
         done = self.machine.prepare(fronts, anew=anew)
+        if wanted == self._done and self.machine.untouched():
+            return Carried(changes=done.changes, problems=tuple((None, each) for each in done.problems))
         problems: list[tuple[Key | None, Problem]] = [(None, each) for each in done.problems]
         keys = None if anew else self._different(wanted)
         looked_at = wanted if keys is None else {key: wanted[key] for key in keys}
@@ -108,6 +112,8 @@ class Carrier:
         self._left = {key: pool for key, pool in wanted.items() if key not in untouched}
         taken = tuple(step for step in todo if key_of(step) not in refused)
         changes = done.changes if untouched else done.changes + self._retired(problems)
+        more = untouched or self._retire is not None or self._held != wanted.keys()
+        self._done = None if more else wanted
         repaired = tuple(step for step in taken if step in drift)
         return Carried(
             taken, repaired, changes, frozenset(change.clashes), tuple(problems), frozenset(refused | unwritten)

@@ -381,7 +381,8 @@ class Keeper:
         began, done = time.monotonic(), True
         try:
             carried = await self.in_thread(carrier.carry, self._fronts, adopt, anew=anew)
-            self._finish_later(carrier)
+            if carried.steps:
+                self._finish_later(carrier)
         except MachineError as error:
             problem = Problem(str(error), "see what the kernel says")
             carried, done = Carried(problems=((None, problem),), failed=frozenset(wanted)), False

@@ -6,6 +6,7 @@ so the service compares again with each change and every `reconcile_s`.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import chain
 from os import uname
 from pathlib import Path
 from typing import Final, Literal
@@ -23,6 +24,7 @@ from tsbus.balancer.chains import (
 )
 from tsbus.balancer.devices import Devices
 from tsbus.balancer.inventory import DEVICE, Inventory
+from tsbus.balancer.nft import generation
 from tsbus.balancer.programs import HostError, NoFeature, NoProgram, NotAllowed, run
 from tsbus.balancer.report import Problem
 from tsbus.balancer.rules import Backend, Host, Needs, Setting, Version
@@ -31,6 +33,8 @@ Policy = Literal["set", "check", "leave"]
 _SYSCTLS: Final = Path("/proc/sys")
 _BRIDGE_FILTERS: Final = ("net.bridge.bridge-nf-call-iptables", "net.bridge.bridge-nf-call-ip6tables")
 _TOOLS: Final[dict[Version, str]] = {4: "iptables", 6: "ip6tables"}
+_LEGACY: Final = tuple(Path(f"/proc/thread-self/net/{name}_tables_names") for name in ("ip", "ip6"))
+"""The tables of iptables of the legacy kind, whose rules are counted by nobody."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +56,8 @@ class HostEdge:
         self._iptables = {version: _Iptables(version) for version in _TOOLS}
         self._table = _OwnTable()
         self._devices = Devices()
+        self._right: tuple[int, Needs] | None = None
+        """When the rules were last found as they should be, by the count of their changes, and how that is."""
 
     def close(self) -> None:
         """Close the connection to the kernel; everything stays as it is."""
@@ -122,12 +128,24 @@ class HostEdge:
         """Put the rules where Docker has its own: what nft accepts in one table, iptables may still drop in another.
 
         Without Docker's chain they are in a table of nft, which no other tool touches. Docker may come later.
+        Where nobody has changed a rule since they were found right, no tool is run.
         """
+        count = _rule_changes()
+        if count is not None and self._right == (count, needs):
+            return
+        self._right = None
         saved = self._iptables[4].saved()
         with_nft = forward_chain(saved) != DOCKER_CHAIN and self._table.usable()
-        yield from self._table.apply(needs if with_nft else Needs())
-        yield from self._iptables[4].apply(Needs() if with_nft else needs, saved)
-        yield from self._iptables[6].apply(Needs() if with_nft else needs)
+        right = True
+        for change in chain(
+            self._table.apply(needs if with_nft else Needs()),
+            self._iptables[4].apply(Needs() if with_nft else needs, saved),
+            self._iptables[6].apply(Needs() if with_nft else needs),
+        ):
+            right = False
+            yield change
+        if right and count is not None:
+            self._right = count, needs
 
 
 class _Iptables:
@@ -205,6 +223,15 @@ def _listed() -> str:
         return run("nft", "-s", "list", "table", "inet", TABLE)
     except NoFeature:
         return ""
+
+
+def _rule_changes() -> int | None:
+    """Return a count of all changes to packet rules here; None where there is none."""
+    try:
+        legacy = any(place.read_text() for place in _LEGACY if place.exists())
+    except OSError:
+        return None
+    return None if legacy else generation()
 
 
 def read_host(backend: Backend, devices: Devices, inventory: Inventory) -> Host:

@@ -25,6 +25,8 @@ _END: Final = 15
 """NFT_MSG_NEWGEN: the last message of a transaction."""
 _TABLE: Final = 1
 """The attribute with the name of the table, in all others."""
+_GET_GENERATION: Final = 16
+_GENERATION: Final = 1
 _ROOM: Final = 1 << 20
 """For news that nobody has heard yet, in bytes."""
 _RECEIVE_ROOM_FORCED: Final = 33
@@ -83,6 +85,16 @@ class Nft:
                 raise EOFError
             found += piece
         return found
+
+
+def generation() -> int | None:
+    """Return what differs when any rules of nftables in this network namespace have changed; None: not known."""
+    try:
+        with Netlink(NETFILTER) as kernel:
+            (told,) = kernel.ask(_OF_TABLES << 8 | _GET_GENERATION, bytes(4))
+    except OSError:
+        return None
+    return int.from_bytes(attributes(told[4:])[_GENERATION])
 
 
 class News:

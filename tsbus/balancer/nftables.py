@@ -121,6 +121,12 @@ class Table:
             entries[key] = Entry(pool.service, found)
         return entries
 
+    def untouched(self) -> bool:
+        """Tell whether nobody has changed the table since it was read or changed here."""
+        if self._heard() != 0:
+            self._known = None
+        return self._known is not None
+
     def connections(self, watched: Iterable[tuple[Key, Address]]) -> dict[tuple[Key, Address], int]:
         """Return how many connections of these servers are not over. Raises HostError."""
         wanted = set(watched)
@@ -186,7 +192,7 @@ class Table:
 
     def _listing(self) -> Listing:
         """What is there: as it was left or read, or read again where somebody else has changed it."""
-        if self._heard() != 0 or self._known is None:
+        if not self.untouched() or self._known is None:
             self._known = _read()
         return self._known
 

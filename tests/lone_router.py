@@ -29,3 +29,8 @@ class LoneRouter:
         """End it without a word."""
         self._process.kill()
         self._process.wait()
+
+    def end(self) -> None:
+        """Let it say BYE and end."""
+        self._process.terminate()
+        self._process.wait()

@@ -17,7 +17,9 @@ from tsbus.config import Operator
 from tsbus.core import message as wire
 from tsbus.core.message import MAX_FRAME, Type
 from tsbus.core.roles import Role
-from tsbus.transport import _REDIAL_MS, _options, new_keypair
+from tsbus.transport import new_keypair
+from tsbus.transport.dial import REDIAL_MS
+from tsbus.transport.options import new_socket
 
 ALONE = replace(QUICK, adopt_after_s=600.0)
 
@@ -34,9 +36,7 @@ def recorder(runs: list[Any]) -> Worker:
 
 async def test_p1_late_program_and_reconnect() -> None:
     """P1: a peer with a fixed id that reconnects while the ROUTER's program is late is never heard again."""
-    server, client = zmq.Context.instance().socket(zmq.ROUTER), zmq.Context.instance().socket(zmq.DEALER)
-    for one in (server, client):
-        _options(one)
+    server, client = (new_socket(zmq.Context.instance(), kind) for kind in (zmq.ROUTER, zmq.DEALER))
     port = server.bind_to_random_port(f"tcp://{HOST}")
     cutter = Cutter(port)
     await cutter.mend()
@@ -139,7 +139,7 @@ async def test_p5_reconnects_are_spread(grow: Grow) -> None:
     await until("six tries", lambda: len(times) >= 6)
     listener.close()
     pauses = [after - before for before, after in pairwise(times)]
-    assert min(pauses) > _REDIAL_MS[0] / 1000 * 0.5
+    assert min(pauses) > REDIAL_MS[0] / 1000 * 0.5
     assert max(pauses) - min(pauses) > 0.02
     tree.start("b")
     await tree.whole()

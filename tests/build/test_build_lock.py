@@ -12,6 +12,7 @@ import pytest
 from console_of_tests import cutter, wait
 
 from tsbus.build.lock import PLACE, STALE_S, Holder, Lock, look, remove
+from tsbus.build.runner import Retry
 from tsbus.build.ssh import ServerTrouble
 
 ME = Holder("me", "here", 1, "build", 1000.0)
@@ -47,6 +48,20 @@ def test_one_has_it(desk, server, session):
         assert held.silent_s < STALE_S
         assert look(session).user == OTHER.user
     assert server.run(f"ls -d {PLACE}*", check=False).startswith("ls: cannot access")
+
+
+def test_a_connection_that_fails_is_tried_again_but_not_for_ever(desk, server, session):
+    """A short failure is written down and waited for; where nobody listens, that is told after some tries."""
+    said, way = [], {"host": "127.0.0.1", "host_key": server.host_key}
+    with cutter(server) as proxy:
+        login = desk.login(server, port=proxy.port, **way)
+        proxy.cut_after = 10
+        lock, other = (Lock(login, desk.shared, ME, said.append, Retry(first_s=0.01, most_s=0.02)) for _ in range(2))
+        assert lock.take() is None
+        lock.release()
+    with pytest.raises(ServerTrouble, match="refuses the connection"):
+        other.take()
+    assert [line.rpartition("; ")[2] for line in said] == ["the lock is tried again in 0 s"] * 3
 
 
 def test_a_run_that_is_cancelled_gives_it_back(desk, server, session):

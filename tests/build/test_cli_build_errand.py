@@ -49,6 +49,13 @@ def test_all_problems_of_both_files_are_told_at_once(files):
     (files / "console.toml").write_text("[ssh.root]\nport = 0\n")
     said = refused()
     assert "host: is missing" in said and "port: is out of range" in said
+    assert "treescale.toml:3:1: error" in said and "treescale.toml:4:11: error" in said
+    (files / "treescale.toml").rename(files / "other.toml")
+    (files / "console.toml").write_text('tree = "other.toml"\nnonsense = 1\n')
+    said = refused()
+    assert "nonsense" in said and "other.toml:4:11: error" in said
+    (files / "console.toml").write_text("tree = 7\n")
+    assert "other.toml" not in refused()
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 import contextlib
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
@@ -81,6 +82,7 @@ def test_a_tree_changes_and_goes(site):
     first = site.bundler
     assert site.build().outcome.exit_code == 0
     _a_node_comes(site)
+    _who_is_left_out_is_told(site)
     _keys_are_exchanged(site)
     _a_key_is_revoked(site)
     _a_release_comes(site)
@@ -135,6 +137,20 @@ def _a_node_comes(site):
     assert {name: now[name] for name in handles} == handles
     assert {name: each.drift for name, each in _survey(site).items()} == {"a": (), "b": (), "c": ()}
     assert site.build().outcome.changed == {}
+
+
+def _who_is_left_out_is_told(site):
+    """Whose copy of the tree is an older one, and who of them is next to a server of the run, until they have it."""
+
+    def noted(**options):
+        assert site.build(**options).outcome.exit_code == 0
+        return [each.text for each in site.said if isinstance(each, Noted)]
+
+    assert noted(names=("b",)) == []
+    site.tree.servers["c"] = replace(site.tree.servers["c"], tags=["late"])
+    text = "a,c was left out, and has not all keys and settings of this tree: build there as well"
+    assert noted(names=("b",)) == [f"{text}, a before others: it is next to a server of this run"]
+    assert noted() == noted(names=("b",)) == []
 
 
 def _keys_are_exchanged(site):

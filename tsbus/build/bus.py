@@ -11,7 +11,7 @@ from tsbus.build.campaign import Campaign
 from tsbus.build.jobs import Log
 from tsbus.build.reports import Noted
 from tsbus.build.ssh import ServerTrouble, Session
-from tsbus.copies import Copies
+from tsbus.copies import Copies, digest
 from tsbus.core.target import fold
 
 ANSWER_S: Final = 30.0
@@ -71,6 +71,8 @@ def tell_tree(campaign: Campaign, names: Collection[str], copies: Copies) -> Ite
         )
         yield Noted("", text)
         return
+    for name in answers.given:
+        campaign.configs[name] = digest(copies.text(name))
     if took := [name for name, answer in answers.given.items() if answer.get("changed")]:
         yield Noted("", f"{fold(took)} took the tree over the bus")
     for name, why in answers.refused.items():

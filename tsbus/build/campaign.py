@@ -85,6 +85,8 @@ class Campaign(Run):
                     return
                 yield from self._early(bundles)
                 yield from self._late()
+            if not self.course.root_failed:
+                yield from self.look_after([name for name in self.keys if name not in self.names])
             yield from self.verify()
         finally:
             self.close()
@@ -139,6 +141,17 @@ class Campaign(Run):
         """Do what is to be done between two waves."""
         yield from ()
 
+    def look_after(self, others: Collection[str]) -> Iterator[Report]:
+        """Tell which nodes of the tree, of those that are not in the run, lack what is new in it."""
+        wishes = self.wishes()
+        behind = [name for name in others if self.configs.get(name) != wishes[name].config]
+        if behind:
+            parents = {self.topology.parent(name) for name in self.names}
+            near = [name for name in behind if name in parents or self.topology.parent(name) in self.names]
+            first = f", {fold(near)} before others: it is next to a server of this run" if near else ""
+            yield Noted("", f"{fold(behind)} was left out, and has not all keys and settings of this tree: build there "
+                            f"as well{first}")  # fmt: skip
+
     # Inside.
 
     def _plan(self) -> None:
@@ -148,6 +161,7 @@ class Campaign(Run):
             if name in self.facts:
                 self.plans[name] = self.plan_of(name, wishes[name])
                 self.releases[name] = self.facts[name].current
+                self.configs[name] = self.facts[name].digests.get(CONFIG, "")
             else:
                 self.plans[name] = HostPlan(name, wishes[name].depth, (), (self.course.failed[name],))
 
@@ -175,9 +189,6 @@ class Campaign(Run):
             if key := learned.get(name) or self.facts[name].key:
                 self.facts[name] = replace(self.facts[name], key=key)
         found = {name: self.facts[name].key for name in self.course.standing if self.facts[name].key}
-        others = set(self.topology.names).difference(self.names)
-        if others and found.items() - self.keys.items():
-            yield Noted("", f"{fold(others)} will not know all keys: build there as well")
         self.keys |= found
         self.store.save_keys(self.keys)
         self.remember()

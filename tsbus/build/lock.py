@@ -19,6 +19,7 @@ from typing import BinaryIO, Final
 
 from tsbus.build.access import Login
 from tsbus.build.jobs import Log
+from tsbus.build.runner import Retry
 from tsbus.build.ssh import Cancelled, ServerTrouble, Session, Shared
 from tsbus.build.ssh.exchange import FOR_EVER
 from tsbus.build.trouble import Failure, clean
@@ -106,9 +107,9 @@ fi
 class Lock:
     """The lock of one run. `take` and `release` are for one thread; the keeping has its own."""
 
-    def __init__(self, login: Login, shared: Shared, holder: Holder, log: Log) -> None:
-        """`login`: to the root's server; `holder`: who we are."""
-        self._login, self._run, self._log = login, shared, log
+    def __init__(self, login: Login, shared: Shared, holder: Holder, log: Log, retry: Retry = Retry()) -> None:  # noqa: B008
+        """`login`: to the root's server; `holder`: who we are; `retry`: until the lock is there for the first time."""
+        self._login, self._run, self._log, self._retry = login, shared, log, retry
         # Ctrl-C cuts all other connections of the run; on this one the lock is given back.
         self._shared = copy(shared)
         self._shared.cancelled = threading.Event()
@@ -147,7 +148,7 @@ class Lock:
         self._shared.cancelled.set()
 
     def _keep(self) -> None:
-        last = False
+        last, failed = False, 0
         while True:
             try:
                 with Session(self._login, self._shared) as session:
@@ -164,8 +165,16 @@ class Lock:
                 return
             except ServerTrouble as error:
                 if not self._has:
-                    self._answers.put(error)
-                if not self._has or last:
+                    failed += 1
+                    delay_s = self._retry.after(failed, error.trouble)
+                    if delay_s is None:
+                        self._answers.put(error)
+                        return
+                    self._log(f"{error.trouble.text}; the lock is tried again in {delay_s:.0f} s")
+                    if self._released.wait(delay_s):
+                        return
+                    continue
+                if last:
                     return
                 # The connection was lost: come back before it is stale, be it to give it back.
                 last = self._released.wait(BEAT_S / 4)

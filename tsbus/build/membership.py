@@ -13,7 +13,7 @@ from tsbus.build import jobs
 from tsbus.build.bus import tell_tree
 from tsbus.build.campaign import Campaign
 from tsbus.build.reports import Noted, Report
-from tsbus.build.run import ANSWER_S, Options
+from tsbus.build.run import Options
 from tsbus.build.ssh import ServerTrouble
 from tsbus.build.store import Store
 from tsbus.build.uninstall import Uninstall
@@ -35,12 +35,9 @@ def with_parents(tree: Tree, names: Collection[str]) -> tuple[str, ...]:
 class Add(Campaign):
     """A run that makes nodes of new servers; `options.names` are these and their parents."""
 
-    def verify(self, wait_s: float = ANSWER_S) -> Iterator[Report]:
-        """Let the others have the tree, then see that those of the run answer."""
-        if not self.course.root_failed:
-            others = [name for name in self.topology.names if name not in self.names and self.keys.get(name)]
-            yield from tell_tree(self, others, Copies(self.tree, self.valid_keys))
-        yield from super().verify(wait_s)
+    def look_after(self, others: Collection[str]) -> Iterator[Report]:
+        """Let the others have the tree."""
+        yield from tell_tree(self, others, Copies(self.tree, self.valid_keys))
 
 
 class Remove(Uninstall):

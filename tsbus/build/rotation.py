@@ -194,6 +194,7 @@ def spread(run: Campaign, copies: Copies, names: Collection[str], what: str) -> 
             raise Stopped(f"the root cannot be asked: {error.trouble.text}") from error
         for name, facts in answers.given.items():
             if facts["config"] == digest(copies.text(name)) and not facts["pending"]:
+                run.configs[name] = facts["config"]
                 del left[name]
         if left and time.monotonic() > until:
             raise Stopped(_missing(left))

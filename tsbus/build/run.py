@@ -21,10 +21,10 @@ from tsbus.build.facts import Facts
 from tsbus.build.jobs import Log, Task
 from tsbus.build.lock import Holder, Lock
 from tsbus.build.reports import Answered, Entered, Failed, Noted, Report, Skipped, StageName, Stepped
-from tsbus.build.runner import Again, Begun, Done, Runner, Told
+from tsbus.build.runner import Again, Begun, Done, Retry, Runner, Told
 from tsbus.build.runner import Failed as RunnerFailed
 from tsbus.build.runner import Skipped as RunnerSkipped
-from tsbus.build.ssh import ServerTrouble, Session, Shared, client_config
+from tsbus.build.ssh import Cancelled, ServerTrouble, Session, Shared, client_config
 from tsbus.build.store import Remembered, Store, Transcripts
 from tsbus.build.trouble import Trouble
 from tsbus.build.wanted import known_keys
@@ -78,11 +78,12 @@ class Run:
         """Those of them that nobody is to take."""
         self.releases: dict[str, str] = {}
         self.configs: dict[str, str] = {}
-        """The release and the SHA-256 of the copy of the tree that servers are known to have."""
+        """The release and the SHA-256 of the copy of the tree that servers were last seen to have."""
         self.holder: Holder | None = None
         """Who else builds, so that we may not."""
         self.transcripts: Transcripts = store.transcripts(self.shared.secrets.mask)
         self._states = store.states()
+        self.configs |= {name: each.config for name, each in self._states.items() if each.config}
         self._changed: dict[str, set[str]] = {}
         self._answered: dict[str, float] = {}
         self._lock: Lock | None = None
@@ -241,12 +242,23 @@ class Run:
             yield self.fail(name, "verify", Trouble("silent", f"it does not answer over the bus: {reason}", _SILENT))
 
     def at_root(self, do: Callable[[Session], _T]) -> _T:
-        """Return what `do` does on the root's server, outside of the run. Raises ServerTrouble."""
+        """Return what `do` does on the root's server, outside of the run; it may be done anew. Raises ServerTrouble."""
         root = self.topology.root
         if root in self.unusable:
             raise ServerTrouble(self.unusable[root])
-        with Session(self._logins[root], self.shared) as session:
-            return do(session)
+        failed = 0
+        while True:
+            try:
+                with Session(self._logins[root], self.shared) as session:
+                    return do(session)
+            except ServerTrouble as error:
+                failed += 1
+                delay_s = Retry().after(failed, error.trouble)
+                if delay_s is None:
+                    raise
+                self.transcripts.add(root, f"{error.trouble.text}; it is tried again in {delay_s:.0f} s")
+                if self.shared.cancelled.wait(delay_s):
+                    raise Cancelled from error
 
     # Inside.
 
@@ -265,6 +277,9 @@ class Run:
                 self._states[name] = Remembered.failed(stage, self.course.failed[name], **known, time_s=now)
             elif name in self.course.skipped or stage != "probe":  # a mere look makes good nothing that has failed
                 self._states[name] = Remembered(stage, text=self.course.skipped.get(name, ""), **known, time_s=now)
+        for name, config in self.configs.items():  # also of servers that were told over the bus
+            if name in self._states:
+                self._states[name] = replace(self._states[name], config=config)
         self.store.save_states({name: each for name, each in self._states.items() if name in self.topology})
 
 

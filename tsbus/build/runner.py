@@ -41,6 +41,12 @@ class Retry:
         longest = min(self.most_s, self.first_s * self.growth**failed)
         return self.first_s + (longest - self.first_s) * chance
 
+    def after(self, failed: int, trouble: Trouble) -> float | None:
+        """Return how long to wait after so many tries, the last of which ended so; None: it is not tried again."""
+        if failed >= self.tries or not trouble.again or trouble.kind not in AGAIN:
+            return None
+        return self.delay_s(failed, random.random())  # noqa: S311  (no secret)
+
 
 @dataclass(frozen=True, slots=True)
 class Begun:
@@ -215,9 +221,8 @@ class _Work:
             except ServerTrouble as error:
                 failed += 1
                 trouble = error.trouble
-                delay_s = self._retry.delay_s(failed, random.random())  # noqa: S311  (no secret)
-                last = failed >= self._retry.tries or time.monotonic() + delay_s >= until
-                if last or not trouble.again or trouble.kind not in AGAIN:
+                delay_s = self._retry.after(failed, trouble)
+                if delay_s is None or time.monotonic() + delay_s >= until:
                     raise
             except (Cancelled, KeyboardInterrupt):
                 raise

@@ -47,7 +47,7 @@ class Remembered:
     release: str = ""
     """The one in use, as far as is known."""
     config: str = ""
-    """SHA-256 of its copy of the tree; empty where it was not seen to have the right one."""
+    """SHA-256 of the copy of the tree that it was last seen to have; empty: none."""
     time_s: float = 0.0
     """When, in seconds since 1970."""
 

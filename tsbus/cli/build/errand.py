@@ -10,6 +10,7 @@ import click
 
 from tsbus.cli.edge import Code, Fault
 from tsbus.config import ConfigError, Console, Problem, Tree, check
+from tsbus.config.document import read
 from tsbus.core.target import TargetError, resolve
 
 if TYPE_CHECKING:
@@ -112,12 +113,12 @@ class Errand:
                 Code.USAGE,
             )
         console, problems = check(self.console_file)
-        tree: Tree | Console | None = None
-        if isinstance(console, Console):
-            tree, more = check(console.tree_path, strict=True)
-            problems += more
-        elif console is not None:
+        if isinstance(console, Tree):
             raise Fault(f"{self.console_file} is a tree: give --console the file that tells how to log in", Code.USAGE)
+        tree: Tree | Console | None = None
+        if path := console.tree_path if console else _tree_path(self.console_file):
+            tree, more = check(path, strict=True)
+            problems += more
         # Of a server without an entry (a warning at ssh) its plan tells, if it is meant.
         found = [
             each for each in problems if each.severity == "error" or (each.severity == "warning" and each.path != "ssh")
@@ -126,6 +127,13 @@ class Errand:
             raise ConfigError(found)
         _warn(found)
         return console, tree
+
+
+def _tree_path(file: Path) -> Path | None:
+    """Return where a console's file with errors says that the tree is; None where it does not get as far."""
+    found = read(file).data
+    named = None if found is None else found.get("tree", Console().tree)
+    return Console(tree=named, path=file).tree_path if isinstance(named, str) and named.isprintable() else None
 
 
 def chosen_of(tree: Tree, limit: str, tags: Collection[str]) -> set[str]:

@@ -453,7 +453,9 @@ def _breaks(before: Entry, after: Entry) -> bool:
     """Whether a change of a node's entry means that a link broke in between (protocol 6.5)."""
     if after.state == NodeState.LOST:
         return True
-    return after.epoch > before.epoch and before.epoch > 0 and after.cause != "moved"
+    # A node that only outbids what others say of it keeps the time at which it was attached.
+    is_new = (after.incarnation, after.time_ms) != (before.incarnation, before.time_ms)
+    return after.epoch > before.epoch > 0 and is_new and after.cause != "moved"
 
 
 def _is_elder(topology: Topology, name: str, me: str) -> bool:

@@ -9,12 +9,70 @@ import json
 import os
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
+
+import msgspec
 
 MAX_BYTES = 10 << 20
 """Of one file; then it becomes FILE.1, which becomes FILE.2 and so on."""
 FILES = 10
 """How many files are kept in all."""
+
+
+Outcome = Literal["ok", "failed", "refused", "open"]
+"""`open`: it is under way, or its end was not written down."""
+MAX_ENTRIES = 1000
+"""That one answer has."""
+
+
+class Wish(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Which entries somebody wants to see: the body of `exec.audit`."""
+
+    last: Annotated[int, msgspec.Meta(ge=1, le=MAX_ENTRIES)] = 100
+    since_ms: int = 0
+    """Unix milliseconds."""
+    person: str = ""
+    """Of whom: the person, or the caller, as "uid:1000" or without its kind."""
+    command: str = ""
+    """A part of the command or of what it was about."""
+
+    def fits(self, entry: "Entry") -> bool:
+        """Tell whether the person and the command of an entry are wanted."""
+        names = (entry.person, entry.who, entry.who.partition(":")[2])
+        return (not self.person or self.person in names) and self.command in f"{entry.command} {entry.what}"
+
+
+class Entry(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """One thing that somebody did or was not allowed to do, from its begin to its end."""
+
+    time_ms: int
+    """When it began, Unix milliseconds of the node's clock."""
+    command: str
+    """`exec.run`, `containers.stop` ..."""
+    what: str = ""
+    """The program that was run, the containers, the image."""
+    who: str = ""
+    person: str = ""
+    """For whom, as the caller says."""
+    origin: str = ""
+    """The node where the caller was."""
+    role: str = ""
+    run_as: str = ""
+    """The user as whom a program ran."""
+    outcome: Outcome
+    why: str = ""
+    """Why it failed or was refused."""
+    took_ms: int | None = None
+
+
+class Trail(msgspec.Struct, frozen=True, kw_only=True):
+    """The first piece of the answer of `exec.audit`; lists of entries follow, the newest first."""
+
+    entries: int
+    whole: bool
+    """Whether there is nothing before or beside them that was wanted."""
+    problems: tuple[str, ...] = ()
+    """Which logs cannot be read, and why."""
 
 
 def time_now() -> str:

@@ -8,12 +8,14 @@ from collections.abc import Iterator
 
 import pytest
 import schemathesis
+from click.testing import CliRunner
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from schemathesis import GenerationMode
 from schemathesis.specs.openapi import checks as openapi_checks
 from served import GONE, HOST, LIMIT_S, PORT, URL, Served, ask, sign_in, stream
 
+from tsbus.cli.main import cli
 from tsbus.dashboard.history import NODE_FIGURES
 from tsbus.dashboard.web.stream import MAX_STREAMS
 
@@ -242,6 +244,30 @@ def test_the_audit_log_has_the_person_and_the_dashboard(served):
     assert told["answers"][0]["body"] == "hi\n"
     line = next(line for line in served.audit() if line["argv"] == ["echo", "hi"])
     assert (line["person"], line["who"], line["origin"]) == ("token:operate", "uid:0", "a")
+
+
+def test_the_audit_list_is_there_for_programs_and_people(served):
+    """What was run through the dashboard is in the list of `treescale audit`, by the person, and in that of the API."""
+    body = {"target": "c", "command": "exec.run", "body": {"argv": ["sh", "-c", "exit 3 # listed"]}}
+    served.post("/api/v1/request", body)
+    wish = {"person": "token:operate", "command": "# listed"}
+    told = served.post("/api/v1/request", {"target": "*", "command": "exec.audit", "body": wish}).json()
+    head, entries = (answer["body"] for answer in told["answers"] if answer["node"] == "c" and answer.get("body"))
+    assert head == {"entries": 1, "whole": True, "problems": []}
+    assert (entries[0]["outcome"], entries[0]["why"]) == ("failed", "exit 3")
+    argv = ["audit", "c", "--person", "token:operate", "--command", "# listed", "--since", "10m"]
+    shown = [CliRunner().invoke(cli, ["--bus", served.tree.bus("a"), *argv, *more]) for more in ((), ("--json",))]
+    assert [result.exit_code for result in shown] == [0, 0], shown
+    _, line = shown[0].stdout.splitlines()
+    for part in (" c ", "token:operate (uid:", "@a)", "exec.run", "sh -c 'exit 3 # listed'", "failed: exit 3"):
+        assert part in line
+    entry, summary = map(json.loads, shown[1].stdout.splitlines())
+    assert (entry["node"], entry["person"], entry["why"]) == ("c", "token:operate", "exit 3")
+    assert (summary["summary"]["ok"], summary["more"]) == (["c"], [])
+    nothing = CliRunner().invoke(cli, ["--bus", served.tree.bus("a"), "audit", "*", "--person", "nobody"])
+    assert nothing.stdout == "nothing that fits was written down\n"
+    assert "no such service 2: a (no worker on a serves exec.audit)" in nothing.stderr
+    assert CliRunner().invoke(cli, ["audit", "--since", "soon"]).exit_code == 2
 
 
 def test_a_command_ends_with_its_caller(served):

@@ -18,6 +18,7 @@ COMMANDS = {
     "docker": ("tsbus.cli.containers.groups:docker", "Docker engines: their events, facts and disk space."),
     "lb": ("tsbus.cli.lb.groups:lb", "Load balancers: servers, traffic, drains, and what is wrong."),
     "dashboard": ("tsbus.cli.dashboard:dashboard", "Serve the dashboard; its users and tokens."),
+    "audit": ("tsbus.cli.audit:audit", "Show who did what on nodes."),
     "call": ("tsbus.cli.call:call", "Call any worker's command on nodes."),
     "events": ("tsbus.cli.sub:events", "Watch the tree's own events."),
     "build": ("tsbus.cli.build.groups:build", "Make servers into nodes, over SSH, and look after them."),

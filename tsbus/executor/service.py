@@ -7,13 +7,15 @@ import asyncio
 import signal
 import time
 from collections import Counter
-from collections.abc import Coroutine
+from collections.abc import AsyncIterator, Coroutine
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from tsbus import CommandError, Outcome, RefusedError, Request, Role, Worker
-from tsbus.audit import AuditError, AuditLog, time_now
+from tsbus.audit import AuditError, AuditLog, Entry, Trail, Wish, time_now
 from tsbus.config import ExecutorPolicy, Tree
 from tsbus.core.body import to_body
 from tsbus.executor.handlers import EventHandler, source_of
@@ -30,10 +32,13 @@ from tsbus.executor.jobs import (
     parse_request,
 )
 from tsbus.executor.process import Account, Process, Program, StartError, find_account, own_account
+from tsbus.executor.trail import find_logs, read
 from tsbus.identity import names_of
 from tsbus.log import Log
 
 AUDIT_NAME = "exec-audit.log"
+_PIECE = 50
+"""Entries that are sent together."""
 _log = Log("exec")
 
 
@@ -49,6 +54,9 @@ def make_worker(tree: Tree, audit_dir: Path, address: str | None = None, user: s
     executor = Executor(policy, AuditLog(Path(policy.audit_file or audit_dir / AUDIT_NAME)), user)
     worker.command("run", role="operate")(executor.run)
     worker.command("jobs", role="observe")(executor.jobs)
+    docker_log = tree.docker_for(tree.current_node).audit_file
+    auditor = Auditor([executor.audit_file, *([Path(docker_log)] if docker_log else [])], audit_dir)
+    worker.command("audit", role="operate")(auditor.audit)
     worker.command("kill", role="operate")(executor.kill)
     worker.stop(executor.stop)
 
@@ -97,6 +105,11 @@ class Executor:
             return asdict(ending)
         call.end(Outcome.FAILED, *to_body(asdict(ending)))
         return None
+
+    @property
+    def audit_file(self) -> Path:
+        """Where it writes down what it does."""
+        return self._audit.path
 
     def jobs(self, _: Request) -> dict[str, Any]:
         """`exec.jobs`: what runs, and the last that ended."""
@@ -233,6 +246,28 @@ class Executor:
         except AuditError as error:
             self._counters["audit_errors"] += 1
             _log.error("audit.failed", error=str(error), record=record)
+
+
+class Auditor:
+    """Reads the audit logs of the node for callers."""
+
+    def __init__(self, files: list[Path], folder: Path) -> None:
+        """`files` are logs that the configuration names, `folder` is where the others are."""
+        self._files, self._folder = files, folder
+        self._turn = asyncio.Semaphore(1)
+
+    async def audit(self, call: Request) -> AsyncIterator[Trail | list[Entry]]:
+        """`exec.audit`: what was done on this node and by whom, the newest first."""
+        try:
+            wish = msgspec.convert(call.json() if call.body else {}, Wish)
+        except msgspec.ValidationError as error:
+            raise CommandError(f'{error}; the body is like {{"last": 100, "person": "alice"}}') from None
+        async with self._turn:  # each may read much
+            logs = await asyncio.to_thread(find_logs, self._files, self._folder)
+            entries, whole, problems = await asyncio.to_thread(read, logs, wish)
+        yield Trail(entries=len(entries), whole=whole, problems=tuple(problems))
+        for place in range(0, len(entries), _PIECE):
+            yield entries[place : place + _PIECE]
 
 
 async def _feed(process: Process, call: Request) -> None:

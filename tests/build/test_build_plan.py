@@ -138,7 +138,11 @@ TROUBLES = {
     "python of others": (recorded("debian-11"), {"os_id": "arch", "os_name": "Arch Linux", "docker_engine": "28.0.0"},
                          "python",
                          "Arch Linux has no Python for a node: /usr/bin/python3.9 is 3.9.2, and 3.11 to 3.14 can be "
-                         "used; install Python 3.11 or newer there, with all of its standard library"),
+                         "used; install Python 3.11 or newer there, up to 3.14, in /usr/bin or /usr/local/bin"),
+    "python too old": (recorded("debian-11"), {}, "python",
+                       "Debian GNU/Linux 11 (bullseye) has no Python for a node: /usr/bin/python3.9 is 3.9.2, and 3.11 "
+                       "to 3.14 can be used; its packages have none: upgrade it to Debian 12 or newer, or install "
+                       "Python 3.11 or newer there, up to 3.14, in /usr/bin or /usr/local/bin"),
     "engine too old": (D12, {"docker_engine": "18.09.1"}, "docker",
                        "its Docker engine 18.09.1 is too old; upgrade it by hand: its containers stop then"),
     "docker of others": (D13, {"os_id": "arch", "os_name": "Arch Linux"}, "docker",
@@ -347,6 +351,25 @@ def test_an_interpreter_is_not_changed_without_need():
     gone = plan(want(keys=keys), built(pythons=(local,)))
     assert [step.kind for step in gone.steps] == ["release", "activate"]
     assert gone.steps[0].why == "its Python /usr/bin/python3.11 cannot be used any more"
+
+
+@pytest.mark.parametrize(
+    ("name", "install", "by_hand"),
+    [
+        ("rhel-9", "-q -y install python3.11", "/usr/bin/python3.12"),
+        ("ubuntu-2204", "install python3.11", "/usr/bin/python3.13"),
+        ("debian-11", "", "/usr/local/bin/python3.12"),
+    ],
+)
+def test_a_server_with_an_old_python_gets_a_newer_one(name, install, by_hand):
+    """From its distribution where that has one; one that somebody has installed beside the old one is taken instead."""
+    facts = recorded(name)
+    steps = [step for step in plan(want(), facts).steps if step.kind == "python"]
+    assert [install in step.script for step in steps] == ([True] if install else [])
+    minor = int(by_hand.rpartition(".")[2])
+    found = plan(want(), replace(facts, pythons=(*facts.pythons, Python(by_hand, (3, minor, 1)))))
+    assert (found.can_go, found.python, found.platform.python) == (True, by_hand, minor)
+    assert "python" not in kinds(found)
 
 
 def test_a_part_of_the_standard_library_is_missing():

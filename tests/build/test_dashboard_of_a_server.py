@@ -69,9 +69,12 @@ def _get(target, url, *headers):
 
 def _page_answers(target):
     """As nobody it shows a door only; a program with a token sees the tree, from a process without any rights."""
-    wait("the page answers", lambda: "password" in _get(target, f"{URL}/").lower())
+    wait("the page answers", lambda: "password" in _get(target, f"{URL}/", "Accept=text/html").lower())
     token = target.run("/opt/treescale/current/bin/treescale dashboard token add tests").splitlines()[-1]
-    assert '"b"' in _get(target, f"{URL}/api/v1/nodes", f"Authorization=Bearer {token}")
+    known = f"Authorization=Bearer {token}"
+    assert '"b"' in _get(target, f"{URL}/api/v1/nodes", known)
+    for page in ("", "containers", "nodes/b"):
+        assert "TreeScale" in (text := _get(target, f"{URL}/{page}", known, "Accept=text/html")), text
     pid = target.run("pgrep -f bin/ts-dashboar[d]")
     assert target.run(f"stat -c %U /proc/{pid}") == "treescale-dashboard"
     assert target.run(f"grep -E '^Cap(Eff|Bnd)' /proc/{pid}/status | tr -d '0[:space:]'") == "CapEff:CapBnd:"

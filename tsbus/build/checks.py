@@ -25,7 +25,7 @@ NEEDS_MB: Final[Mapping[StepKind, Mapping[str, int]]] = {
     "folders": {"/var": 200},
 }
 """Free disk that a step needs: packages with what is downloaded for them, a release and its bundle, the first logs."""
-DASHBOARD_MB: Final = 150
+DASHBOARD_MB: Final = 100
 """What the packages of the dashboard take besides."""
 ESSENTIAL: Final = frozenset({PROBE_END, MACHINE, LIBC, INIT, RIGHTS})
 """What a server cannot be judged without."""

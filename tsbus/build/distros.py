@@ -139,6 +139,12 @@ def python(facts: Facts) -> PythonPackage | None:
     return None
 
 
+PYTHON_SINCE: Final = {
+    "debian": "Debian 12", "ubuntu": "Ubuntu 22.04", "rhel": "RHEL 8", "centos": "CentOS Stream 9", "rocky": "Rocky 8",
+    "almalinux": "AlmaLinux 8", "ol": "Oracle Linux 8", "fedora": "Fedora 37", "amzn": "Amazon Linux 2023",
+    "opensuse-leap": "Leap 15.4", "sles": "SLES 15.4", "alpine": "Alpine 3.19",
+}  # fmt: skip
+"""Distribution -> its first release that has a Python for a node."""
 _FEDORA: Final = {37: 11, 38: 11, 39: 12, 40: 12, 41: 13, 42: 13}
 """Release -> minor version of its python3."""
 

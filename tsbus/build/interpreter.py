@@ -35,7 +35,9 @@ def install(facts: Facts) -> tuple[Step, Python] | Trouble:
         or family is None
         or any(each.path == package.path and not each.missing for each in facts.pythons)
     ):
-        return Trouble("python", f"{facts.os_name or 'it'} has no Python for a node: {why}", PYTHON_MEND)
+        first = distros.PYTHON_SINCE.get(facts.os_id, "") if package is None else ""
+        mend = f"its packages have none: upgrade it to {first} or newer, or {PYTHON_MEND}" if first else PYTHON_MEND
+        return Trouble("python", f"{facts.os_name or 'it'} has no Python for a node: {why}", mend)
     step = Step(
         "python",
         f"install Python 3.{package.minor} of the distribution",

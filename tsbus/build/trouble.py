@@ -73,7 +73,7 @@ class _Words(NamedTuple):
     again: bool = False
 
 
-PYTHON_MEND: Final = "install Python 3.11 or newer there, with all of its standard library"
+PYTHON_MEND: Final = "install Python 3.11 or newer there, up to 3.14, in /usr/bin or /usr/local/bin"
 _WORDS: Final[dict[Kind, _Words]] = {
     "name": _Words("the name of {place} cannot be looked up{said}", "mend `host` in console.toml, or your name server"),
     "refused": _Words(

@@ -57,6 +57,8 @@ def test_a_lost_node_stands_out_with_the_path_that_leads_to_it():
         ("process.fatal", {"name": "greeter", "pid": None, "expected": False}, "greeter (given up, and tried again"),
         ("handler.failed", {"name": "tidy", "topic": "disk.full", "exit": 2, "signal": None, "reason": ""}, "exit 2"),
         ("handler.dropped", {"name": "tidy", "dropped": 7}, "tidy: 7 events"),
+        ("bus.slow", {"kind": "worker", "peer": "logger", "dropped": 0}, "worker logger does not keep up\n"),
+        ("bus.recovered", {"kind": "child", "peer": "b", "dropped": 1200}, "b keeps up again: 1,200 events were drop"),
         ("alert.firing", {"rule": "web-down", "text": "front does not run"}, "web-down: front does not run"),
         ("process.exited", {"name": "of another"}, '{"name": "of another"}'),
     ],

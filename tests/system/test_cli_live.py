@@ -13,6 +13,7 @@ import pytest
 from click.testing import CliRunner
 from waiting import wait
 
+from tsbus.blocking import connect_blocking
 from tsbus.cli.main import cli
 from tsbus.cli.pub import pub
 from tsbus.cli.sub import sub
@@ -61,11 +62,16 @@ class LiveTree:
         path.touch(0o600)
         path.write_text(secret)
 
-    def _start(self, name):
+    def start_router(self, name):
+        """Run a node's router."""
         folder = self.folder / name
         config = ["--config", self.folder / "treescale.toml", "--node", name]
         router = [ROOT / "services/ts_router.py", *config, "--key", folder / "key", "--run-dir", folder]
         self.routers[name] = self._run(router, folder / "router.log", {})
+
+    def _start(self, name):
+        self.start_router(name)
+        folder = self.folder / name
         executor = [HERE / "scripted_executor.py"]
         self._run(executor, folder / "executor.log", {"TREESCALE_BUS": str(folder / "bus")})
 
@@ -449,14 +455,30 @@ def test_a_slow_reader_is_told_how_much_it_missed(root):
     assert printed + missed == count
 
 
+def test_ts_sub_says_when_its_router_goes_away_and_comes_back(tree):
+    """Who listens knows from when to when nothing was heard."""
+    listener = listen("news", bus=tree.bus("b2"))
+    tree.routers["b2"].kill()
+    tree.routers["b2"].wait()
+    assert "is away" in listener.stderr.readline()
+    tree.start_router("b2")
+    assert "is back" in listener.stderr.readline()
+    run("news", "x", bus=tree.bus("b2"), program=pub)
+    assert listener.stdout.readline() == "b2 news x\n"
+    listener.send_signal(signal.SIGINT)
+    assert output_of(listener)[2] == 130
+    wait("it joins the tree again", lambda: run("ping", "b2", bus=tree.bus()).exit_code == 0)
+
+
 def test_events_shows_what_happens_in_the_tree(root):
-    """Without a pattern it is the bus's own events, in words."""
+    """Without a pattern it is the bus's own events, in words, but for the coming and going of command lines."""
     process = start("main", "events", "--count", "1", bus=root)
     wait("it listens", lambda: is_there("treescale-events", root))
     is_there("treescale-events", root)  # what asked until now may have come before it listened
-    line = output_of(process)[0]
-    assert "worker." in line
-    assert "treescale-call (uid:" in line
+    with connect_blocking(root, name="reporter"):
+        line = output_of(process)[0]
+    assert "worker.joined" in line
+    assert "reporter (uid:" in line
 
 
 def test_names_and_commands_are_completed_from_the_router(root, monkeypatch):

@@ -59,11 +59,11 @@ def call(target: str, command: str, body: Any, as_text: bool, timeout_s: float, 
 
 async def _call(bus: str | None, target: str, command: str, body: Any, timeout_s: float, as_json: bool) -> int:
     endings: dict[str, Ending] = {}
-    started = time.monotonic()
     async with (
         connect(bus, "treescale-call") as client,
         client.request(target, command, body, timeout_s=timeout_s) as pending,
     ):
+        started = time.monotonic()
         async for reply in pending:
             if reply.last:
                 endings[reply.node] = ending_of(reply)

@@ -68,8 +68,10 @@ def _words(event: Event) -> str:
             case ["node", state]:
                 below = f"; its subtree: {facts['nodes']}" if facts["nodes"] != facts["node"] else ""
                 return safe(f"{facts['node']} is {state} ({facts['cause']}){below}")
-            case ["bus", "slow" | "recovered"]:
-                return safe(f"{facts['kind']} {facts['peer']}, {facts['dropped']} events dropped")
+            case ["bus", "slow" | "recovered" as action]:
+                keeps = "does not keep up" if action == "slow" else "keeps up again"
+                lost = f": {facts['dropped']:,} events were dropped" if facts["dropped"] else ""
+                return safe(f"{facts['kind']} {facts['peer']} {keeps}{lost}")
             case ["worker", _]:
                 return safe(f"{facts['name']} ({facts['who']})")
             case ["process", action]:

@@ -48,9 +48,8 @@ def ping(target: str, count: int, timeout_s: float, wait_s: float, as_json: bool
 async def _ping(bus: str | None, target: str, count: int, timeout_s: float, wait_s: float, as_json: bool) -> int:
     endings: dict[str, Ending] = {}
     times_ms: list[float] = []
-    started = time.monotonic()
     async with connect(bus, "treescale-ping") as client:
-        turn = 0
+        turn, started = 0, time.monotonic()
         while turn < count or (_silent(endings) and time.monotonic() < started + wait_s):
             if turn:
                 await asyncio.sleep(INTERVAL_S if turn < count else AGAIN_S)

@@ -20,12 +20,16 @@ from tsbus.cli.completion import complete_target
 from tsbus.cli.edge import HELP, Code, Tool, bus_option, connect, forget_stdout, json_option, run
 from tsbus.cli.job import nodes_of
 from tsbus.cli.terminal import safe
+from tsbus.core.body import body_json
 from tsbus.core.topic import check_pattern, matches
 
 if TYPE_CHECKING:
     from tsbus import Event, Gap
+    from tsbus.client import Client, Subscription
 
 BUS_EVENTS = ("node.>", "bus.>", "worker.>", "process.>", "handler.>", "alert.>")
+COMMAND_LINES = ("treescale-", "ts-pub", "ts-sub", "completion")
+"""How their names on the bus begin."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,6 +120,8 @@ def events(
 ) -> int:
     """Watch what happens in the tree: nodes, workers and processes that come and go, peers that do not keep up, alerts.
 
+    Command lines come and go, too: they are shown only where a PATTERN asks for worker events.
+
     \b
     Examples:
       treescale events
@@ -123,9 +129,18 @@ def events(
       treescale events 'lb.*'              what balancers do, and why
       treescale events '>'                 everything that anybody publishes
     """
-    wanted = Wanted(bus, patterns or BUS_EVENTS, count=count, timeout_s=timeout_s)
+    accepts = None if patterns else _is_news
+    wanted = Wanted(bus, patterns or BUS_EVENTS, count=count, timeout_s=timeout_s, accepts=accepts)
     line = eventlines.as_json if as_json else eventlines.told
     return run(follow(wanted, "treescale-events", lambda gate: Printer(gate, line)))
+
+
+def _is_news(event: "Event") -> bool:
+    """Tell whether an event is more than the coming and going of a command line."""
+    if not event.topic.startswith("worker."):
+        return True
+    facts = body_json(event.body).get("body")
+    return not (isinstance(facts, dict) and str(facts.get("name")).startswith(COMMAND_LINES))
 
 
 class Gate:
@@ -176,14 +191,29 @@ async def follow(wanted: Wanted, name: str, sink: "Callable[[Gate], Printer | _R
         for place, pattern in enumerate(wanted.patterns):
             # Every subscription is told of a gap; once is enough.
             on_gap = None if place else _tell_gap
-            await client.subscribe(pattern, scope=wanted.scope, callback=partial(take, pattern), on_gap=on_gap)
+            callback = partial(take, pattern)
+            last = await client.subscribe(pattern, scope=wanted.scope, callback=callback, on_gap=on_gap)
+        telling = asyncio.create_task(_tell_away(client, last))
         try:
-            await asyncio.wait_for(gate.enough, wanted.timeout_s)
+            async with asyncio.timeout(wanted.timeout_s):
+                await gate.enough
         except BrokenPipeError:
             forget_stdout()
         except TimeoutError:
             return Code.UNREACHABLE if wanted.count else Code.OK
+        finally:
+            telling.cancel()
     return Code.OK
+
+
+async def _tell_away(client: "Client", subscription: "Subscription") -> None:
+    """Tell when the router goes away, and when it is back: what happens meanwhile, nobody hears."""
+    while True:
+        await subscription.wait_lost()
+        click.echo("the router is away: waiting for it", err=True)
+        await client.wait_connected()
+        await subscription.wait_known()
+        click.echo("the router is back: what happened meanwhile was missed", err=True)
 
 
 def _tell_gap(gap: "Gap") -> None:

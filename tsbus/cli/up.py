@@ -179,6 +179,9 @@ def _wait_workers(tree: LocalTree, workers: dict[str, str]) -> None:
 
 def _trouble(node: NodeFolder) -> str:
     """Return why a node may not be up: its programs that do not run, or the last words of its router."""
+    if not node.files.bus.exists():
+        restart = f"supervisorctl -c {node.files.conf} restart router"
+        return f"the socket of its router was removed, {node.files.bus}; do: {restart}"
     ill = [program for program in node.programs() or () if program.state != "RUNNING"]
     told = [f"{program.name} {program.state}: {node.last_words(program.name) or program.note}" for program in ill]
     return "; ".join(told) or f"its router runs, but its parent does not reach it; see {node.files.log_dir}/router.log"

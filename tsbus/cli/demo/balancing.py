@@ -93,7 +93,7 @@ def show(stage: Stage, bus: BlockingClient, docker: Borrowed) -> None:
     """Requests are spread over three containers; one is killed, and one is drained and stopped without an error."""
     chapter("5. One address, three containers behind it")
     if trouble := possible(docker):
-        say(f"Left out: {trouble}.")
+        say(f"Left out: {trouble}")
         return
     try:
         backend = _backend(bus)

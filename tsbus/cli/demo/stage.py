@@ -17,6 +17,7 @@ import click
 
 from tsbus.blocking import BlockingClient, BlockingSubscription, connect_blocking
 from tsbus.cli.edge import Code, Fault
+from tsbus.cli.screen import columns
 from tsbus.core.events import Event
 from tsbus.supervision.conf import SERVICES
 from tsbus.supervision.local import NodeFolder, default_run_dir, folders_in, port_is_free, stop
@@ -30,8 +31,11 @@ _PORTS: Final = range(10_000, 30_000)
 
 
 def say(text: str) -> None:
-    """Print a line for the reader, at once."""
-    click.echo(text)
+    """Print a line for the reader, at once; on a terminal words are not broken."""
+    width = columns()
+    click.echo(
+        text if width is None or text.startswith(" ") else click.wrap_text(text, width, preserve_paragraphs=True)
+    )
     sys.stdout.flush()
 
 

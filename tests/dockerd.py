@@ -33,10 +33,11 @@ APPLETS = (
 class Dockerd:
     """A private engine. `host` and `tls_host` are its addresses, `certs` a client's ca.pem, cert.pem and key.pem."""
 
-    def __init__(self, *options: str, number: int | None = None) -> None:
+    def __init__(self, *options: str, number: int | None = None, through: Sequence[str] = ()) -> None:
         """`options` are more words for dockerd's command line, `--live-restore` for one.
 
         `number`: one that the caller has claimed, in another network namespace than that in which the engine runs.
+        `through`: a command that runs what follows it, in a mount namespace of its own for one.
         """
         _sweep()
         made = Path(tempfile.mkdtemp(prefix="ts-new-"))
@@ -47,6 +48,7 @@ class Dockerd:
         self.log = self.folder / "log"
         self.certs = self.folder / "client"
         self._options = options
+        self._through = through
         self._claim: socket.socket | None = None
         if number is None:
             self._claim, number = claim_number()
@@ -81,6 +83,7 @@ class Dockerd:
         server = self.folder / "server"
         argv = [
             *("setpriv", "--pdeathsig", "TERM"),  # it ends with the tests, however those end
+            *self._through,
             *("dockerd", "--data-root", self.folder / "data", "--exec-root", self.folder / "run"),
             *("--pidfile", self.folder / "pid", "--host", self.host, "--host", self.tls_host, "--tlsverify"),
             *("--tlscacert", server / "ca.pem", "--tlscert", server / "cert.pem", "--tlskey", server / "key.pem"),

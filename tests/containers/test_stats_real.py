@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import os
 import subprocess
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 
 import docker
 import pytest
+from dockerd import Dockerd
 from waiting import wait
 
 from tsbus.containers.cgroup import Cgroups, Gone, MachineMeter, Meter, Unreadable
@@ -35,10 +37,51 @@ done
 """Takes all the CPU that it may have, and does a little of everything else."""
 
 
+MOUNTING = """
+for each in $0; do
+  mkdir "$1/$each"
+  mount -t cgroup -o "$each" cgroup "$1/$each"
+done
+shift
+exec "$@"
+"""
+
+
+def unseen_hierarchies() -> list[str]:
+    """What this kernel has of cgroups v1, if they are in use here, that is not mounted here."""
+    mounts = [line.split() for line in Path("/proc/self/mountinfo").read_text().splitlines() if " - cgroup " in line]
+    seen = {option for words in mounts for option in words[-1].split(",")}
+    every = {line.split()[0] for line in Path("/proc/cgroups").read_text().splitlines()[1:]} if seen else set()
+    unseen = every - seen
+    both = {"net_cls", "net_prio"}  # everybody mounts these two together
+    return sorted([*(unseen - both), *([",".join(sorted(both))] if both <= unseen else [])])
+
+
 @pytest.fixture(scope="module")
-def engine(request: pytest.FixtureRequest) -> Iterator[docker.APIClient]:
-    """The engine of the guest, or the private one of this run."""
-    host = os.environ["DOCKER_HOST"] if IN_GUEST else request.getfixturevalue("dockerd").host
+def host(request: pytest.FixtureRequest) -> Iterator[str]:
+    """The engine of the guest, or one of this run.
+
+    An engine counts nothing as soon as there are cgroups v1 that it does not see, as when another engine of the machine
+    mounts some for itself. So where some are not mounted it gets a mount namespace of its own with them.
+    """
+    if IN_GUEST:
+        yield os.environ["DOCKER_HOST"]
+    elif not (unseen := unseen_hierarchies()):
+        yield request.getfixturevalue("dockerd").host
+    else:
+        with tempfile.TemporaryDirectory(prefix="ts-") as folder:
+            own = Dockerd(through=("unshare", "--mount", "sh", "-ec", MOUNTING, " ".join(unseen), folder))
+            try:
+                own.start()
+                own.image(IMAGE)
+                yield own.host
+            finally:
+                own.stop()
+
+
+@pytest.fixture(scope="module")
+def engine(host: str) -> Iterator[docker.APIClient]:
+    """A client of the engine."""
     client = docker.APIClient(host, version="auto", timeout=60)
     yield client
     client.close()

@@ -158,6 +158,14 @@ class SocketBed(_Shared):
             assert time.monotonic() < deadline, result.explain()
             await asyncio.sleep(0.02)
 
+    async def alone(self) -> None:
+        """Wait until no router knows anybody of an earlier test: it could give him the commands of this one."""
+        client = self._clients[0]
+        deadline = time.monotonic() + LIMIT_S
+        while sum(len(told["workers"]) for told in (await client.call("*", "router.stats")).values().values()) > 1:
+            assert time.monotonic() < deadline, "somebody of an earlier test is still there"
+            await asyncio.sleep(0.02)
+
     async def connect(self, node: str, *, window: int = WINDOW) -> Client:
         address = f"ipc://{self.processes.folder / node / 'bus'}"
         client = Client(lambda: open_channel(address), name="test", where=address, window=window)

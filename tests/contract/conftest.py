@@ -25,5 +25,6 @@ async def bed(request: pytest.FixtureRequest) -> AsyncIterator[Bed]:
     else:
         sockets = SocketBed(request.getfixturevalue("processes"))
         await sockets.whole()
+        await sockets.alone()
         yield sockets
         await sockets.close()

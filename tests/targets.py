@@ -35,6 +35,8 @@ import tempfile
 import threading
 import time
 import urllib.request
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -50,8 +52,17 @@ PROXY_PORT = 3142
 PASSWORD = "tree"
 NOBODY = "02:00:00:00:00:01"
 """The hardware address of no host."""
-KINDS = ("python", "bare", "plain")
-"""With Python 3; without; without systemd: process 1 is a shell, and sshd its child."""
+PLAIN = ["sh", "-c", "mkdir -p /run/sshd; /usr/sbin/sshd -D & wait"]
+"""Without systemd: process 1 is a shell, and sshd its child."""
+KINDS = {
+    "python": ("target:python", ["/sbin/init"]),
+    "bare": ("target:bare", ["/sbin/init"]),
+    "plain": ("target:bare", PLAIN),
+    "still": ("target:python", PLAIN),
+}
+"""Of targets -> their image and process 1. With Python 3; without; neither Python nor systemd; only no systemd."""
+AT_ONCE = 4
+"""Targets that start at the same time."""
 PACKAGES = (
     *("openssh-server", "sudo", "systemd", "systemd-sysv", "dbus", "iproute2", "procps", "ca-certificates", "kmod"),
 )
@@ -71,7 +82,6 @@ systemctl mask -q getty.target apt-daily.timer apt-daily-upgrade.timer dpkg-db-b
 apt-get clean
 rm -rf /var/lib/apt/lists/* /var/log/*.log
 """
-PLAIN = "mkdir -p /run/sshd; /usr/sbin/sshd -D & wait"
 
 
 class Lab:
@@ -124,6 +134,17 @@ class Lab:
         """Start one. `options` are more of the engine's for containers, `tmpfs={"/opt": "size=2m"}` for a full disk."""
         return Target(self, kind, options)
 
+    def targets(self, *kinds: str) -> list["Target"]:
+        """Start several at the same time."""
+        with ThreadPoolExecutor(AT_ONCE) as pool:
+            return list(pool.map(self.target, kinds))
+
+    @staticmethod
+    def remove(targets: Iterable["Target"]) -> None:
+        """Throw several away at the same time."""
+        with ThreadPoolExecutor(AT_ONCE) as pool:
+            list(pool.map(Target.remove, targets))
+
     def stop(self) -> None:
         """End all that is its own."""
         assert self._keeper.stdin
@@ -152,16 +173,16 @@ class Target:
 
     def __init__(self, lab: Lab, kind: str, options: dict[str, Any]) -> None:
         private, self.host_key = _host_key(lab.folder)
-        image, command = ("bare", ["sh", "-c", PLAIN]) if kind == "plain" else (kind, ["/sbin/init"])
+        image, command = KINDS[kind]
         self._container = lab.engine.containers.create(
-            f"target:{image}", command, **{
+            image, command, **{
                 # What --privileged gives, but for a capability that is missing where these tests are in a container.
                 "cap_add": ["ALL"], "cap_drop": ["SYS_RESOURCE"],
                 "security_opt": ["seccomp=unconfined", "apparmor=unconfined"], "cgroupns": "host",
                 "volumes": ["/sys/fs/cgroup:/sys/fs/cgroup:rw"],
                 # Nobody answers names there, which is told at once; nowhere, each query would wait for its end.
                 "dns": [lab.address],
-                "stop_signal": "SIGKILL" if kind == "plain" else "SIGRTMIN+3",
+                "stop_signal": "SIGKILL" if command == PLAIN else "SIGRTMIN+3",
                 **options,
                 "tmpfs": {"/run": "", "/run/lock": "", **options.get("tmpfs", {})},
             },
@@ -414,11 +435,11 @@ def main(words: list[str]) -> None:
     if words[:1] == ["--keep"]:
         keep(int(words[1]), Path(words[2]))
         return
-    count, kind = int(words[0]) if words else 1, words[1] if len(words) > 1 else KINDS[0]
+    count, kind = int(words[0]) if words else 1, words[1] if len(words) > 1 else "python"
     lab = Lab()
     try:
-        for _ in range(count):
-            print(f"ssh -i {lab.key} root@{lab.target(kind).ip}", flush=True)
+        for target in lab.targets(*[kind] * count):
+            print(f"ssh -i {lab.key} root@{target.ip}", flush=True)
         signal.pause()
     except KeyboardInterrupt:
         pass

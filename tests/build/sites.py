@@ -1,5 +1,9 @@
-"""Sites: a tree of targets, and a console that builds it."""
+"""Sites: a tree of targets, and a console that builds it, in this process or as people do."""
 
+import os
+import shlex
+import shutil
+import subprocess
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from itertools import pairwise
@@ -18,17 +22,35 @@ from tsbus.build.store import Store
 from tsbus.config import Console, Server, SshEntry, Tree
 from tsbus.supervision.conf import render_servers
 
+ROOT = Path(__file__).parents[2]
 PORT = 8888
+RUN_S = 600.0
+"""How long a run of the program may take, on a busy machine."""
 CHANGING = (
     *("/proc", "/sys", "/run", "/tmp", "/var/tmp", "/var/log/journal", "/var/lib/systemd", "/var/log/wtmp"),
-    "/etc/.pwd.lock",
+    *("/etc/.pwd.lock", "'/home/*/.sudo_as_admin_successful'"),
 )
 NOTED = tuple(f"/etc/{name}-" for name in ("passwd", "group", "shadow", "gshadow", "subuid", "subgid"))
 SNAPSHOT = (
     "find / -xdev \\( " + " -o ".join(f"-path {path}" for path in (*CHANGING, *NOTED)) + " \\) -prune -o "
     "\\( -type d -printf '%p %m %U %G\\n' -o -printf '%p %m %U %G %s\\n' \\) | sort"
 )  # fmt: skip
-"""All files with their rights and sizes, but what changes by itself and the system's notes about users."""
+"""All files with their rights and sizes, but what changes by itself and the system's notes about users and of sudo."""
+
+_LOCK_PACKAGES = """
+use Fcntl; open(my $file, ">>", "/var/lib/dpkg/lock-frontend") or die;
+my $all = pack("s s x4 q q i x4", F_WRLCK, 0, 0, 0, 0); fcntl($file, F_SETLK, $all) or die; sleep 3600;
+"""
+
+
+def hold_packages(target: Target) -> None:
+    """Let a program of the server hold the lock of its package manager."""
+    target.run(f"perl -e {shlex.quote(_LOCK_PACKAGES)} >/dev/null 2>&1 & echo $! > /tmp/holder")
+
+
+def let_packages_go(target: Target) -> None:
+    """Give the lock back."""
+    target.run("kill $(cat /tmp/holder); rm /tmp/holder")
 
 
 class Site:
@@ -85,3 +107,27 @@ class Site:
         """Run a script on every server, and yield what it prints."""
         for target in self.targets.values():
             yield target.run(script, check=False)
+
+
+class Program:
+    """`treescale build`, as people and scripts call it in a folder with the two files, which is their home as well."""
+
+    def __init__(self, folder: Path, **env: str) -> None:
+        self.folder = folder
+        # A checkout of its own: what is built is the code as it is now, whoever changes that meanwhile.
+        checkout = folder / "checkout"
+        for part in ("bin", "tsbus"):
+            shutil.copytree(ROOT / part, checkout / part, ignore=shutil.ignore_patterns("__pycache__"))
+        (checkout / ".venv").symlink_to(ROOT / ".venv")
+        self.argv = (str(checkout / "bin/treescale"), "build")
+        cache = folder / "cache"
+        cache.mkdir()
+        (cache / "treescale").symlink_to(CACHE)
+        self.env = {
+            "HOME": str(folder), "XDG_CACHE_HOME": str(cache), "PATH": os.environ["PATH"], "LANG": "C.UTF-8", **env,
+        }  # fmt: skip
+
+    def run(self, *options: str) -> subprocess.CompletedProcess[str]:
+        """Without a terminal."""
+        return subprocess.run([*self.argv, *options], cwd=self.folder, env=self.env, stdin=subprocess.DEVNULL,
+                              capture_output=True, text=True, timeout=RUN_S, check=False)  # fmt: skip

@@ -12,7 +12,7 @@ from dataclasses import replace
 
 import pytest
 from console_of_tests import Cutter, wait
-from sites import Site
+from sites import Site, hold_packages, let_packages_go
 
 from tsbus.build.lock import PLACE
 from tsbus.build.reports import Answered, Entered, Failed, Left, Noted, Opened, Sent, Stepped
@@ -22,10 +22,6 @@ from tsbus.config import Secret
 PASSWORD = "canary-password-6fd1"
 PASSPHRASE = "canary-passphrase-8c2e"
 CANARIES = (PASSWORD, PASSPHRASE)
-LOCK_PACKAGES = """
-use Fcntl; open(my $file, ">>", "/var/lib/dpkg/lock-frontend") or die;
-my $all = pack("s s x4 q q i x4", F_WRLCK, 0, 0, 0, 0); fcntl($file, F_SETLK, $all) or die; sleep 600;
-"""
 PROCESSES = "cat /proc/[0-9]*/cmdline /proc/[0-9]*/environ 2>/dev/null | tr '\\0' '\\n' | grep 'canar[y]-pas'"
 MADE = "ls -d /opt/treescale /etc/treescale /var/lib/treescale 2>/dev/null"
 
@@ -108,7 +104,7 @@ def _behind_proxies(site):
 def _is_interrupted(site, proxies, chance):
     """a is cut off while it gets the bundle; the packages of b are locked at first, and then somebody stops the run."""
     b = site.targets["b"]
-    b.run(f"perl -e {shlex.quote(LOCK_PACKAGES)} >/dev/null 2>&1 & echo $! > /tmp/holder")
+    hold_packages(b)
     cut_at, stop_at = chance.randrange(1, 14), chance.randrange(6, 14)
     campaign = site.campaign()
     site.said = list(campaign.look())
@@ -118,7 +114,7 @@ def _is_interrupted(site, proxies, chance):
     for report in run:
         site.said.append(report)
         if isinstance(report, Noted) and report.text == WAITING:
-            b.run("kill $(cat /tmp/holder); rm /tmp/holder")
+            let_packages_go(b)
         if isinstance(report, Left):
             assert not "".join(site.each(PROCESSES))
         sent += Counter([report.name] if isinstance(report, Sent) else [])

@@ -111,7 +111,7 @@ def test_a_plan_says_what_and_why():
 
 
 D12, D13 = recorded("debian-12"), recorded("debian-13")
-ROOM = D12.disks | {"/opt": Disk(100, 1000, True, "/opt"), "/var": Disk(1100, 9000, True, "/")}
+ROOM = D12.disks | {"/opt": Disk(100, True, "/opt"), "/var": Disk(1100, True, "/")}
 TROUBLES = {
     "machine": (D12, {"machine": "armv7l"}, "platform",
                 "it is a machine of the kind armv7l; there are packages for x86_64 and aarch64 only"),
@@ -125,9 +125,9 @@ TROUBLES = {
                              "port 8888 is in use by another program; "
                              "stop it, or choose another service_port for a"),
     "disk": (D12, {"disks": ROOM}, "disk", "/opt need 150 MB, and 100 MB are free on /opt; make room there"),
-    "disk of several": (D13, {"disks": ROOM | {"/opt": Disk(1100, 9000, True, "/")}}, "disk",
+    "disk of several": (D13, {"disks": ROOM | {"/opt": Disk(1100, True, "/")}}, "disk",
                         "/var and /opt and /etc need 1355 MB, and 1100 MB are free on /; make room there"),
-    "read-only": (D12, {"disks": D12.disks | {"/opt": Disk(900, 1000, False, "/opt")}}, "disk",
+    "read-only": (D12, {"disks": D12.disks | {"/opt": Disk(900, False, "/opt")}}, "disk",
                   "/opt cannot be written (file system /opt); mount it for writing"),
     "no root": (D12, {"uid": 1000, "user": "ops", "sudo": "password"}, "sudo",
                 "ops is not root: sudo asks for a password; "

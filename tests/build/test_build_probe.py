@@ -73,7 +73,7 @@ def test_nothing_is_written():
     found = probe(["unshare", "-m", "sh", "-c", script, "sh"])
     usual = probe(["dash"])
     assert not found.disks["/opt"].writable
-    for name in ("missing", "pythons", "packages", "manager", "modules", "kernel", "groups", "units", "tools"):
+    for name in ("missing", "pythons", "packages", "modules", "kernel", "groups", "units", "tools"):
         assert getattr(found, name) == getattr(usual, name)
 
 

@@ -20,7 +20,7 @@ from tsbus.build.jobs import Log, Seen, Task
 from tsbus.build.places import CONFIG, DASHBOARD_USERS, NOBODY, SUPERVISOR, UNITS
 from tsbus.build.plan import HostPlan, plan
 from tsbus.build.reports import STAGES, Noted, Opened, Report
-from tsbus.build.run import ANSWER_S, Options, Run
+from tsbus.build.run import ANSWER_S, Check, Options, Run
 from tsbus.build.ssh import Session
 from tsbus.build.steps import Platform, Step
 from tsbus.build.store import Store
@@ -61,9 +61,6 @@ class Campaign(Run):
     def look(self) -> Iterator[Report]:
         """Log in to all servers and look at them: nothing is changed. Then there are `plans`. Raises StoreError."""
         yield Opened("probe", self.names)
-        for name in self.names:
-            if name in self.unusable:
-                yield self.fail(name, "probe", self.unusable[name])
         wishes = self.wishes()
 
         def judge(name: str, seen: Seen) -> Trouble | None:
@@ -71,9 +68,20 @@ class Campaign(Run):
             found = self.plan_of(name, wishes[name]).troubles
             return next((trouble for trouble in found if trouble.fatal), None)
 
-        yield from self.each(dict.fromkeys(self.course.standing, "probe"), look_at, judge)
+        yield from self.look_at(self.names, judge)
         self._plan()
         self.remember()
+
+    def look_at(self, names: Collection[str], judge: Check) -> Iterator[Report]:
+        """Look at some servers over SSH; `judge` gets what was `Seen` of each, and may say what is wrong with it."""
+
+        def job(session: Session, _: Callable[[Report], None], log: Log) -> Seen:
+            return jobs.probe(session, log)
+
+        for name in names:
+            if name in self.unusable:
+                yield self.fail(name, "probe", self.unusable[name])
+        yield from self.each({name: "probe" for name in names if name not in self.unusable}, job, judge)
 
     def apply(self) -> Iterator[Report]:
         """Do what the plans say, and see that the tree answers. Raises BundleError, StoreError."""
@@ -218,11 +226,6 @@ class Campaign(Run):
                 follow(name, {})
         else:
             yield from self.skip_all("activate", f"nothing is activated: the root {self.topology.root} has failed")
-
-
-def look_at(session: Session, _: Callable[[Report], None], log: Log) -> Seen:
-    """Look at a server: the job of every run's first stage. Raises ServerTrouble, Cancelled."""
-    return jobs.probe(session, log)
 
 
 def no_node(wish: Wanted) -> HostPlan:

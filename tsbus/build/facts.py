@@ -52,7 +52,6 @@ class Disk(NamedTuple):
     """The room that there is for a folder."""
 
     free_mb: int
-    total_mb: int
     writable: bool
     mount: str
 
@@ -121,9 +120,7 @@ class Facts:
     init: Init | None = None
     boot: str = ""
     """Another one after each start of the machine."""
-    uptime_s: float = 0.0
     memory_mb: int = 0
-    memory_free_mb: int = 0
     settings: Mapping[str, str] = field(default_factory=dict)
     """Of the kernel, by their sysctl name."""
     tools: frozenset[str] = frozenset()
@@ -131,16 +128,12 @@ class Facts:
     user: str = ""
     sudo: Sudo = "unknown"
     pythons: tuple[Python, ...] = ()
-    manager: str = ""
-    """The package manager's program."""
     packages: Mapping[str, str] = field(default_factory=dict)
     """Those of container engines: name -> version."""
     locks: tuple[Holder, ...] = ()
     docker_client: str = ""
     docker_engine: str = ""
     """Version of the engine that answers; empty: none does."""
-    docker_root: str = ""
-    docker_error: str = ""
     docker_socket: Stat | None = None
     modules: frozenset[str] = frozenset()
     """Of the kernel, that are loaded or can be."""
@@ -209,7 +202,6 @@ class _Reading:
         self._values = values
 
     def facts(self) -> Facts:
-        engine, _, root = self._one("docker.engine").partition(" ")
         libc, libc_version = self._libc()
         loaded = frozenset(self._one("modules.loaded").split()) | self._files("modules.builtin")
         facts = Facts(
@@ -227,22 +219,17 @@ class _Reading:
             libc_version=libc_version,
             init=self._init(),
             boot=self._line("boot"),
-            uptime_s=_decimal(self._one("uptime").partition(" ")[0]) or 0.0,
             memory_mb=_number(self._one("memory.MemTotal")) >> 10,
-            memory_free_mb=_number(self._one("memory.MemAvailable")) >> 10,
             settings={key[7:]: self._line(key) for key in self._values if key.startswith("sysctl.")},
             tools=frozenset(self._one("tools").split()),
             uid=_number(self._one("uid")) if self._one("uid").isdecimal() else None,
             user=self._line("user"),
             sudo=_sudo(self._one("sudo")),
             pythons=tuple(self._pythons()),
-            manager=self._line("manager"),
             packages={name: version for name, version in self._pairs("package") if name},
             locks=tuple(Holder(_number(pid), clean(name)) for pid, name in self._pairs("lock")),
             docker_client=self._line("docker.client"),
-            docker_engine=clean(engine),
-            docker_root=clean(root),
-            docker_error=clean(self._one("docker.error")).strip(),
+            docker_engine=self._line("docker.engine").partition(" ")[0],
             docker_socket=self._socket(),
             modules=self._modules(loaded),
             modules_loaded=loaded,
@@ -320,10 +307,10 @@ class _Reading:
 
     def _disks(self) -> Iterator[tuple[str, Disk]]:
         for folder, rest in self._pairs("disk"):
-            found = re.fullmatch(r"(\d{1,18}) (\d{1,18}) (yes|no) (.+)", rest)
+            found = re.fullmatch(r"\d{1,18} (\d{1,18}) (yes|no) (.+)", rest)
             if found:
-                total, free, writable, mount = found.groups()
-                yield folder, Disk(int(free) >> 10, int(total) >> 10, writable == "yes", mount)
+                free, writable, mount = found.groups()
+                yield folder, Disk(int(free) >> 10, writable == "yes", mount)
 
     def _groups(self) -> Iterator[tuple[str, frozenset[str]]]:
         for name, rest in self._pairs("group"):

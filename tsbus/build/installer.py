@@ -733,14 +733,8 @@ class Installer:
             text.write(data["script"].encode())
             text.seek(0)
             limit_s = float(data.get("limit_s", SCRIPT_S))
-            _run(
-                ["sh"],
-                "the script",
-                text.fileno(),
-                limit_s,
-                check=True,
-                tell=lambda said: say(state="output", text=said),
-            )
+            tell = lambda said: say(state="output", text=said)  # noqa: E731
+            _run(["sh"], "the script", text.fileno(), limit_s, check=True, tell=tell)
         return True, {}
 
     def accounts(self, data: Told) -> tuple[bool, Told]:
@@ -767,18 +761,8 @@ class Installer:
                 run("addgroup", "-S", name)
         self._manifest.add("user", name=name)
         if shutil.which("useradd"):
-            run(
-                "useradd",
-                "--system",
-                "--gid",
-                name,
-                "--no-create-home",
-                "--home-dir",
-                "/nonexistent",
-                "--shell",
-                shell,
-                name,
-            )
+            rest = ("--no-create-home", "--home-dir", "/nonexistent", "--shell", shell)
+            run("useradd", "--system", "--gid", name, *rest, name)
         else:
             run("adduser", "-S", "-D", "-H", "-h", "/nonexistent", "-s", shell, "-G", name, name)
         return True

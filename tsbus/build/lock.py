@@ -49,11 +49,6 @@ class Holder:
     silent_s: float = 0.0
     """How long nothing has been heard of it, as the root's server sees it."""
 
-    @property
-    def is_gone(self) -> bool:
-        """Whether the lock is there for the taking."""
-        return self.silent_s > STALE_S
-
     def __str__(self) -> str:
         since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(self.since_s))
         return f"{self.user}@{self.host} (pid {self.pid}), {self.what}, since {since}"

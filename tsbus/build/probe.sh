@@ -59,9 +59,8 @@ system() {
   fi
   if [ -d /run/systemd/system ]; then say init systemd; elif [ -d /run/openrc ]; then say init openrc; else say init none; fi
   say_line boot /proc/sys/kernel/random/boot_id
-  say_line uptime /proc/uptime
   while read -r name size _; do
-    case $name in MemTotal: | MemAvailable:) say "memory.${name%:}" "$size" ;; esac
+    [ "$name" != MemTotal: ] || say memory.MemTotal "$size"
   done </proc/meminfo
   say_line sysctl.net.ipv4.ip_forward /proc/sys/net/ipv4/ip_forward
   say_line sysctl.net.ipv4.vs.conntrack /proc/sys/net/ipv4/vs/conntrack
@@ -106,9 +105,6 @@ print("%d.%d.%d" % sys.version_info[:3], sys.implementation.name, struct.calcsiz
 }
 
 packages() {
-  for name in apt-get dnf microdnf yum zypper apk pacman; do
-    has "$name" && say manager "$name" && break
-  done
   names='docker.io docker-ce docker docker-engine moby-engine podman podman-docker containerd containerd.io runc'
   if has dpkg-query; then
     # shellcheck disable=SC2086
@@ -154,7 +150,7 @@ docker_engine() {
   unset DOCKER_HOST DOCKER_CONTEXT
   if has docker; then
     say docker.client "$(command -v docker)"
-    answer=$($limit docker info --format '{{.ServerVersion}} {{.DockerRootDir}}' 2>&1)
+    answer=$($limit docker info --format '{{.ServerVersion}}' 2>&1)
     case $answer in [0-9]*) say docker.engine "$answer" ;; *) say docker.error "$answer" ;; esac
   fi
   [ -S /var/run/docker.sock ] && say docker.socket "$(stat -c '%a %G' /var/run/docker.sock 2>/dev/null)"

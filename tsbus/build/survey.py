@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tsbus.build.bus import ask_root
-from tsbus.build.campaign import Campaign, look_at
+from tsbus.build.campaign import Campaign
 from tsbus.build.facts import Facts
 from tsbus.build.jobs import Seen
 from tsbus.build.places import CONFIG, SUPERVISOR
@@ -77,8 +77,4 @@ class Survey(Campaign):
         def note(name: str, seen: Seen) -> None:
             self.standings[name] = by_ssh(name, seen.facts, wishes[name])
 
-        for name in self.names:
-            if name in self.unusable and name not in self.standings:
-                yield self.fail(name, "probe", self.unusable[name])
-        rest = [name for name in self.course.standing if name not in self.standings]
-        yield from self.each(dict.fromkeys(rest, "probe"), look_at, note)
+        yield from self.look_at([name for name in self.names if name not in self.standings], note)

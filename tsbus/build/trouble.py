@@ -7,7 +7,7 @@ and is classed by what is most certain first: the type of an exception, its errn
 import errno
 import re
 from dataclasses import dataclass
-from typing import Final, Literal, NamedTuple, get_args
+from typing import Final, Literal, NamedTuple
 
 Kind = Literal[
     "access", "name", "refused", "unreachable", "timeout", "host-key-unknown", "host-key-changed", "authentication",
@@ -15,7 +15,6 @@ Kind = Literal[
     "download", "package-lock", "lost", "silent", "step",
 ]  # fmt: skip
 """As docs/build.md explains them."""
-KINDS: Final[tuple[Kind, ...]] = get_args(Kind)
 LOCKED: Final = 75
 """Exit status of a script that has waited too long for the package lock (EX_TEMPFAIL)."""
 WAITING: Final = "another program holds the package lock: waiting"

@@ -83,8 +83,8 @@ def up(
       treescale up tree.toml --status
       treescale up tree.toml --down
     """
+    folder = (run_dir or default_run_dir(file)).absolute()
     try:
-        folder = (run_dir or default_run_dir(file)).absolute()
         if down:
             return _down(folder, only, as_json)
         if show:
@@ -92,6 +92,10 @@ def up(
         return _up(LocalTree(load(file), folder, only), workers, as_json)
     except SupervisionError as error:
         raise Fault(str(error), Code.USAGE) from error
+    except OSError as error:
+        if error.filename or not error.strerror:
+            raise
+        raise Fault(f"cannot write in {folder}: {error.strerror}") from error  # a full disk does not say where
 
 
 def _up(tree: LocalTree, workers: dict[str, str], as_json: bool) -> int:
@@ -222,5 +226,5 @@ def _as_objects(programs: list[control.Program] | None) -> list[dict[str, Any]] 
 
 def _rows(node: str, programs: list[control.Program] | None) -> list[tuple[str, str, str, str]]:
     if programs is None:
-        return [(node, "-", "DOWN", "")]
+        return [(node, "-", "DOWN", "its supervisord does not run; treescale up FILE starts it")]
     return [(node, each.name, each.state, each.note) for each in programs]

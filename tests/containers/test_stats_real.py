@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import os
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -431,3 +432,11 @@ def test_cpu_agrees_with_docker_stats(engine, loaded, cgroups):
     machine.close()
     # At most what its quota gives it, half a core.
     assert 2 < pairs[-1][1] < 75
+
+
+def test_names_of_mounts_may_be_any_bytes(tmp_path):
+    """A mount whose name is no UTF-8, as of a disk from elsewhere, keeps nobody from reading cgroups."""
+    script = 'mkdir "$0"; mount -t tmpfs none "$0"; exec "$@"'
+    code = "from tsbus.containers.cgroup import Cgroups; print(len(Cgroups().mounts))"
+    argv = ["unshare", "--mount", "sh", "-ec", script, bytes(tmp_path) + b"/caf\xe9", sys.executable, "-c", code]
+    assert int(subprocess.run(argv, check=True, capture_output=True).stdout) == len(Cgroups().mounts)

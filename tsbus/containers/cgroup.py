@@ -50,7 +50,7 @@ class Cgroups:
     """The cgroups as this process sees them, and how many of their files may still be held open."""
 
     def __init__(self) -> None:
-        self.mounts = kernel.parse_mounts(Path("/proc/self/mountinfo").read_text())
+        self.mounts = kernel.parse_mounts(_text("/proc/self/mountinfo"))
         self.may_hold = _allow_descriptors(MAX_HELD + RESERVED) - RESERVED
         self.host_network = 0
         with contextlib.suppress(OSError):
@@ -251,9 +251,14 @@ def _read_once(opened: Callable[[], int]) -> bytes:
         os.close(descriptor)
 
 
+def _text(path: str) -> str:
+    """Return a file with paths in it, which may have any bytes. Raises OSError."""
+    return os.fsdecode(Path(path).read_bytes())
+
+
 def _home(container: str, pid: int, cgroups: Cgroups) -> kernel.Home:
     """Return where the cgroups of a container are. Raises OSError if the process is not there, and Unreadable."""
-    membership = Path(f"/proc/{pid}/cgroup").read_text()
+    membership = _text(f"/proc/{pid}/cgroup")
     try:
         return kernel.find_home(membership, cgroups.mounts, container)
     except kernel.NotHere as error:

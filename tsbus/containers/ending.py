@@ -21,7 +21,7 @@ def end_program(pid: int, container: str) -> bool:
         # The descriptor is of this process whatever becomes of its number; then its cgroup tells whose it is.
         process = os.pidfd_open(pid)
         try:
-            if container not in Path(f"/proc/{pid}/cgroup").read_text():
+            if container.encode() not in Path(f"/proc/{pid}/cgroup").read_bytes():
                 return False
             signal.pidfd_send_signal(process, signal.SIGTERM)
             if not select.select([process], [], [], GRACE_S)[0]:

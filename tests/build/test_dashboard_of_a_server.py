@@ -73,7 +73,7 @@ def _page_answers(target):
     token = target.run("/opt/treescale/current/bin/treescale dashboard token add tests").splitlines()[-1]
     known = f"Authorization=Bearer {token}"
     assert '"b"' in _get(target, f"{URL}/api/v1/nodes", known)
-    for page in ("", "containers", "nodes/b"):
+    for page in ("", "containers", "node/b", "balancers", "events", "bus", "commands", "alerts"):
         assert "TreeScale" in (text := _get(target, f"{URL}/{page}", known, "Accept=text/html")), text
     pid = target.run("pgrep -f bin/ts-dashboar[d]")
     assert target.run(f"stat -c %U /proc/{pid}") == "treescale-dashboard"

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+from terminals import Terminal
 from waiting import wait
 
 from tsbus.blocking import connect_blocking
@@ -200,6 +201,18 @@ def test_status_watch_is_pushed_the_change(tree):
     assert any(drawing["victim"] == "lost" for drawing in states)
     watch.send_signal(signal.SIGINT)
     assert output_of(watch)[2] == 130
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+def test_whatever_ends_a_watch_gives_the_terminal_back(tree, number):
+    """The other screen is left, and the cursor shown, whether it was Ctrl-C, `timeout` or a closed window."""
+    argv = [sys.executable, "-c", "from tsbus.cli.main import main; main()", "status", "--watch"]
+    env = os.environ | {"TREESCALE_BUS": tree.bus(), "PYTHONPATH": str(ROOT)}
+    with Terminal(argv, env, tree.folder, (24, 80)) as terminal:
+        terminal.read_until("root sees")
+        terminal.process.send_signal(number)
+        assert terminal.end()[0] == 130
+        assert terminal.seen.rstrip().endswith("\x1b[?7h\x1b[?25h\x1b[?1049l")
 
 
 def test_ping_measures_every_node(root):

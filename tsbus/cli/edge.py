@@ -5,8 +5,10 @@ Nothing heavy is imported here before it is needed: `treescale --help` and ts-pu
 
 import asyncio
 import os
+import signal
 import stat
 import sys
+import threading
 from collections.abc import Callable, Coroutine
 from enum import IntEnum
 from pathlib import Path
@@ -86,7 +88,7 @@ def explain(name: str, error: BaseException) -> int:
     if isinstance(error, click.UsageError):
         error.show()
         return Code.USAGE
-    if isinstance(error, click.Abort | KeyboardInterrupt):
+    if isinstance(error, click.Abort | KeyboardInterrupt | asyncio.CancelledError):
         return Code.INTERRUPTED
     if isinstance(error, BrokenPipeError):
         forget_stdout()
@@ -231,5 +233,15 @@ def _keys(address: str | None) -> "Curve | None":
 
 
 def run(work: Coroutine[Any, Any, int]) -> int:
-    """Run an asynchronous command to its exit code. Ctrl-C cancels it and, if it does not handle that, raises."""
-    return asyncio.run(work)
+    """Run an asynchronous command to its exit code. What ends us cancels it and, if it does not handle that, raises."""
+    return asyncio.run(_ended_well(work))
+
+
+async def _ended_well(work: Coroutine[Any, Any, int]) -> int:
+    """Let `kill` and a closed terminal end `work` as Ctrl-C does: terminals are given back, remote programs end."""
+    task, loop = asyncio.current_task(), asyncio.get_running_loop()
+    if task is not None and threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            if signal.getsignal(number) is signal.SIG_DFL:  # not with nohup
+                loop.add_signal_handler(number, task.cancel)
+    return await work

@@ -16,7 +16,7 @@ from tsbus.core.roles import Role
 from tsbus.core.routing import Drop, Paths
 from tsbus.core.target import TargetError, fold, resolve, unfold
 from tsbus.core.topic import TopicError, check_topic, matches
-from tsbus.peer import Decision, Peer, PeerKind
+from tsbus.peer import CLIENTS, Decision, Peer
 
 if TYPE_CHECKING:
     from tsbus.router import Router
@@ -53,8 +53,12 @@ class Commands:
 
     # Services ---------------------------------------------------------------------------------------------------------
 
-    def serve(self, peer: Peer, serve: wire.Serve) -> None:
+    def on_serve(self, peer: Peer, _: Decision, __: bytes, ___: bytes, body: bytes) -> None:
         """A worker offers commands (protocol 3, SERVE)."""
+        serve = wire.decode_body(wire.Serve, body)
+        if serve.service == "router":
+            self._router.error(peer, "refused", "the service name router is the router's own")
+            return
         for command, role in serve.commands.items():
             name = f"{serve.service}.{command}"
             try:
@@ -109,7 +113,7 @@ class Commands:
     def judge(self, peer: Peer, route: Route, lane: Lane) -> Decision:
         """Decide for a routed envelope that is no event. It is checked already that `peer` may send it."""
         kind = Type(route.type)
-        client = peer.kind in (PeerKind.WORKER, PeerKind.OPERATOR)
+        client = peer.kind in CLIENTS
         if kind is Type.REPLY or (kind is Type.GRANT and _is_handle(route.topic)):
             return self._judge_backward(peer, route, lane)
         if client:
@@ -141,7 +145,7 @@ class Commands:
         if route.target not in router.topology or not _is_handle(route.topic):
             return Decision(lane, route, reason="no-route")
         way = router.directory.way(route.target)
-        client = peer.kind in (PeerKind.WORKER, PeerKind.OPERATOR)
+        client = peer.kind in CLIENTS
         if way == HERE:
             return Decision(lane, route, handle=self._from_worker_home if client else self._home)
         link = router.links.by_way.get(way)

@@ -213,7 +213,7 @@ class Links:
         peer.cache.clear()
         self.by_way[way] = peer
         self._add_interest(way, hello.interest)
-        router.interest_changed()
+        router.clients.interest_changed()
 
     def lost(self, peer: Peer, cause: str) -> None:
         """A link ended. What the directory makes of it is told to everybody who can still be reached."""
@@ -226,7 +226,7 @@ class Links:
             return
         del self.by_way[peer.way]
         router.interest.close_link(peer.way)
-        router.interest_changed()
+        router.clients.interest_changed()
         self._tree_changed = True
         node = router.me if peer.kind is PeerKind.PARENT else peer.name
         if node not in router.topology:
@@ -345,7 +345,7 @@ class Links:
         for pattern in change.remove:
             self._router.interest.remove(peer.way, pattern)
         self._add_interest(peer.way, change.add)
-        self._router.interest_changed()
+        self._router.clients.interest_changed()
 
     def _add_interest(self, way: str, patterns: list[str]) -> None:
         router = self._router

@@ -6,7 +6,7 @@ The transport makes a `Conn` for each connection and never looks at `peer`; the 
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import Enum, auto
-from typing import Protocol
+from typing import Final, Protocol
 
 from tsbus.core.directory import HERE
 from tsbus.core.lanes import Outbox
@@ -76,6 +76,11 @@ class PeerKind(Enum):
     PARENT = auto()
     WORKER = auto()
     OPERATOR = auto()
+
+
+LINKS: Final = (PeerKind.CHILD, PeerKind.PARENT)
+CLIENTS: Final = (PeerKind.WORKER, PeerKind.OPERATOR)
+"""Processes on this machine, and consoles."""
 
 
 Handler = Callable[["Peer", "Decision", bytes, bytes, bytes], None]

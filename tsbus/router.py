@@ -1,7 +1,8 @@
 """The router: takes frames from its peers, decides once for each route, passes copies on (protocol sections 2 to 10).
 
-This module is the hot path and the local peers; links.py joins routers to a tree, commands.py keeps the calls. They see
-the world only through `Transport` and `Clock` (peer.py), so the same router runs over sockets and over memory.
+This module is the hot path. clients.py has the local peers, links.py joins routers to a tree, commands.py keeps the
+calls, pacing.py holds back who is too fast. They see the world only through `Transport` and `Clock` (peer.py), so the
+same router runs over sockets and over memory.
 """
 
 import json
@@ -9,19 +10,20 @@ import random
 from collections import Counter
 from collections.abc import Callable, Mapping
 
+from tsbus.clients import Clients
 from tsbus.commands import Commands
 from tsbus.config import Tree
 from tsbus.core import message as wire
 from tsbus.core.directory import HERE, Directory
-from tsbus.core.interest import InterestTable, Local, check_scope
-from tsbus.core.lanes import Outbox, Queue
+from tsbus.core.interest import InterestTable
+from tsbus.core.lanes import Outbox
 from tsbus.core.message import Lane, ProtocolError, Route, Type
 from tsbus.core.roles import Role
 from tsbus.core.routing import Drop, Paths, Routing
-from tsbus.core.topic import TopicError, check_pattern
 from tsbus.links import Links
 from tsbus.log import Log
-from tsbus.peer import Clock, Conn, ConnKind, Decision, Handler, Peer, PeerKind, Transport
+from tsbus.pacing import Pacing
+from tsbus.peer import CLIENTS, LINKS, Clock, Conn, ConnKind, Decision, Handler, Peer, PeerKind, Transport
 
 TICK_MS = 50
 """How often `tick` wants to be called while calls or crowded queues have to be watched."""
@@ -29,18 +31,11 @@ _IDLE_TICK_MS = 250
 """The same for a router that has neither; each time costs it a wake-up."""
 _CACHE_BYTES = 1024 * 1024
 _DECISION_BYTES = 256
-_CLIENT_WINDOW = 256 * 1024
-"""Bytes that a client may send ahead. It is near, and there may be a thousand, all for one link's queue."""
-_MAX_WATCHES = 100
-"""Of one worker: each is looked at whenever a subscription comes or goes."""
 _MALFORMED_LIMIT = 100
 
 _log = Log("router")
 
-_NEW, _CHILD, _PARENT = PeerKind.NEW, PeerKind.CHILD, PeerKind.PARENT
-_WORKER, _OPERATOR = PeerKind.WORKER, PeerKind.OPERATOR
-_LINKS = (_CHILD, _PARENT)
-_CLIENTS = (_WORKER, _OPERATOR)
+_NEW = PeerKind.NEW
 
 
 def _access() -> dict[tuple[PeerKind, Type], Role]:
@@ -53,20 +48,16 @@ def _access() -> dict[tuple[PeerKind, Type], Role]:
         Type.HELLO, Type.BYE, Type.PING, Type.PONG, Type.CREDIT, Type.SUBSCRIBE, Type.UNSUBSCRIBE, Type.WATCH,
         Type.REQUEST, Type.INPUT, Type.CANCEL, Type.GRANT,
     )  # fmt: skip
-    table = {(kind, type_): Role.NONE for kind in _LINKS for type_ in any_link}
+    table = {(kind, type_): Role.NONE for kind in LINKS for type_ in any_link}
     table |= {(_NEW, type_): Role.NONE for type_ in (Type.HELLO, Type.WELCOME, Type.BYE, Type.PING, Type.PONG)}
-    table |= {(_PARENT, Type.HELLO): Role.NONE}
-    table |= {(kind, type_): Role.OBSERVE for kind in _CLIENTS for type_ in observers}
-    table |= {(kind, type_): Role.OPERATE for kind in _CLIENTS for type_ in (Type.EVENT, Type.REPLY)}
-    return table | {(_WORKER, Type.SERVE): Role.OPERATE}
+    table |= {(PeerKind.PARENT, Type.HELLO): Role.NONE}
+    table |= {(kind, type_): Role.OBSERVE for kind in CLIENTS for type_ in observers}
+    table |= {(kind, type_): Role.OPERATE for kind in CLIENTS for type_ in (Type.EVENT, Type.REPLY)}
+    return table | {(PeerKind.WORKER, Type.SERVE): Role.OPERATE}
 
 
 ACCESS = _access()
 """(kind of peer, type) -> the role it takes to send it. Anything else is answered and counted as refused."""
-
-
-def _is_crowded(queue: Queue) -> bool:
-    return queue.waiting > queue.limit // 2
 
 
 class Router:
@@ -104,14 +95,10 @@ class Router:
         self.dirty: set[Peer] = set()
         self.links = Links(self)
         self.commands = Commands(self)
-        self._held: set[Peer] = set()
-        self._to_ack: set[Peer] = set()
-        self._handles = 0
+        self.clients = Clients(self)
+        self._pacing = Pacing(self)
         self._seq = 0
-        self._interest_changed = False
         self._last_tick = self.now
-        self._crowds: set[Peer] = set()
-        """Peers with `over_since`."""
         self._handlers: dict[Type, Handler] = {
             Type.HELLO: self._on_hello,
             Type.PING: self._on_ping,
@@ -119,10 +106,10 @@ class Router:
             Type.CREDIT: self._on_credit,
             Type.BYE: self._on_bye,
             Type.GAP: self._on_gap,
-            Type.SUBSCRIBE: self._on_subscribe,
-            Type.UNSUBSCRIBE: self._on_unsubscribe,
-            Type.SERVE: self._on_serve,
-            Type.WATCH: self._on_watch,
+            Type.SUBSCRIBE: self.clients.on_subscribe,
+            Type.UNSUBSCRIBE: self.clients.on_unsubscribe,
+            Type.WATCH: self.clients.on_watch,
+            Type.SERVE: self.commands.on_serve,
             Type.WELCOME: self.links.on_welcome,
             Type.DIRECTORY: self.links.on_directory,
             Type.INTEREST: self.links.on_interest,
@@ -168,7 +155,7 @@ class Router:
             self._runs(peer, items, decision.lane)
         unacked = max(peer.event_in - peer.event_acked, peer.stream_in - peer.stream_acked)
         if unacked >= peer.window // 4:
-            self._to_ack.add(peer)
+            self._pacing.unacked.add(peer)
             if unacked > 2 * peer.window + wire.MAX_FRAME:
                 self.cut(peer, "window", "sent more than twice the window without credit")
 
@@ -224,22 +211,7 @@ class Router:
                 queue.add(items, size)
             self.dirty.add(out)
             if queue.waiting > queue.limit // 2:
-                self._crowded(peer, out, queue, lane)
-
-    def _crowded(self, source: Peer, out: Peer, queue: Queue, lane: Lane) -> None:
-        """A queue is over half its bound: hold the source back, drop the oldest, or end the connection (9.3, 9.5)."""
-        if lane is Lane.EVENT:
-            if out.over_since is None:
-                out.over_since, out.over_from = self.now, queue.sent_total
-                self._crowds.add(out)
-            if not out.slow:
-                # Nothing is dropped for it yet: those who are held back cannot send more than their windows.
-                source.blockers.add(out)
-                self._held.add(source)
-            elif queue.waiting > queue.limit:
-                self.counters["dropped-slow"] += queue.drop_oldest(f"{self.me}>{out.name}")
-        elif queue.waiting > queue.limit:
-            self.cut(out, "overflow", f"does not read; {queue.waiting} bytes wait for it")
+                self._pacing.crowded(peer, out, queue, lane)
 
     def _decide(self, peer: Peer, data: bytes) -> Decision:
         """Work out what happens to a route from this peer, and remember it."""
@@ -273,7 +245,7 @@ class Router:
             return Decision(lane, route, reason="refused")
         if kind < Type.EVENT:
             return Decision(lane, route, handle=self._handlers[kind])
-        if peer.kind in _CLIENTS:
+        if peer.kind in CLIENTS:
             mine = (self.me, peer.who, peer.role, peer.handle)
             if (route.origin, route.who, route.role, route.handle) != mine:
                 return Decision(lane, route, reason="forged")
@@ -286,7 +258,7 @@ class Router:
     def _judge_event(self, peer: Peer, route: Route) -> Decision:
         paths = self.routing.event(route, peer.way)
         if isinstance(paths, Drop):
-            if paths.reason == "target" and peer.kind in _CLIENTS:
+            if paths.reason == "target" and peer.kind in CLIENTS:
                 self.error(peer, "target", paths.text)
             return Decision(Lane.EVENT, route, reason=paths.reason)
         return Decision(Lane.EVENT, route, self._peers_on(paths), reason="no-interest")
@@ -310,9 +282,8 @@ class Router:
                 self.counters["dropped-slow"] += queue.drop_oldest(f"{self.me}>{peer.name}")
             else:
                 self.cut(peer, "overflow", f"does not read; {queue.waiting} bytes wait for it")
-        elif source is not None and lane is Lane.STREAM and _is_crowded(queue) and peer.kind in _LINKS:
-            source.stream_blockers.add(peer)
-            self._held.add(source)
+        elif source is not None and lane is Lane.STREAM and queue.waiting > queue.limit // 2:
+            self._pacing.hold_stream(source, peer)
 
     def tell(self, peer: Peer, kind: Type, body: object = None, meta: object = ()) -> None:
         """Queue a hop-local or local envelope for a peer."""
@@ -320,7 +291,7 @@ class Router:
 
     def error(self, peer: Peer, code: str, text: str, call: int | None = None) -> None:
         """Tell a client what it did wrong; links have counters only."""
-        if peer.kind in _CLIENTS:
+        if peer.kind in CLIENTS:
             self.tell(peer, Type.ERROR, wire.Error(code, text), () if call is None else wire.CallMeta(call))
 
     def publish(self, topic: str, body: dict[str, object]) -> None:
@@ -338,13 +309,8 @@ class Router:
     def flush(self) -> None:
         """Send all that can be sent; call after each round of `received`, before waiting."""
         self.links.settle()
-        self._settle_interest()
-        if self._held:
-            self._release()
-        if self._to_ack:
-            to_ack, self._to_ack = self._to_ack, set()
-            for peer in to_ack:
-                self._acknowledge(peer)
+        self.clients.settle()
+        self._pacing.settle()
         dirty, self.dirty = self.dirty, set()
         for peer in dirty:
             if not peer.gone:
@@ -364,37 +330,12 @@ class Router:
             queue.sent()
             peer.frames_out += 1
 
-    def _acknowledge(self, peer: Peer) -> None:
-        """Send CREDIT for what was read, unless it waits in a crowded queue."""
-        if peer.kind is _NEW or peer.gone:
-            return
-        event_total = peer.event_acked if peer.blockers else peer.event_in
-        stream_total = peer.stream_acked if peer.stream_blockers else peer.stream_in
-        if (stream_total, event_total) != (peer.stream_acked, peer.event_acked):
-            peer.stream_acked, peer.event_acked = stream_total, event_total
-            self.tell(peer, Type.CREDIT, meta=wire.CreditMeta(stream_total, event_total))
-
-    def _release(self) -> None:
-        """Let those go on whose queues have room again, or whose blocker turned out to be slow."""
-        for source in list(self._held):
-            held = bool(source.blockers), bool(source.stream_blockers)
-            source.blockers = {
-                out for out in source.blockers if not out.gone and not out.slow and _is_crowded(out.outbox.event)
-            }
-            source.stream_blockers = {
-                out for out in source.stream_blockers if not out.gone and _is_crowded(out.outbox.stream)
-            }
-            if (bool(source.blockers), bool(source.stream_blockers)) != held:
-                self._to_ack.add(source)
-            if not source.blockers and not source.stream_blockers:
-                self._held.discard(source)
-
     # Time -------------------------------------------------------------------------------------------------------------
 
     @property
     def tick_due(self) -> float:
         """When `tick` wants to be called next, in the clock's milliseconds; what happens may bring it forward."""
-        is_watching = self._crowds or len(self.commands.outgoing)
+        is_watching = self._pacing.is_watching or len(self.commands.outgoing)
         return self._last_tick + (TICK_MS if is_watching else self._idle_tick_ms)
 
     @property
@@ -407,30 +348,7 @@ class Router:
         self._last_tick = self.now
         self.links.tick(late)
         self.commands.tick()
-        for peer in list(self._crowds):
-            self._watch_queue(peer)
-
-    def _watch_queue(self, peer: Peer) -> None:
-        """Find peers that are slow, and those that no longer are (protocol 9.3)."""
-        queue = peer.outbox.event
-        if queue.waiting <= queue.limit // 4 or (not peer.slow and queue.waiting <= queue.limit // 2):
-            peer.over_since = None
-            self._crowds.discard(peer)
-            if peer.slow:
-                peer.slow = False
-                _log.info("peer.recovered", peer=peer.name, dropped=queue.dropped)
-                self.publish("bus.recovered", self._slow_body(peer))
-        elif not peer.slow and self.now - (peer.over_since or self.now) >= self.settings.slow_after_ms:
-            if queue.sent_total - peer.over_from >= queue.limit // 2:  # it keeps up with what it is given
-                peer.over_since, peer.over_from = self.now, queue.sent_total
-                return
-            peer.slow = True
-            _log.warning("peer.slow", peer=peer.name, waiting=queue.waiting)
-            self.publish("bus.slow", self._slow_body(peer))
-
-    def _slow_body(self, peer: Peer) -> dict[str, object]:
-        queue = peer.outbox.event
-        return {"peer": peer.name, "kind": peer.kind.name.lower(), "waiting": queue.waiting, "dropped": queue.dropped}
+        self._pacing.tick()
 
     # Peers ------------------------------------------------------------------------------------------------------------
 
@@ -454,10 +372,9 @@ class Router:
         peer.gone = True
         self.peers.discard(peer)
         self.dirty.discard(peer)
-        self._held.discard(peer)
-        self._crowds.discard(peer)
-        if peer.kind in _CLIENTS:
-            self._forget_worker(peer)
+        self._pacing.forget(peer)
+        if peer.kind in CLIENTS:
+            self.clients.forget(peer)
         elif peer.kind is not _NEW or peer.conn.kind is ConnKind.DIAL:
             self.links.lost(peer, cause)
 
@@ -471,14 +388,6 @@ class Router:
         self.forget(peer, reason)
         peer.conn.peer = None
         self.transport.close(peer.conn)
-
-    def _forget_worker(self, peer: Peer) -> None:
-        self.workers.pop(peer.handle, None)
-        for scope in ("all", "subtree", "node"):
-            self.interest.forget(Local(peer.handle, check_scope(scope)))
-        self.commands.worker_gone(peer)
-        self.interest_changed()
-        self.publish("worker.left", {"name": peer.name, "handle": peer.handle, "who": peer.who})
 
     def _malformed(self, peer: Peer, error: ProtocolError) -> None:
         self.counters[error.reason] += 1
@@ -503,7 +412,7 @@ class Router:
             name = f"node:{conn.name}" if conn.kind is ConnKind.DIAL else conn.name
             if conn.kind is not ConnKind.LOCAL and names.get(conn.key) != name:
                 self.cut(peer, "revoked", f"the configuration no longer has this key of {name}")
-            elif peer.kind in _CLIENTS and peer.role != self.role_of(conn):
+            elif peer.kind in CLIENTS and peer.role != self.role_of(conn):
                 self.cut(peer, "revoked", f"{peer.who} has another role in the new configuration")
         self.invalidate()
 
@@ -512,26 +421,7 @@ class Router:
         for peer in self.peers:
             peer.cache.clear()
 
-    def interest_changed(self) -> None:
-        """A subscription came or went."""
-        self._interest_changed = True
-        self.invalidate()
-
-    def _settle_interest(self) -> None:
-        """Tell links and watchers what changed in this round."""
-        if not self._interest_changed:
-            return
-        self._interest_changed = False
-        links = self.links.told()
-        for way, change in self.interest.changes(links):
-            self.tell(links[way], Type.INTEREST, change)
-        for peer in list(self.workers.values()):
-            for number, (pattern, wanted) in list(peer.watches.items()):
-                if self.interest.anybody_wants(pattern, but=peer.handle) != wanted:
-                    peer.watches[number] = (pattern, not wanted)
-                    self.tell(peer, Type.NOTICE, wire.Notice(number, not wanted))
-
-    # Handshake and local types ----------------------------------------------------------------------------------------
+    # Types of one connection ------------------------------------------------------------------------------------------
 
     def _on_hello(self, peer: Peer, _: Decision, __: bytes, ___: bytes, body: bytes) -> None:
         conn = peer.conn
@@ -540,48 +430,13 @@ class Router:
         elif conn.kind is ConnKind.TCP and conn.name.startswith("node:"):
             self.links.on_hello(peer, body)
         else:
-            self._welcome_worker(peer, wire.decode_body(wire.WorkerHello, body))
-
-    def _welcome_worker(self, peer: Peer, hello: wire.WorkerHello) -> None:
-        conn = peer.conn
-        if peer.kind is not _NEW:  # a client that starts its session over (protocol 4.1)
-            self.forget(peer, "bye")
-            peer = self.add_peer(conn, _NEW, conn.name)
-        if not hello.versions[0] <= wire.PROTOCOL <= hello.versions[1]:
-            self.cut(peer, "version", f"this router speaks protocol {wire.PROTOCOL}, not {hello.versions}")
-            return
-        if len(self.workers) >= self.settings.max_workers:
-            self.cut(peer, "full", f"{self.settings.max_workers} workers are connected, no more ([bus] max_workers)")
-            return
-        role = self.role_of(conn)
-        who = conn.name if conn.kind is ConnKind.TCP else f"uid:{conn.uid}"
-        if role is Role.NONE:
-            self.cut(peer, "refused", f"{who} has no role on {self.me} ([policy.users])")
-            return
-        self._handles += 1
-        peer.kind = _WORKER if conn.kind is ConnKind.LOCAL else _OPERATOR
-        peer.name, peer.who, peer.role, peer.handle = hello.name[:64], who, role, self._handles
-        peer.incarnation = hello.incarnation
-        peer.window = min(peer.window, _CLIENT_WINDOW)
-        peer.outbox.set_window(min(hello.window, self.settings.queue_bytes))
-        peer.cache.clear()
-        self.workers[peer.handle] = peer
-        bus = self.settings
-        self.tell(
-            peer,
-            Type.WELCOME,
-            wire.WorkerWelcome(
-                version=wire.PROTOCOL, node=self.me, who=who, role=role, handle=peer.handle, window=peer.window,
-                max_body=bus.max_body_bytes, incarnation=self.incarnation, release=self.release,
-            ),
-        )  # fmt: skip
-        self.publish("worker.joined", {"name": peer.name, "handle": peer.handle, "who": who})
+            self.clients.on_hello(peer, body)
 
     def _on_ping(self, peer: Peer, _: Decision, __: bytes, meta: bytes, ___: bytes) -> None:
         ping = wire.decode_meta(wire.PingMeta, meta)
         if peer.live is not None:
             peer.live.clock(ping.clock_ms, int(self.now))
-        self._acknowledge(peer)
+        self._pacing.acknowledge(peer)
         self.tell(peer, Type.PONG, meta=wire.PingMeta(ping.id, int(self.now)))
 
     def _on_pong(self, peer: Peer, _: Decision, __: bytes, meta: bytes, ___: bytes) -> None:
@@ -608,56 +463,7 @@ class Router:
         gap = wire.decode_body(wire.Gap, body)
         self.counters["gaps"] += 1
         for other in self.peers:
-            wants = other.subscriptions if other.kind in _CLIENTS else self.interest.of(other.way)
+            wants = other.subscriptions if other.kind in CLIENTS else self.interest.of(other.way)
             if other is not peer and wants:
                 other.outbox.event.note_gap(gap.at, gap.count)
                 self.dirty.add(other)
-
-    def _on_subscribe(self, peer: Peer, _: Decision, __: bytes, ___: bytes, body: bytes) -> None:
-        wish = wire.decode_body(wire.Subscribe, body)
-        try:
-            check_pattern(wish.pattern)
-            scope = check_scope(wish.scope)
-        except (TopicError, ValueError) as error:
-            self.error(peer, "target", str(error))
-            return
-        if peer.subscriptions >= self.settings.max_subscriptions:
-            self.counters["full"] += 1
-            self.error(peer, "full", f"{peer.subscriptions} subscriptions, no more ([bus] max_subscriptions)")
-            return
-        if self.interest.add(Local(peer.handle, scope), wish.pattern):
-            peer.subscriptions += 1
-            self.interest_changed()
-
-    def _on_unsubscribe(self, peer: Peer, _: Decision, __: bytes, ___: bytes, body: bytes) -> None:
-        wish = wire.decode_body(wire.Subscribe, body)
-        if wish.scope in ("all", "subtree", "node") and self.interest.remove(
-            Local(peer.handle, check_scope(wish.scope)), wish.pattern
-        ):
-            peer.subscriptions -= 1
-            self.interest_changed()
-
-    def _on_serve(self, peer: Peer, _: Decision, __: bytes, ___: bytes, body: bytes) -> None:
-        serve = wire.decode_body(wire.Serve, body)
-        if serve.service == "router":
-            self.error(peer, "refused", "the service name router is the router's own")
-            return
-        self.commands.serve(peer, serve)
-
-    def _on_watch(self, peer: Peer, _: Decision, __: bytes, ___: bytes, body: bytes) -> None:
-        watch = wire.decode_body(wire.Watch, body)
-        if not watch.pattern:
-            peer.watches.pop(watch.id, None)
-            return
-        try:
-            check_pattern(watch.pattern)
-        except TopicError as error:
-            self.error(peer, "target", str(error))
-            return
-        if len(peer.watches) >= _MAX_WATCHES:
-            self.counters["full"] += 1
-            self.error(peer, "full", f"{_MAX_WATCHES} watches, no more")
-            return
-        wanted = self.interest.anybody_wants(watch.pattern, but=peer.handle)
-        peer.watches[watch.id] = (watch.pattern, wanted)
-        self.tell(peer, Type.NOTICE, wire.Notice(watch.id, wanted))

@@ -7,8 +7,8 @@ from neighbours import Neighbours
 from strategies import patterns, topics, topologies
 
 from tsbus.core.directory import UPWARD
-from tsbus.core.interest import PART, SCOPES, InterestTable, Local, check_scope
-from tsbus.core.topic import matches, overlaps
+from tsbus.core.interest import PART, InterestTable, Local
+from tsbus.core.topic import SCOPES, check_scope, matches, overlaps
 
 locals_ = st.builds(Local, st.integers(1, 3), st.sampled_from(SCOPES))
 wishes = st.tuples(locals_, patterns)

@@ -9,12 +9,12 @@ from neighbours import Neighbours
 from strategies import Draw, patterns, topics, topologies
 
 from tsbus.core.directory import HERE, UPWARD
-from tsbus.core.interest import SCOPES, Local
+from tsbus.core.interest import Local
 from tsbus.core.message import Route, Type
 from tsbus.core.roles import Role
 from tsbus.core.routing import Drop, Paths, Routing
 from tsbus.core.target import fold, resolve
-from tsbus.core.topic import matches
+from tsbus.core.topic import SCOPES, matches
 from tsbus.core.tree import Topology
 
 

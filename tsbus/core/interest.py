@@ -2,14 +2,12 @@
 
 from collections import Counter
 from collections.abc import Collection, Iterator
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 from tsbus.core.directory import UPWARD
 from tsbus.core.message import Interest
-from tsbus.core.topic import PatternMap, overlaps
+from tsbus.core.topic import PatternMap, Scope, overlaps
 
-Scope = Literal["all", "subtree", "node"]
-SCOPES: tuple[Scope, ...] = ("all", "subtree", "node")
 PART = 1000
 """Patterns that one HELLO, WELCOME or INTEREST tells at most, so that it stays far below the bounds of a frame."""
 
@@ -23,13 +21,6 @@ class Local(NamedTuple):
 
 Source = str | Local
 """Who wants: the way of a link (UPWARD or the child's name) or a local subscriber."""
-
-
-def check_scope(text: str) -> Scope:
-    """Return `text` as a scope. Raises ValueError."""
-    if text not in SCOPES:
-        raise ValueError(f"no scope {text!r}; the scopes are {', '.join(SCOPES)}")
-    return text
 
 
 class InterestTable:

@@ -44,7 +44,7 @@ from tsbus.core.message import (
     encode,
     local,
 )
-from tsbus.core.topic import PatternMap, check_pattern, check_topic
+from tsbus.core.topic import PatternMap, check_pattern, check_scope, check_topic
 
 WINDOW: Final = 1024 * 1024
 """Bytes of events, and of replies and requests, that the router may send before they are acknowledged."""
@@ -270,8 +270,7 @@ class Session:
     def subscribe(self, sink: Sink) -> None:
         """Let events go to `sink`. Raises TopicError or ValueError."""
         check_pattern(sink.pattern)
-        if sink.scope not in SCOPES:
-            raise ValueError(f"no scope {sink.scope!r}; the scopes are {', '.join(SCOPES)}")
+        check_scope(sink.scope)
         sink.number = self._number()
         self._sinks.add(sink.pattern, sink)
         self._ways.clear()
@@ -449,7 +448,6 @@ class Session:
         return self._numbers
 
 
-SCOPES: Final = ("all", "subtree", "node")
 _pack_meta: Final = Struct(">11sQ9sB").pack
 """Makes an EventMeta of fixed width: [incarnation, seq, time_ms, content], the first three as 64 bit numbers."""
 _EVENT_OVERHEAD: Final = 2 + 3 * 9 + _ENVELOPE

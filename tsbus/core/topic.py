@@ -4,12 +4,15 @@ A topic is tokens joined by dots (`container.web.died`). In a pattern, the token
 last `>` for one or more. Clients check what the user typed; the router keeps who wants what in a `PatternMap`.
 """
 
-from typing import Generic, TypeVar
+from typing import Final, Generic, Literal, TypeVar
 
 MAX_BYTES = 256
 MAX_TOKENS = 16
 ONE = "*"
 REST = ">"
+Scope = Literal["all", "subtree", "node"]
+SCOPES: Final[tuple[Scope, ...]] = ("all", "subtree", "node")
+"""Whose events a subscription wants: everybody's, those of this node and below, or this node's own."""
 
 T = TypeVar("T")
 
@@ -37,6 +40,13 @@ def check_pattern(pattern: str) -> None:
                 raise TopicError(f"{where}: {REST!r} stands for all the rest; put it last, or write {ONE!r}")
         elif token != ONE and (ONE in token or REST in token):
             raise TopicError(f"{where}: {token!r} mixes a wildcard with text; a wildcard stands for a whole token")
+
+
+def check_scope(text: str) -> Scope:
+    """Return `text` as a scope. Raises ValueError."""
+    if text not in SCOPES:
+        raise ValueError(f"no scope {text!r}; the scopes are {', '.join(SCOPES)}")
+    return text
 
 
 def _tokens(kind: str, text: str) -> list[str]:

@@ -329,6 +329,7 @@ def test_a_dashboard_brings_packages_to_its_node_alone():
     assert changed(now["a"], facts["a"]) == changed(now["c"], facts["c"]) == [("config", None), ("activate", "reload")]
     assert [str(step) for step in plans["b"].steps] == [
         "add the users treescale-dashboard: they are not there",
+        "make /var/lib/treescale-dashboard: they are not there",
         "upload and install release 0.2.0-abc-dashboard: 0.2.0-abc has not the packages of the dashboard",
         "write its copy of the tree and a users file for the dashboard: what is there is another",
         "go on with release 0.2.0-abc-dashboard: it runs 0.2.0-abc",

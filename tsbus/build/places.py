@@ -37,6 +37,8 @@ FOLDERS: Final[Mapping[str, Stat]] = {
     "/var/log/treescale/docker": Stat(0o2750, DOCKER_USER, USER),
 }
 """What a build makes; /run/treescale is made by the unit at each start."""
+DASHBOARD_FOLDERS: Final = {"/var/lib/treescale-dashboard": Stat(0o750, DASHBOARD_USER, USER)}
+"""And where there is a dashboard: for its `history_file`."""
 FILES: Final[Mapping[str, Stat]] = {
     CONFIG: Stat(0o640, "root", USER),
     SUPERVISOR: Stat(0o600, "root", "root"),

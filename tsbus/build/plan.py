@@ -56,7 +56,7 @@ def plan(wanted: Wanted, facts: Facts, offset_s: float = 0.0) -> HostPlan:
 
     take(prepare.docker(wanted, facts))
     take(prepare.accounts(wanted, facts, gets_docker=_has(steps, "docker")))
-    take(prepare.folders(facts))
+    take(prepare.folders(wanted, facts))
     take(prepare.balancers(wanted, facts))
     if python is not None:
         take(_release(wanted, facts, python))

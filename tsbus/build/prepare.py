@@ -6,7 +6,17 @@ from typing import Final
 from tsbus.build import distros
 from tsbus.build.checks import warning
 from tsbus.build.facts import Facts
-from tsbus.build.places import DASHBOARD_USER, DOCKER_USER, FOLDERS, MODULES_FILE, SETTINGS_FILE, USER, USERS, plain
+from tsbus.build.places import (
+    DASHBOARD_FOLDERS,
+    DASHBOARD_USER,
+    DOCKER_USER,
+    FOLDERS,
+    MODULES_FILE,
+    SETTINGS_FILE,
+    USER,
+    USERS,
+    plain,
+)
 from tsbus.build.steps import Step
 from tsbus.build.trouble import Trouble
 from tsbus.build.wanted import BalancerNeeds, Wanted
@@ -87,9 +97,10 @@ def accounts(wanted: Wanted, facts: Facts, *, gets_docker: bool) -> Iterator[Ste
         yield Step("accounts", words, why, {"add": absent, "groups": lacking})
 
 
-def folders(facts: Facts) -> Iterator[Step]:
+def folders(wanted: Wanted, facts: Facts) -> Iterator[Step]:
     """Yield how the server gets the folders of a node."""
-    wrong = {path: each for path, each in FOLDERS.items() if facts.stats.get(path) != each}
+    needed = {**FOLDERS, **(DASHBOARD_FOLDERS if wanted.dashboard else {})}
+    wrong = {path: each for path, each in needed.items() if facts.stats.get(path) != each}
     absent = [path for path in wrong if path not in facts.stats]
     if wrong:
         words = f"make {', '.join(absent)}" if absent else f"set the rights of {', '.join(wrong)}"

@@ -236,8 +236,9 @@ treescale() {
   done
   etc=/etc/treescale
   stat -c '%a %U %G %n' /opt/treescale /opt/treescale/releases $etc $etc/conf.d $etc/node.key $etc/treescale.toml \
-    $etc/supervisord.conf $etc/dashboard-users.json /var/lib/treescale /var/lib/treescale/manifest.json /var/log/treescale \
-    /var/log/treescale/docker /run/treescale 2>/dev/null | while IFS= read -r line; do say stat "$line"; done
+    $etc/supervisord.conf $etc/dashboard-users.json /var/lib/treescale /var/lib/treescale/manifest.json \
+    /var/lib/treescale-dashboard /var/log/treescale /var/log/treescale/docker /run/treescale 2>/dev/null |
+    while IFS= read -r line; do say stat "$line"; done
   sha256sum $etc/treescale.toml /var/lib/treescale/manifest.json /etc/systemd/system/treescale.service \
     /etc/init.d/treescale /etc/modules-load.d/treescale.conf /etc/sysctl.d/90-treescale.conf 2>/dev/null |
     while read -r digest file; do say digest "$digest $file"; done

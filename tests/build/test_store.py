@@ -6,13 +6,12 @@ import stat
 import pytest
 
 from tsbus.build.store import MAX_BYTES, RUNS, Remembered, Store, StoreError
-from tsbus.build.trouble import Trouble
 from tsbus.config import Console
 
 KEYS = {"a": "k" * 40, "b": "l" * 40}
 STATES = {
     "a": Remembered("verify", release="1.0", config="d" * 64, time_s=12.5),
-    "b": Remembered.failed("bundle", Trouble("disk", "it is full", "make room"), time_s=13.0),
+    "b": Remembered("bundle", "disk", "it is full", time_s=13.0),
     "c": Remembered("key", text="too many others have failed"),
 }
 

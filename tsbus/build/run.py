@@ -273,8 +273,8 @@ class Run:
         now = time.time()
         for name, stage in self.stages.last.items():
             known: dict[str, Any] = {"release": self.releases.get(name, ""), "config": self.configs.get(name, "")}
-            if name in self.course.failed:
-                self._states[name] = Remembered.failed(stage, self.course.failed[name], **known, time_s=now)
+            if trouble := self.course.failed.get(name):
+                self._states[name] = Remembered(stage, trouble.kind, trouble.text, **known, time_s=now)
             elif name in self.course.skipped or stage != "probe":  # a mere look makes good nothing that has failed
                 self._states[name] = Remembered(stage, text=self.course.skipped.get(name, ""), **known, time_s=now)
         for name, config in self.configs.items():  # also of servers that were told over the bus

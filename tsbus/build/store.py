@@ -18,7 +18,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final, Self
 
-from tsbus.build.trouble import Trouble
 from tsbus.config import Console
 
 FOLDER: Final = ".treescale"
@@ -50,11 +49,6 @@ class Remembered:
     """SHA-256 of the copy of the tree that it was last seen to have; empty: none."""
     time_s: float = 0.0
     """When, in seconds since 1970."""
-
-    @classmethod
-    def failed(cls, stage: str, trouble: Trouble, **more: Any) -> Self:
-        """Return what is remembered of a server that has failed."""
-        return cls(stage, trouble.kind, trouble.text, **more)
 
 
 class Store:

@@ -29,10 +29,8 @@ class Standing:
 
 def by_bus(name: str, told: dict[str, Any], wish: Wanted) -> Standing:
     """Return what a node has told of itself (`node.facts`)."""
-    release = str(told.get("release", ""))
-    files = {"config": told.get("config"), "supervisor": told.get("supervisor")}
-    drift = _drift(wish, release, str(files["config"]), str(files["supervisor"]), str(told.get("pending", "")))
-    return Standing(name, True, release, drift)
+    release, *rest = (str(told.get(key, "")) for key in ("release", "config", "supervisor", "pending"))
+    return Standing(name, True, release, _drift(wish, release, *rest))
 
 
 def by_ssh(name: str, facts: Facts, wish: Wanted) -> Standing:

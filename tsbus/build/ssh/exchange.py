@@ -48,7 +48,6 @@ class Outcome:
     """The last megabyte of its standard output, as it came: it may hold secrets."""
     shown: str
     """The last megabyte of all its output, masked."""
-    seconds: float
 
 
 class Exchange:
@@ -80,7 +79,6 @@ class Exchange:
         self, text: str, stdin: bytes | Source | None, rights: dialogue.Rights, timeout_s: float, *, check: bool
     ) -> Outcome:
         """Go through all of it; see Session.run. Raises Fault, Cancelled."""
-        begun = time.monotonic()
         self._channel = self._open()
         self._poll = select.poll()
         self._poll.register(self._channel.fileno(), select.POLLIN)
@@ -103,7 +101,7 @@ class Exchange:
         self._hear(self._err.end(), kept=False)
         if status is None or (status and check):
             raise self._failed(status)
-        return Outcome(status, str(self._kept), str(self._shown), time.monotonic() - begun)
+        return Outcome(status, str(self._kept), str(self._shown))
 
     # The channel.
 

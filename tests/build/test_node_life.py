@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 from installing import (
@@ -251,6 +252,10 @@ def test_a_release_whose_router_does_not_run_is_left_again(node):
     step["data"]["check"] = ""
     document = orders.document(TINY, [step], parcel_of(bundle))
     assert states(install(node.box, document, bundle)) == ["changed"]
+    step, pids = activate_step("restart", TINY), node.pids()
+    (failed,) = node.do(replace(step, data={**step.data, "own_files": True}), release=TINY)
+    assert "release 1.0-tiny does not know what to do with the tree here: " in failed.told["error"]
+    assert node.pids() == pids, "it was asked first"
     (failed,) = node.do(activate_step("restart", TINY), release=TINY)
     assert f"it is back to releases/{node.release}" in failed.told["error"]
     assert node.box.run("readlink /opt/treescale/current") == f"releases/{node.release}"

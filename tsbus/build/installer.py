@@ -976,14 +976,18 @@ class Installer:
             link(CURRENT, before)
             try:
                 self._own_files(ROOT / before, boot)
-            except Failed as error:  # the others' may do for it, and nothing else is left to be tried
-                say(state="output", text=f"{before} goes on with files of {self._release}: {error}")
+            except Exception as error:  # the others' may do for it, and nothing else is left to be tried
+                say(state="output", text=f"{before} goes on with files of {self._release}: {words_of(error)['error']}")
             boot.start()
 
     def _own_files(self, release: Path, boot: Boot) -> None:
         """Have supervisord.conf and the unit as a release writes them, for the tree that is here. Raises Failed."""
         words = (release / "bin" / "python", "-I", "-B", "-c", OWN_FILES, CONFIG, boot.init)
-        supervisor, unit = json.loads(run(*words, most=MAX_KEPT)[1])
+        status, said = run(*words, check=False, most=MAX_KEPT)
+        last = (said.strip().splitlines() or ["it says nothing"])[-1]
+        if status:
+            raise Failed(f"release {release.name} does not know what to do with the tree here: {last}", output=said)
+        supervisor, unit = json.loads(last)
         file = {"text": supervisor, "digest": _sha256(supervisor), "mode": "0600", "user": "root", "group": "root"}
         self.config({"files": {str(SUPERVISOR): file}})
         if unit:

@@ -32,20 +32,20 @@ class Kernel:
                 del self.table[key]
             case steps.AddDestination(key, one):
                 assert one.address not in self.table[key].destinations, "exists"
-                self.table[key].destinations[one.address] = (one, ZERO)
+                self.table[key].destinations[one.address] = one
             case steps.SetDestination(key, one):
                 assert one.address in self.table[key].destinations, "missing"
-                self.table[key].destinations[one.address] = (one, ZERO)
+                self.table[key].destinations[one.address] = one
             case steps.DeleteDestination(key, address):
                 del self.table[key].destinations[address]
 
     def servers(self, key=VIP):
         """The servers of a service: address as text -> weight."""
-        return {str(address): one.weight for address, (one, _) in self.table[key].destinations.items()}
+        return {str(address): one.weight for address, one in self.table[key].destinations.items()}
 
     def serves(self, key):
         """Whether somebody gets new connections there."""
-        return key in self.table and any(one.weight for one, _ in self.table[key].destinations.values())
+        return key in self.table and any(one.weight for one in self.table[key].destinations.values())
 
     def copy(self):
         return {key: Entry(entry.service, dict(entry.destinations)) for key, entry in self.table.items()}

@@ -10,7 +10,7 @@ from typing import Any
 
 import msgspec
 from lan import Lan, enter
-from model_kernel import Kernel, tree
+from model_kernel import ZERO, Kernel, tree
 
 from tsbus import Client, Event, Request, Worker
 from tsbus.balancer.machine import Machine, MachineError, Refusal, Unusable, open_machine
@@ -46,7 +46,11 @@ class MemoryMachine:
     def services(self, keys: Any = None, *, counted: bool = True) -> dict[Any, Entry]:
         if self.broken:
             raise MachineError("reading the table: out of order")
-        return {key: entry for key, entry in self.kernel.copy().items() if keys is None or key in keys}
+        return {
+            key: entry._replace(counts=dict.fromkeys(entry.destinations, ZERO))
+            for key, entry in self.kernel.copy().items()
+            if keys is None or key in keys
+        }
 
     def untouched(self) -> bool:
         return False

@@ -323,8 +323,7 @@ async def test_drift_is_mended(tmp_path: Path) -> None:
         await one.servers(c2=1)
         table = one.machine.kernel.table
         address = Address(ip_address("172.17.0.2"), 80)
-        counts = table[VIP].destinations[address][1]
-        table[VIP].destinations[address] = (Destination(address, 9), counts)
+        table[VIP].destinations[address] = Destination(address, 9)
         table[VIP] = Entry(replace(table[VIP].service, owned=False), table[VIP].destinations)
         table[foreign] = Entry(Virt(foreign), {})
         (synced,) = await one.call("lb.sync")

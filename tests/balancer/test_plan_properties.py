@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from model_kernel import VIP, Kernel, Scene, box
 
 from tsbus.balancer import weights
-from tsbus.balancer.table import Address, Counts, Destination, Entry, Protocol, Service, Virtual
+from tsbus.balancer.table import Address, Destination, Entry, Protocol, Service, Virtual
 from tsbus.balancer.world import Override
 
 FOREIGN = Virtual(Protocol.TCP, ip_address("10.0.0.77"), 77)
@@ -24,7 +24,7 @@ class Life:
         kernel = Kernel()
         kernel.table[FOREIGN] = Entry(
             Service(FOREIGN),
-            {Address(ip_address("10.5.5.5"), 1): (Destination(Address(ip_address("10.5.5.5"), 1)), Counts(*[0] * 13))},
+            {Address(ip_address("10.5.5.5"), 1): Destination(Address(ip_address("10.5.5.5"), 1))},
         )
         self.scene = Scene(KEYS, kernel=kernel)
         self.truth = {node: {} for node in NODES}

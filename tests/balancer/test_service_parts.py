@@ -21,7 +21,7 @@ from tsbus.balancer.report import Event as Change
 from tsbus.balancer.report import Report, ServerReport
 from tsbus.balancer.rules import Listen
 from tsbus.balancer.statefile import State, StateError
-from tsbus.balancer.table import Address, Mark, Protocol, Virtual
+from tsbus.balancer.table import Address, Counts, Mark, Protocol, Virtual
 from tsbus.balancer.telling import Telling
 from tsbus.balancer.world import Override
 
@@ -34,8 +34,8 @@ TCP 0A000002 D433 0A000001 0050 AC110002 1F90 TIME_WAIT        99
 TCP 0A000002 D434 0A000001 0051 AC110002 1F90 ESTABLISHED     899
 TCP 0A000002 D435 0A000001 0050 AC110003 1F90 CLOSE             9
 TCP 0A000002 0000 0A000001 0050 AC110002 1F90 NONE            300
-UDP fd00:0000:0000:0000:0000:0000:0000:0002 D431 fd00:0000:0000:0000:0000:0000:0000:0001 0050 \
-fd17:0000:0000:0000:0000:0000:0000:0002 1F90 UDP 299
+TCP fd00:0000:0000:0000:0000:0000:0000:0002 D431 fd00:0000:0000:0000:0000:0000:0000:0001 0050 \
+fd17:0000:0000:0000:0000:0000:0000:0002 1F90 TIME_WAIT 99
 what is this
 """
 
@@ -204,16 +204,19 @@ def test_state_file(tmp_path: Path) -> None:
 
 
 def test_connections_that_are_not_over() -> None:
-    """Half-closed connections count, those in TIME_WAIT and CLOSE do not, nor does what only keeps a client."""
-    counted = open_connections.count(CONNECTIONS.splitlines())
+    """Half-closed connections are left, those in TIME_WAIT and CLOSE are not; one that is listed twice counts once."""
+    ended = open_connections.over([*CONNECTIONS.splitlines(), CONNECTIONS.splitlines()[3]])
     one, two = Address(ip_address("172.17.0.2"), 8080), Address(ip_address("172.17.0.3"), 8080)
-    assert open_connections.of(counted, VIP, one) == 2
-    assert open_connections.of(counted, VIP, two) == 0
+    counts = Counts(1, 2, 1, *[0] * 10)
+    assert open_connections.left(counts, ended, VIP, one) == 2
+    assert open_connections.left(Counts(0, 1, *[0] * 11), ended, VIP, two) == 0
+    assert open_connections.left(Counts(1, 0, *[0] * 11), ended, VIP, two) == 1
     listens = [Listen(Protocol.TCP, ip_address("10.0.0.1"), 80, 90)]
-    assert open_connections.of(counted, Mark(7), one, listens) == 3
-    assert open_connections.of(counted, Mark(7), Address(one.ip, 0), listens) == 3
-    six = Virtual(Protocol.UDP, ip_address("fd00::1"), 80)
-    assert open_connections.of(counted, six, Address(ip_address("fd17::2"), 8080)) == 1
+    assert open_connections.left(counts, ended, Mark(7), one, listens) == 2
+    assert open_connections.left(counts, ended, Mark(7), Address(one.ip, 0), listens) == 2
+    assert open_connections.left(counts, ended, Mark(7), one) == 3
+    six = Virtual(Protocol.TCP, ip_address("fd00::1"), 80)
+    assert open_connections.left(counts, ended, six, Address(ip_address("fd17::2"), 8080)) == 2
 
 
 def test_the_program(tmp_path: Path) -> None:

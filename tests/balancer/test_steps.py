@@ -4,7 +4,7 @@ from ipaddress import ip_address
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from model_kernel import ZERO, Kernel, climb, server
+from model_kernel import Kernel, climb, server
 
 from tsbus.balancer import steps
 from tsbus.balancer.steps import Pool
@@ -24,15 +24,14 @@ wanteds = st.dictionaries(st.sampled_from(KEYS), services).map(
 )
 tables = st.dictionaries(st.sampled_from(KEYS), st.tuples(services, st.booleans())).map(
     lambda found: {
-        key: Entry(Service(key, alg, keep, owned=owned), {place: (one, ZERO) for place, one in places.items()})
-        for key, ((alg, keep, places), owned) in found.items()
+        key: Entry(Service(key, alg, keep, owned=owned), places) for key, ((alg, keep, places), owned) in found.items()
     }
 )
 
 
 def shown(table):
     """A table without counts."""
-    return {key: (entry.service, {a: d for a, (d, _) in entry.destinations.items()}) for key, entry in table.items()}
+    return {key: (entry.service, entry.destinations) for key, entry in table.items()}
 
 
 @settings(max_examples=300)
@@ -84,7 +83,7 @@ def test_the_order_of_steps():
     actual = {
         KEYS[0]: Entry(
             Service(KEYS[0], owned=True),
-            {(one := server(names[n], weight=w)).address: (one, ZERO) for n, w in before.items()},
+            {(one := server(names[n], weight=w)).address: one for n, w in before.items()},
         )
     }
     after = [server(names[n], weight=w) for n, w in {0: 0, 1: 5, 2: 1, 4: 1}.items()]

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from lan import Box
-from model_kernel import ZERO, box, tree
+from model_kernel import box, tree
 
 from tsbus.balancer import iptables_text, nft_listing
 from tsbus.balancer.firewall import (
@@ -397,7 +397,7 @@ def asked(origin: Origin = "remote", *, forward: Forward = Forward.NAT, facts: d
     known: dict[str, Any] = {
         "host": Host(addresses=frozenset({VIP.ip}), networks=(BRIDGE,), **(host or {})), "routes": routes,
         "outside": frozenset({"eth0"}), "settings": {"net.ipv4.ip_forward": 1, TRACKING: 1},
-        "table": {VIP: Entry(service, {C1: (one, ZERO)})},
+        "table": {VIP: Entry(service, {C1: one})},
     }  # fmt: skip
     return judge(question, Evidence(**known | (facts or {})), {C1: ""})
 

@@ -214,5 +214,5 @@ def test_counts(stage: Stage) -> None:
 
 def counted(stage: Stage, key: Key) -> list[tuple[int, ...]]:
     """Connections, packets and bytes of each server of a service."""
-    found = [counts for _, counts in stage.table()[key].destinations.values()]
+    found = stage.table()[key].counts.values()
     return [(one.connections, one.in_packets, one.out_packets, one.in_bytes, one.out_bytes) for one in found]

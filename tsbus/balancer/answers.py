@@ -1,11 +1,11 @@
 """Answers: what the planner and the kernel tell, in the records of the bus. Pure."""
 
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator
 from typing import Final
 
 from tsbus.balancer.life import IN_TABLE, State
 from tsbus.balancer.report import Event, Problem, Report, ServerReport
-from tsbus.balancer.table import Address, Counts, Destination, Entry
+from tsbus.balancer.table import Counts, Destination, Entry, Service
 from tsbus.config import Balancer
 from tsbus.lb_records import (
     Alive,
@@ -76,9 +76,11 @@ def details(
 
 def traffic(balancer: Balancer, report: Report, entry: Entry | None) -> BalancerTraffic:
     """Return what the kernel has counted for a balancer: sums, and each server; zeros when it has none."""
-    found: Mapping[Address, tuple[Destination, Counts]] = entry.destinations if entry else {}
+    entry = entry or Entry(Service(report.key))
     known = {each.address: each for each in report.servers if each.state in IN_TABLE}
-    servers = tuple(_traffic(each, counts, known.get(address)) for address, (each, counts) in found.items())
+    servers = tuple(
+        _traffic(each, entry.counts[address], known.get(address)) for address, each in entry.destinations.items()
+    )
     names = [name for name in Traffic.__struct_fields__ if name not in ("id", "name", "ip", "port")]
     sums = {name: sum(getattr(each, name) for each in servers) for name in names}
     return BalancerTraffic(name=balancer.name, servers=servers, **sums)

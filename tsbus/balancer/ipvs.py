@@ -23,7 +23,6 @@ from typing import Final, Literal, Self
 from tsbus.balancer.netlink import DUMP, GENERIC, NESTED, Netlink, attribute, attributes
 from tsbus.balancer.table import (
     IP,
-    NOT_COUNTED,
     Address,
     Counts,
     Destination,
@@ -194,7 +193,7 @@ class Kernel:
         `counted` all counts are 0, and it takes a third of the time.
         """
         there = (service for service in self._services() if keys is None or service.key in keys)
-        return {service.key: Entry(service, self._destinations(service.key, counted)) for service in there}
+        return {service.key: self._entry(service, counted) for service in there}
 
     def schedulers(self) -> frozenset[str]:
         """Return those of SCHEDULERS that this kernel has, loading their modules; the table stays as it is.
@@ -236,10 +235,13 @@ class Kernel:
             read = [*self._dump(_Command.GET_SERVICES, b"")]
         return [service for each in read if (service := _service(each[_SERVICE])) is not None]
 
-    def _destinations(self, key: Key, counted: bool) -> dict[Address, tuple[Destination, Counts]]:
-        with _refusals(str(key)):
-            read = (each[_DESTINATION] for each in self._dump(_Command.GET_DESTINATIONS, _service_of(_key(key))))
-            return {one.address: (one, counts) for one, counts in (_destination(each, counted) for each in read)}
+    def _entry(self, service: Service, counted: bool) -> Entry:
+        with _refusals(str(service.key)):
+            asked = _service_of(_key(service.key))
+            read = [each[_DESTINATION] for each in self._dump(_Command.GET_DESTINATIONS, asked)]
+        found = list(map(_destination, read))
+        counts = {one.address: _counts(each) for one, each in zip(found, read, strict=True)} if counted else {}
+        return Entry(service, {one.address: one for one in found}, counts)
 
     def _change_service(self, command: _Command, service: Service) -> None:
         service.check()
@@ -378,12 +380,16 @@ def _service(data: bytes) -> Service | None:
     )
 
 
-def _destination(data: bytes, counted: bool) -> tuple[Destination, Counts]:
+def _counts(data: bytes) -> Counts:
     read = attributes(data)
-    traffic = attributes(read[_Dest.TRAFFIC]) if counted else {}
+    traffic = attributes(read[_Dest.TRAFFIC])
     connections = (_number(read[kind]) for kind in (_Dest.ACTIVE, _Dest.INACTIVE, _Dest.PERSISTENT))
-    counts = Counts(*connections, *(_number(traffic[kind]) for kind in _TRAFFIC)) if counted else NOT_COUNTED
-    return _settled(*map(read.__getitem__, _SETTLED)), counts
+    return Counts(*connections, *(_number(traffic[kind]) for kind in _TRAFFIC))
+
+
+def _destination(data: bytes) -> Destination:
+    read = attributes(data)
+    return _settled(*map(read.__getitem__, _SETTLED))
 
 
 _SETTLED: Final = (

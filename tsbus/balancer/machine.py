@@ -3,7 +3,9 @@
 Everything here blocks for system calls or tools, and is for one thread without a loop: carrier.py's.
 """
 
+from collections import Counter
 from collections.abc import Collection, Container, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from typing import NamedTuple, Protocol
 
@@ -220,20 +222,18 @@ class IpvsMachine:
 
     def connections(self, watched: Iterable[tuple[Key, Address]], listens: Listens) -> dict[tuple[Key, Address], int]:
         """See Machine."""
-        try:
-            with open_connections.PLACE.open() as lines:
-                counted = open_connections.count(lines)
-        except OSError:  # without /proc only those that are established are known
-            table = self.services()
-            counts = {
-                (key, place): each for key, entry in table.items() for place, (_, each) in entry.destinations.items()
-            }
-            return {each: counts[each].active for each in watched if each in counts}
+        places = list(watched)
+        table = self.services({key for key, _ in places})
+        counts = {(key, at): table[key].counts[at] for key, at in places if key in table and at in table[key].counts}
+        ended: Counter[open_connections.Way] = Counter()
+        if any(each.inactive for each in counts.values()):
+            with suppress(OSError), open_connections.PLACE.open() as lines:
+                ended = open_connections.over(lines)
         return {
-            (key, address): open_connections.of(
-                counted, key, address, listens.get(key, ()) if isinstance(key, Mark) else ()
+            (key, at): open_connections.left(
+                each, ended, key, at, listens.get(key, ()) if isinstance(key, Mark) else ()
             )
-            for key, address in watched
+            for (key, at), each in counts.items()
         }
 
     def prepare(self, fronts: Sequence[Front], *, anew: bool) -> Done:

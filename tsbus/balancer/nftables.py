@@ -28,7 +28,7 @@ from tsbus.balancer.steps import (
     SetService,
     Step,
 )
-from tsbus.balancer.table import IP, NOT_COUNTED, Address, Counts, Entry, Key, Mark, Virtual
+from tsbus.balancer.table import IP, Address, Counts, Entry, Key, Mark, Virtual
 from tsbus.balancer.verdicts import TABLE, Held, Listing, Script, Tally, impossible, parse, script
 
 _RATE_S: Final = 1.0
@@ -97,7 +97,7 @@ class Table:
         """Return those of `keys` that are in the table, without `keys` everything. Raises HostError."""
         if not counted:
             pools = self._listing().pools.items()
-            return {key: _uncounted(pool) for key, pool in pools if keys is None or key in keys}
+            return {key: Entry(pool.service, pool.destinations) for key, pool in pools if keys is None or key in keys}
         self._known = None
         listing = self._listing()
         flows = list(_flows_of(listing.pools))
@@ -108,17 +108,16 @@ class Table:
         for key, pool in listing.pools.items():
             if keys is not None and key not in keys:
                 continue
-            found = {}
-            for address, each in pool.destinations.items():
+            counts = {}
+            for address in pool.destinations:
                 place = key, address
                 tally, rate = listing.tallies[place], rates[place]
-                counts = Counts(
+                counts[address] = Counts(
                     active[place], inactive[place], 0,
                     tally.connections, tally.in_packets, tally.out_packets, tally.in_bytes, tally.out_bytes,
                     rate.connections, rate.in_packets, rate.out_packets, rate.in_bytes, rate.out_bytes,
                 )  # fmt: skip
-                found[address] = each, counts
-            entries[key] = Entry(pool.service, found)
+            entries[key] = Entry(pool.service, pool.destinations, counts)
         return entries
 
     def untouched(self) -> bool:
@@ -229,10 +228,6 @@ def _read() -> Listing:
         return parse(json.loads(run("nft", "-j", "list", "table", "inet", TABLE))["nftables"])
     except NoFeature:
         return Listing()
-
-
-def _uncounted(pool: Held) -> Entry:
-    return Entry(pool.service, {address: (each, NOT_COUNTED) for address, each in pool.destinations.items()})
 
 
 def _taken(found: Listing, steps: Iterable[Step], listens: Mapping[Mark, tuple[Listen, ...]]) -> dict[Key, Held]:

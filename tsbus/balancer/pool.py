@@ -55,7 +55,7 @@ class ServerPool:
         self._ids: set[str] = set()
         self._servers: dict[ServerId, Server] = {}
         self._sorries: dict[ServerId, Server] = {}
-        self._found = {address: each for address, (each, _) in found.destinations.items()} if found else {}
+        self._found = dict(found.destinations) if found else {}
         self._left_out: list[Missing] = []
         self._flags = {"empty": False, "sorry": False, "panic": False}
         self._told: dict[str, bool] = {}

@@ -132,10 +132,13 @@ def change(wanted: Wanted, actual: Actual, ours: Collection[Key], adopt: Collect
             continue
         if entry.service != service:
             changed.append(SetService(service))
+        if entry.destinations == pool.destinations:
+            continue
         for each in _heaviest_first(pool):
-            if each.address not in entry.destinations:
+            old = entry.destinations.get(each.address)
+            if old is None:
                 added.append(AddDestination(key, each))
-            elif (old := entry.destinations[each.address][0]) != each:
+            elif old != each:
                 group = zeroed if not each.weight else raised if each.weight >= old.weight else lowered
                 group.append(SetDestination(key, each))
         deleted += [DeleteDestination(key, each) for each in entry.destinations if each not in pool.destinations]

@@ -4,6 +4,7 @@ A service is a virtual address (or a firewall mark) and how its connections are 
 plan.py makes the wanted table, ipvs.py reads the actual one and changes it, steps.py compares the two.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import IntEnum
 from ipaddress import IPv4Address, IPv6Address
@@ -167,15 +168,13 @@ class Counts:
     out_bytes_s: int
 
 
-NOT_COUNTED: Final = Counts(*[0] * 13)
-"""Of a table that was read without counts."""
-
-
 class Entry(NamedTuple):
     """A service with its destinations, as the kernel has them."""
 
     service: Service
-    destinations: dict[Address, tuple[Destination, Counts]]
+    destinations: Mapping[Address, Destination] = {}
+    counts: Mapping[Address, Counts] = {}
+    """Of all destinations, or of none where they were not asked for."""
 
 
 def _check(what: str, value: int, least: int, most: int) -> None:

@@ -103,7 +103,7 @@ def servers_of(question: Question, table: Mapping[Any, Entry] | None) -> tuple[D
     entry = (table or {}).get(pool.service.key)
     found = list(pool.destinations.values())
     if entry is not None and not question.clash:
-        found = [each for each, _ in entry.destinations.values()]
+        found = list(entry.destinations.values())
     return tuple([each for each in found if each.weight] or found)[:MAX_SERVERS]
 
 
@@ -540,8 +540,8 @@ def _changes(pool: Pool, entry: Entry) -> Iterator[str]:
         found = entry.destinations.get(address)
         if found is None:
             yield f"{address} is missing"
-        elif found[0] != wanted:
-            yield f"{address} has the weight {found[0].weight}, not {wanted.weight}, or other settings"
+        elif found != wanted:
+            yield f"{address} has the weight {found.weight}, not {wanted.weight}, or other settings"
     yield from (f"{address} is there" for address in entry.destinations if address not in pool.destinations)
 
 

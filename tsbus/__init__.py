@@ -31,7 +31,8 @@ if TYPE_CHECKING:
         UnknownTarget,
     )
     from tsbus.filters import Filter
-    from tsbus.mirror import Mirror, follow
+    from tsbus.live_mirror import follow
+    from tsbus.mirror import Mirror
     from tsbus.worker import Worker
 
 __version__ = "0.1.0"
@@ -105,7 +106,8 @@ _HOMES = {
         "UnknownTarget",
     ),
     "tsbus.filters": ("Filter",),
-    "tsbus.mirror": ("Mirror", "follow"),
+    "tsbus.live_mirror": ("follow",),
+    "tsbus.mirror": ("Mirror",),
     "tsbus.worker": ("Worker",),
 }
 

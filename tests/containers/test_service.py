@@ -20,7 +20,7 @@ from tsbus.config import DockerPolicy
 from tsbus.containers import desk, output, service
 from tsbus.containers.engine import Engine
 from tsbus.containers.service import AUDIT_NAME, Service
-from tsbus.mirror import follow
+from tsbus.live_mirror import follow
 from tsbus.testing import MemoryTree
 
 LIMIT_S = 20.0

@@ -11,7 +11,8 @@ import tsbus
 from tsbus import Request, Worker
 from tsbus.core.roles import Role
 from tsbus.filters import Filter, FilterError
-from tsbus.mirror import ABSENT_TRIES, MAX_KEPT, MONITOR, Change, LiveMirror, Mirror, follow
+from tsbus.live_mirror import ABSENT_TRIES, Change, LiveMirror, follow
+from tsbus.mirror import MAX_KEPT, MONITOR, Mirror
 from tsbus.records import Container, ContainerEvent, EngineFacts, Image, SnapshotHead
 from tsbus.testing import MemoryTree
 
@@ -514,3 +515,19 @@ def test_names_at_the_top():
     """Programs find the mirror in the package itself."""
     assert (tsbus.Mirror, tsbus.follow, tsbus.Filter) == (Mirror, follow, Filter)
     assert issubclass(LiveMirror, Mirror)
+
+
+async def test_a_closed_mirror_tells_nothing():
+    """A question that was due when the mirror was closed is not asked any more."""
+    told: list[Change] = []
+    async with MemoryTree({"root": ["a"]}) as tree:
+        client = await tree.connect("root")
+        live = await follow(client, "a", on_change=told.append)
+        await tree.settle()
+        await tree.run(Worker(MONITOR), "a")
+        await tree.settle()
+        live._ask(live.nodes)
+        await live.close()
+        told.clear()
+        await tree.advance(1)
+    assert not told

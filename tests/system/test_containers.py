@@ -16,7 +16,7 @@ from dockerd import Dockerd
 from tree import Tree, until
 
 from tsbus.containers.engine import Engine, EngineError
-from tsbus.mirror import Change, LiveMirror, follow
+from tsbus.live_mirror import Change, LiveMirror, follow
 
 START = Path(__file__).parents[2] / "services/ts_docker.py"
 BOXES = 20

@@ -35,8 +35,8 @@ from tsbus.balancer.world import Override
 from tsbus.config import Tree
 from tsbus.core.target import fold, spell
 from tsbus.lb_records import CapacityEvent, Drain, LbEvent, Select, Show, Stats, Undrain, Wait, Watch, Weigh, Why
+from tsbus.live_mirror import follow
 from tsbus.log import Log
-from tsbus.mirror import follow
 from tsbus.records import StatsEvent
 
 NAME: Final = "lb"

@@ -29,7 +29,7 @@ from tsbus.dashboard.questions import Questions
 from tsbus.dashboard.state import Model
 from tsbus.errors import BusError
 from tsbus.lb_records import Details
-from tsbus.mirror import Change, LiveMirror, follow
+from tsbus.live_mirror import Change, LiveMirror, follow
 
 TOPICS: Final = (
     "alert.*", "bus.*", "container.*", "docker.*", "image.*", "lb.*", "network.*", "node.*", "process.*", "worker.*",

@@ -285,7 +285,7 @@ def note_samples(reply: "Reply", tally: Tally) -> None:
 
 async def _watch(bus: str | None, target: str, filters: Sequence[str], look: Look) -> int:
     """Draw at every change, until Ctrl-C."""
-    from tsbus.mirror import follow
+    from tsbus.live_mirror import follow
 
     changed = asyncio.Event()
     async with (

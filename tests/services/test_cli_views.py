@@ -5,6 +5,7 @@ import json
 import msgspec
 import pytest
 
+from tsbus.cli.check import lines_of
 from tsbus.cli.eventlines import told
 from tsbus.cli.output import MAX_LINE, Kept, Lines
 from tsbus.cli.report import Ending, account, exit_code, summary
@@ -15,6 +16,7 @@ from tsbus.core.accounting import Outcome
 from tsbus.core.body import body_json
 from tsbus.core.events import Event
 from tsbus.core.message import EventMeta, Route, Type
+from tsbus.dashboard.problems import Problem
 
 
 def thousand(**changed):
@@ -70,6 +72,22 @@ def test_what_happens_to_processes_handlers_and_alerts_is_told_in_words(topic, f
     line = told(event).decode()
     assert "web1" in line
     assert words in line
+
+
+def test_what_is_wrong_is_told_with_its_age_and_what_to_do():
+    """Problems know what mends them, or the check does; doubtful things are warnings."""
+    found = [
+        Problem(kind="node-lost", node="a", text="a is lost (closed)", since_ms=86_000),
+        Problem(kind="clock-skew", node="b", text="the clock of b is 9 s behind the one here", mend="check it"),
+    ]
+    assert list(lines_of(found, 3, 100_000, None)) == [
+        "3 nodes: 1 problem, 1 warning",
+        "  problem: a is lost (closed) (14 s)",
+        "    mend: see that the machine runs and can be reached, then its router: supervisorctl status, router.log",
+        "  warning: the clock of b is 9 s behind the one here",
+        "    mend: check it",
+    ]
+    assert list(lines_of([], 1, 0, None)) == ["1 node: nothing is wrong"]
 
 
 def test_a_lost_node_speaks_for_all_below_it():

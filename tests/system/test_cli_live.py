@@ -173,6 +173,18 @@ def test_status_draws_the_tree(root):
     assert "closed, last seen " in gone
 
 
+def test_check_tells_what_is_wrong_in_the_tree(root):
+    """Lost nodes, and programs that are away though nobody heard how they ended; exit code 1."""
+    result = run("check", bus=root)
+    assert result.exit_code == 1
+    assert "problem: gone is lost (closed)" in result.stdout
+    assert "the program events does not run on" in result.stdout
+    assert "the program executor" not in result.stdout
+    found = [json.loads(line) for line in run("check", "gone", "--json", bus=root).stdout.splitlines()]
+    assert [(one["kind"], one["node"], one["severe"]) for one in found] == [("node-lost", "gone", True)]
+    assert run("check", "nobody", bus=root).exit_code == 2
+
+
 def test_status_for_machines_has_the_round_trip_of_each_link(root):
     """One object with every node."""
 

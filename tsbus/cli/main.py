@@ -10,6 +10,7 @@ from tsbus.cli.lazy import LazyGroup
 
 COMMANDS = {
     "status": ("tsbus.cli.status:status", "Draw the tree: who is up, who is lost, and why."),
+    "check": ("tsbus.cli.check:check", "Tell what is wrong in the tree, and what to do."),
     "top": ("tsbus.cli.top:top", "Show what nodes and containers use, live."),
     "ping": ("tsbus.cli.ping:ping", "Measure the round trip to nodes."),
     "exec": ("tsbus.cli.exec:exec_", "Run a program on nodes."),

@@ -36,7 +36,7 @@ def test_the_balancers_process(site: Machines) -> None:
 def test_the_engine(site: Machines) -> None:
     """An engine that is away changes nothing while its containers live; those that end meanwhile are out at once."""
     top, low = site.top, site.low
-    low.run("one", "--label=treescale.balancer=own", "--restart=always")
+    low.run("one", "--label=treescale.balancer=own")
     low.wait_table(80, {low.place("one"): 1})
     low.listens("one")
     with Visitors(site.client, ("10.0.0.3", 80), holding=1) as visitors:
@@ -61,6 +61,7 @@ def test_the_engine(site: Machines) -> None:
     low.wait_table(80, {})
     top.wait_table(82, {"10.0.0.3:80": 0})
     site.dockerd.start()
+    low.docker("start", "one")  # not by a restart policy: an engine of 20.10 sometimes starts one twice at once, and gives up
     low.find("one")
     low.wait_table(80, {low.place("one"): 1})
     low.listens("one")

@@ -386,7 +386,7 @@ class Probe:
     def _on_done(self, _: Route, meta: bytes, body: bytes) -> None:
         call = self.calls[wire.decode_meta(wire.CallMeta, meta).call]
         assert call.done is None, "one DONE for each call"
-        done = wire.decode_map(body)
+        done = wire.decode_body(dict, body)
         sets = {outcome: done.get(outcome.name.lower(), "") for outcome in Outcome}
         call.done = {outcome: unfold(text, self.net.topology) for outcome, text in sets.items() if text}
         self.saw("done " + " ".join(f"{outcome.name.lower()}={text}" for outcome, text in sets.items() if text))

@@ -6,7 +6,6 @@ They wait, in asyncio, on the state that `core/exchanges.py` keeps.
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
-from types import TracebackType
 from typing import Any, Self
 
 from tsbus.connection import Connection, Signal, error_of
@@ -202,9 +201,7 @@ class Call:
     async def __aenter__(self) -> Self:
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         """Cancel the call unless it is over, and forget it."""
         self.cancel()
         self._exchanges.forget(self._asked)

@@ -9,7 +9,6 @@ nodes = st.sampled_from("abcdefgh")  # some of them are strangers to most accoun
 outcomes = st.sampled_from(Outcome)
 facts = st.one_of(
     st.tuples(st.just("finish"), nodes, outcomes),
-    st.tuples(st.just("lost"), st.frozensets(nodes)),
     st.tuples(st.just("finish_all"), outcomes),
 )
 
@@ -26,9 +25,8 @@ def test_every_node_ends_exactly_once(resolved, history, last):
             assert news == (node in resolved and node not in first)
             ended = {node} if news else set()
         else:
-            concerned = arguments[0] if fact == "lost" else resolved
-            outcome = Outcome.UNREACHABLE if fact == "lost" else arguments[0]
-            ended = (resolved & concerned) - first.keys()
+            (outcome,) = arguments
+            ended = resolved - first.keys()
             assert news == ended
         first |= dict.fromkeys(ended, outcome)
         assert account.waiting == resolved - first.keys()

@@ -22,7 +22,7 @@ BODIES = (
 DECODERS: dict[str, Callable[[bytes], object]] = {
     "frame": wire.decode_frame,
     "route": wire.decode_route,
-    "map": wire.decode_map,
+    "map": lambda data: wire.decode_body(dict, data),
     **{kind.__name__: lambda data, kind=kind: wire.decode_meta(kind, data) for kind in METAS},  # type: ignore[misc]
     **{kind.__name__: lambda data, kind=kind: wire.decode_body(kind, data) for kind in BODIES},  # type: ignore[misc]
 }

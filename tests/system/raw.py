@@ -30,7 +30,7 @@ class Heard:
 
     def map(self) -> dict[str, Any]:
         """Return the body of a local type."""
-        return wire.decode_map(self.body)
+        return wire.decode_body(dict, self.body)
 
 
 class Peer:

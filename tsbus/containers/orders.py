@@ -48,10 +48,6 @@ class Order(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     """A body. Keys that it does not have are an error: a mistyped option is never silently left out."""
 
 
-class Nothing(Order, frozen=True):
-    """For commands without arguments."""
-
-
 class Snapshot(Order, frozen=True):
     """`containers.snapshot`."""
 

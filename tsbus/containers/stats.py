@@ -65,11 +65,6 @@ class Statistics:
         self._is_first = False
 
     @property
-    def is_on(self) -> bool:
-        """Whether rounds are due."""
-        return self._is_on
-
-    @property
     def unreadable(self) -> Mapping[str, str]:
         """The running containers whose counters cannot be read, by id, and why: the engine is to be asked for them."""
         return self._session.unreadable() if self._session else {}

@@ -56,14 +56,8 @@ class Account:
 
     def finish_all(self, outcome: Outcome) -> frozenset[str]:
         """Let every waiting node end in `outcome`, as a timeout or a cancel does. Returns these nodes."""
-        return self._finish(self.waiting, outcome)
-
-    def lost(self, nodes: Iterable[str]) -> frozenset[str]:
-        """Let those of `nodes` that still wait end as unreachable. Returns these nodes."""
-        return self._finish(self.waiting.intersection(nodes), Outcome.UNREACHABLE)
-
-    def _finish(self, nodes: frozenset[str], outcome: Outcome) -> frozenset[str]:
-        self._waiting -= nodes
+        nodes = self.waiting
+        self._waiting.clear()
         self._outcomes.update(dict.fromkeys(nodes, outcome))
         return nodes
 

@@ -86,11 +86,6 @@ class Queue:
             self.gaps[at] = min(self.gaps.get(at, 0) + count, _MAX_GAP)
 
     @property
-    def in_flight(self) -> int:
-        """Bytes sent and not yet acknowledged."""
-        return self.sent_total - self.acked_total
-
-    @property
     def crowded(self) -> bool:
         """Whether it is more than half full."""
         return self.waiting > self.limit // 2

@@ -174,7 +174,6 @@ encode: Final = msgspec.msgpack.Encoder().encode
 """Any message structure or plain value -> MessagePack bytes."""
 _decode_frame: Final = msgspec.msgpack.Decoder(list[bytes]).decode
 _decode_route: Final = msgspec.msgpack.Decoder(Route).decode
-_decode_map: Final = msgspec.msgpack.Decoder(dict[str, Any]).decode
 _decoders: dict[type, msgspec.msgpack.Decoder[Any]] = {}
 
 _UNREADABLE: Final = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
@@ -222,26 +221,11 @@ def decode_meta(kind: type[_T], data: bytes) -> _T:
     """Return `data` as a meta structure of the class `kind`. Raises ProtocolError."""
     if len(data) > MAX_META:
         raise ProtocolError("oversize", f"meta of {len(data)} bytes; at most {MAX_META}")
-    decoder = _decoders.get(kind)
-    if decoder is None:
-        decoder = _decoders[kind] = msgspec.msgpack.Decoder(kind)
-    try:
-        meta: _T = decoder.decode(data)
-    except _UNREADABLE as error:
-        raise ProtocolError("malformed", f"{kind.__name__}: {error}") from None
-    return meta
-
-
-def decode_map(data: bytes) -> dict[str, Any]:
-    """Return the map in the body of a hop-local or local envelope. Raises ProtocolError."""
-    try:
-        return _decode_map(data)
-    except _UNREADABLE as error:
-        raise ProtocolError("malformed", f"body: {error}") from None
+    return decode_body(kind, data)
 
 
 def decode_body(kind: type[_T], data: bytes) -> _T:
-    """Return a body map checked against the structure `kind` (a msgspec.Struct). Raises ProtocolError."""
+    """Return a body checked against the structure `kind` (a msgspec.Struct, or dict). Raises ProtocolError."""
     decoder = _decoders.get(kind)
     if decoder is None:
         decoder = _decoders[kind] = msgspec.msgpack.Decoder(kind)

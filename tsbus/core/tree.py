@@ -79,12 +79,6 @@ class Topology:
         """Return the nodes that have `tag`, none for a tag that nobody has."""
         return self._tagged.get(tag, frozenset())
 
-    def path(self, start: str, end: str) -> tuple[str, ...]:
-        """Return the nodes from `start` to `end` along the links, both included."""
-        up, down = (start, *self.ancestors(start)), (end, *self.ancestors(end))
-        meeting = next(name for name in up if name in down)
-        return (*up[: up.index(meeting) + 1], *reversed(down[: down.index(meeting)]))
-
     def _only_root(self) -> str:
         roots = [name for name in self.names if name not in self._parents]
         if len(roots) != 1:

@@ -206,13 +206,19 @@ def _down(run_dir: Path, only: tuple[str, ...], as_json: bool) -> int:
 
 def _show(run_dir: Path, only: tuple[str, ...], as_json: bool) -> int:
     """Exit code 0: all runs; 4: something does not."""
-    nodes = {node.name: node.programs() for node in folders_in(run_dir, only)}
+    nodes: dict[str, list[control.Program] | None] = {}
+    frozen: dict[str, str] = {}
+    for node in folders_in(run_dir, only):
+        try:
+            nodes[node.name] = node.programs()
+        except SupervisionError as error:  # the others are to be seen
+            nodes[node.name], frozen[node.name] = None, str(error)
     if as_json:
         click.echo(json.dumps({name: _as_objects(programs) for name, programs in nodes.items()}))
     elif not nodes:
         click.echo(f"no node was started in {run_dir}", err=True)
     else:
-        rows = [row for name, programs in nodes.items() for row in _rows(name, programs)]
+        rows = [row for name, programs in nodes.items() for row in _rows(name, programs, frozen.get(name))]
         click.echo("\n".join(table(_COLUMNS, rows)))
     well = nodes and all(programs and all(each.state == "RUNNING" for each in programs) for programs in nodes.values())
     return Code.OK if well else Code.UNREACHABLE
@@ -224,7 +230,9 @@ def _as_objects(programs: list[control.Program] | None) -> list[dict[str, Any]] 
     return [{"name": each.name, "state": each.state, "pid": each.pid, "note": each.note} for each in programs]
 
 
-def _rows(node: str, programs: list[control.Program] | None) -> list[tuple[str, str, str, str]]:
+def _rows(node: str, programs: list[control.Program] | None, trouble: str | None) -> list[tuple[str, str, str, str]]:
+    if trouble:
+        return [(node, "-", "FROZEN", trouble)]
     if programs is None:
         return [(node, "-", "DOWN", "its supervisord does not run; treescale up FILE starts it")]
     return [(node, each.name, each.state, each.note) for each in programs]

@@ -14,8 +14,11 @@ from tree import Tree, until
 from tsbus import Request, Worker
 from tsbus.config import loads
 from tsbus.core.roles import Role
+from tsbus.dashboard.eventlog import MAX_EVENTS
 from tsbus.dashboard.feed import Feed
 from tsbus.dashboard.flows import LINGER_S
+from tsbus.dashboard.problems import problems
+from tsbus.dashboard.questions import REST_S
 from tsbus.lb_records import BalancerTraffic
 from tsbus.mirror import MONITOR
 from tsbus.records import ContainerEvent, Sample, SnapshotHead
@@ -188,6 +191,35 @@ async def test_lost_nodes_and_a_lost_bus_are_seen_and_come_back(bed):
     await bed.tree.advance(20)
     assert bed.model.connected
     assert {node.state for node in bed.model.nodes.values()} == {"up"}
+
+
+async def test_a_node_that_flaps_each_second_is_bounded_and_right_in_the_end(bed):
+    """Its link goes and comes every second for a minute: routers are asked a few times a second at most, and no more
+    is kept than of a calm node; when it stays, it is up and no problem is left."""
+    calls = []
+    request, call_one = bed.feed._client.request, bed.feed._client.call_one
+
+    def noted(target, command, *rest, **more):
+        calls.append(command)
+        return request(target, command, *rest, **more)
+
+    async def noted_one(target, command, *rest, **more):
+        calls.append(command)
+        return await call_one(target, command, *rest, **more)
+
+    bed.feed._client.request, bed.feed._client.call_one = noted, noted_one
+    for _ in range(30):
+        bed.tree.cut("root", "b")
+        await bed.tree.advance(1)
+        bed.tree.mend("root", "b")
+        await bed.tree.advance(1)
+    assert calls.count("router.status") <= 60 / REST_S + 2
+    assert len(calls) < 60 * 8, "a few questions a second"
+    await bed.tree.advance(20)
+    assert bed.model.nodes["b"].state == "up"
+    assert bed.model.container("b", "c1") is not None
+    assert problems(bed.model, bed.tree.clock.wall_ms()) == []
+    assert len(bed.model.events) <= MAX_EVENTS
 
 
 async def test_further_topics_are_in_the_log_while_somebody_listens(bed):

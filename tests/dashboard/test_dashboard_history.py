@@ -52,6 +52,18 @@ def test_old_figures_make_no_points():
     assert math.isnan(lines.figures["memory"][-1])
 
 
+def test_a_node_whose_clock_is_hours_off_has_points_of_now():
+    """Points stand at the time here, whatever the node's clock says."""
+    model, history = told.model(), History()
+    for hours in (-2, 2):
+        told.Node(model, "a", told.container())
+        event = told.figures("a", {1: Sample(cpu=3.0)}, NOW + hours * 3_600_000)
+        model.figures(event, NOW)
+        history.record(model, NOW)
+        assert history.lines("a", told.short(), NOW, minutes=15).figures["cpu"][-1] == 3.0
+        assert model.nodes["a"].stats_ms == NOW
+
+
 def test_a_clock_that_is_set_back_begins_anew():
     """Points of a time that has not come yet are not shown as those of an hour ago."""
     model, history = told.model(), History()

@@ -1,5 +1,6 @@
 """The model: whatever order news come in, the last word counts, nothing is set to zero, and everything is bounded."""
 
+import tracemalloc
 from typing import Any
 
 import msgspec
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 
 from tsbus.core.target import TargetError
 from tsbus.dashboard.answers import Stats
-from tsbus.dashboard.eventlog import EventLog
+from tsbus.dashboard.eventlog import MAX_BYTES, MAX_EVENTS, EventLog
 from tsbus.dashboard.figures import MAX_SAMPLES
 from tsbus.dashboard.state import MAX_MARKS, MAX_PEERS, Model
 from tsbus.dashboard.views import NodeView, Rates
@@ -347,3 +348,25 @@ def test_a_node_knows_its_place():
     model = told.model(a1={"parent": "b"})
     assert isinstance(model.nodes["a1"], NodeView)
     assert (model.nodes["a1"].adopted, model.nodes["a2"].adopted) == (True, False)
+
+
+def test_any_number_of_events_takes_bounded_memory():
+    """After the log is full, nothing grows any more, whatever the events say and however large they are."""
+    model = told.model()
+
+    def tell(numbers: range) -> int:
+        for number in numbers:
+            body = {"peer": f"sub{number}", "name": f"p{number}", "kind": "worker", "dropped": number, "x": "y" * 8000}
+            topic = ("bus.slow", "process.fatal", "shop.order")[number % 3]
+            model.event(told.event(topic, "a" if number % 2 else "b", body), NOW + number)
+        return tracemalloc.get_traced_memory()[0]
+
+    tracemalloc.start()
+    try:
+        full = tell(range(3000))
+        assert tell(range(3000, 6000)) < full + (1 << 20)
+    finally:
+        tracemalloc.stop()
+    assert len(model.events) <= MAX_EVENTS
+    assert model.events.bytes <= MAX_BYTES
+    assert all(max(len(view.slow), len(view.processes)) <= MAX_PEERS for view in model.nodes.values())

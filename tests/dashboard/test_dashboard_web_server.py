@@ -97,6 +97,19 @@ def test_a_change_needs_the_secret_of_the_session(served):
     assert sign_in(Origin="http://evil.example")[0].status == 403
 
 
+def test_a_session_that_ends_in_the_middle_of_an_action(served):
+    """Who was signed out between the question and his answer is told to sign in, and nothing is done."""
+    _, cookie = sign_in()
+    csrf = ask("/api/v1/me", Cookie=cookie).json()["csrf"]
+    ask("/sign-out", "POST", form={"csrf": csrf}, Cookie=cookie)
+    before = len(served.audit())
+    body = {"target": "c", "command": "exec.run", "body": {"argv": ["touch", "/never"]}}
+    answer = ask("/api/v1/request", "POST", body=body, Cookie=cookie, X_CSRF_Token=csrf)
+    assert answer.refusal(401)
+    assert "sign" in answer.json()["mend"].lower()
+    assert len(served.audit()) == before
+
+
 def test_who_may_only_see_changes_nothing(served):
     """The role view reads all, and is refused every change, by session as by token."""
     _, cookie = sign_in("victor")

@@ -308,8 +308,8 @@ def _container(number: int) -> Container:
 async def simulate(bus: str) -> None:
     """Be the monitor of a node with these containers; orders come as JSON lines."""
     from tsbus.audit import AuditLog
+    from tsbus.containers.asking import Asking
     from tsbus.containers.desk import Desk
-    from tsbus.containers.verbs import Asking
     from tsbus.containers.watch import Watch
 
     made = ManyContainers()

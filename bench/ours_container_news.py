@@ -23,9 +23,9 @@ from bench.ours_promises import median_ms
 from tests.dockerd import Dockerd
 from tsbus.audit import AuditLog
 from tsbus.config import DockerPolicy
+from tsbus.containers.asking import Asking
 from tsbus.containers.desk import Desk
 from tsbus.containers.facts import EngineEvent, Summary
-from tsbus.containers.verbs import Asking
 from tsbus.containers.watch import Watch
 from tsbus.records import Container, EngineFacts, Image
 

@@ -10,13 +10,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tsbus.containers import orders
+from tsbus.containers.asking import verdict
 from tsbus.containers.facts import PullStep
 from tsbus.containers.naming import NotOne, Target, near, resolve
 from tsbus.containers.orders import parse, shown
 from tsbus.containers.output import MAX_LINE, PIECE_BYTES, Lines, joined
 from tsbus.containers.pulling import Layers
 from tsbus.containers.threads import Pool, Pump
-from tsbus.containers.verbs import verdict
 from tsbus.records import Container, Image
 
 WEB = Target("ab12" + "0" * 60, "web")

@@ -2,8 +2,8 @@
 
 What the engine says     facts.py, transitions.py, monitor.py and contact.py decide; watch.py is the edge
 How it is talked to      engine.py; below it wire.py, streams.py, framing.py, trouble.py; threads.py for the loop
-What callers want        orders.py, notation.py, policy.py, naming.py, pulling.py decide; desk.py, verbs.py,
-                         output.py and ending.py act
+What callers want        orders.py, notation.py, policy.py, naming.py, pulling.py decide; desk.py, asking.py,
+                         acting.py, output.py and ending.py act
 What containers take     kernel.py and sampler.py decide; cgroup.py reads, stats.py joins them, measuring.py tells
 All on the bus           service.py, main.py
 

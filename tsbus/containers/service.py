@@ -1,7 +1,8 @@
 """The container service: three workers of one process, `containers`, `images` and `docker`, on one client of the bus.
 
-It only joins what others do: watch.py follows the engine, verbs.py and output.py serve the commands, measuring.py the
-statistics. Made of the public API only. services/ts_docker.py starts it; docs/containers.md is for users.
+It only joins what others do: watch.py follows the engine, asking.py, acting.py and output.py serve the commands,
+measuring.py the statistics. Made of the public API only. services/ts_docker.py starts it; docs/containers.md is for
+users.
 """
 
 import asyncio
@@ -12,11 +13,12 @@ from typing import Any, Final
 from tsbus import Client, Request, Worker
 from tsbus.audit import AuditLog
 from tsbus.config import DockerPolicy, Tree
+from tsbus.containers.acting import Acting
+from tsbus.containers.asking import Asking
 from tsbus.containers.desk import Desk
 from tsbus.containers.engine import Engine, TlsFiles
 from tsbus.containers.measuring import Measuring
 from tsbus.containers.output import Writings
-from tsbus.containers.verbs import Acting, Asking
 from tsbus.containers.watch import Watch
 
 AUDIT_NAME: Final = "docker-audit.log"

@@ -571,9 +571,13 @@ async def test_wait(site: Site, make: Make) -> None:
 async def test_what_else_can_be_asked(site: Site, make: Make) -> None:
     """top, docker.info, docker.df and the counters answer in the shapes of docs/containers.md."""
     container = make("sleep", "1000", name="asked")
-    (told,) = await site.ok("containers.top", {"containers": ["asked"]})
-    assert (told["id"], told["name"]) == (container, "asked")
-    assert any("sleep 1000" in " ".join(row) for row in told["processes"])
+
+    async def shown() -> bool:
+        (told,) = await site.ok("containers.top", {"containers": ["asked"]})
+        assert (told["id"], told["name"]) == (container, "asked")
+        return any("sleep 1000" in " ".join(row) for row in told["processes"])
+
+    await until("the program: a started container is the engine's own for a moment", shown)
     (info,) = await site.ok("docker.info", by=site.observe)
     assert (info["engine"]["node"], info["engine"]["name"], info["engine"]["up"]) == ("a", "Docker", True)
     assert info["running"] >= 1

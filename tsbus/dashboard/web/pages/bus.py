@@ -50,8 +50,8 @@ def totals(model: Model, now_ms: int) -> Iterator[Fact]:
     yield Fact("slow", "Slow readers", "text", str(slow) if slow else "none", "warn" if slow else "")
     yield Fact("waiting", "Waiting", "bytes", sum(peer.queued for peer in peers) if routers else None)
     yield Fact("dropped", "Events dropped", "count", dropped if routers else None, "warn" if dropped else "")
-    yield Fact("median", "Round trip, median", "ms", trips[len(trips) // 2] if trips else None)
-    yield Fact("worst", "Round trip, longest", "ms", trips[-1] if trips else None)
+    yield Fact("median", "Median trip", "ms", trips[len(trips) // 2] if trips else None)
+    yield Fact("worst", "Longest trip", "ms", trips[-1] if trips else None)
     yield Fact("calls", "Calls under way", "count", sum(router.calls for router in routers) if routers else None)
 
 

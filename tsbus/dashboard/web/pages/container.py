@@ -64,7 +64,8 @@ def facts(model: Model, now_ms: int, node: str, short: str) -> Iterator[Fact]:
         "networks", "Networks", "text", cut(", ".join(f"{name} {ip}" for name, ip in record.networks.items())) or None
     )
     yield Fact("limits", "Limits", "text", _limits(view))
-    yield Fact("restarts", "Restarts", "count", record.restarts, note=record.restart_policy)
+    policy = record.restart_policy
+    yield Fact("restarts", "Restarts", "count", record.restarts, note="" if policy == "no" else policy)
     yield Fact("pids", "Processes", "count", view.sample.pids if view.sample else None)
     throttled = view.sample.throttled_ms if view.sample else 0
     yield Fact("throttled", "Held back by its CPU limit", "span", throttled or None)

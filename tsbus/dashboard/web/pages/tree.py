@@ -16,7 +16,7 @@ from tsbus.dashboard.web.pages.sheets import Fact, Row, cut
 _TREE: Final[tuple[Column, ...]] = (
     {"id": "name", "title": "Node", "width": "minmax(170px, 1.6fr)"},
     {"id": "state", "title": "State", "kind": "state", "width": "76px"},
-    {"id": "rtt", "title": "Round trip", "kind": "ms", "width": "76px", "end": True, "line": 0},
+    {"id": "rtt", "title": "Round trip", "kind": "ms", "width": "76px", "end": True, "line": 2, "label": False},
     {"id": "cpu", "title": "CPU", "kind": "meter", "width": "minmax(96px, 0.8fr)", "end": True, "line": 2},
     {"id": "memory", "title": "Memory", "kind": "meter", "width": "minmax(110px, 0.9fr)", "end": True, "line": 2},
     {"id": "count", "title": "Containers", "width": "100px", "end": True, "line": 2, "label": False},
@@ -43,7 +43,8 @@ def totals(model: Model, now_ms: int) -> Iterator[Fact]:
     """Return the line above everything."""
     sums = model.totals()
     found = problems(model, now_ms)
-    yield Fact("problems", "Problems", "text", str(len(found)) if found else "none", "bad" if found else "")
+    tone = "bad" if any(one.severe for one in found) else "warn" if found else ""
+    yield Fact("problems", "Problems", "text", str(len(found)) if found else "none", tone)
     yield Fact("nodes", "Nodes up", "text", str(sums.up), "bad" if sums.lost else "", f"of {sums.nodes}")
     yield Fact("containers", "Containers run", "text", str(sums.running), "", f"of {sums.containers}", "/containers")
     if sums.balancers:
@@ -52,8 +53,8 @@ def totals(model: Model, now_ms: int) -> Iterator[Fact]:
             "balancers", "Balancers ok", "text", str(sums.balancers_ok), tone, f"of {sums.balancers}", "/balancers"
         )
     share = sums.cpu / sums.cpus if sums.cpus else None
-    yield Fact("cpu", "CPU", "percent", share, "", f"of {sums.cpus} cores" if sums.cpus else "")
-    yield Fact("memory", "Memory of containers", "bytes", sums.memory if sums.freshest_ms else None)
+    yield Fact("cpu", f"CPU, {sums.cpus} cores" if sums.cpus else "CPU", "percent", share)
+    yield Fact("memory", "Containers use", "bytes", sums.memory if sums.freshest_ms else None)
     yield Fact("fresh", "Oldest figures", "age", sums.oldest_ms or None)
 
 

@@ -29,7 +29,7 @@ export default {
   },
   computed: {
     note() {
-      return this.lost ? `the last ${KEPT} of ${this.total + this.lost} lines` : this.total ? `${this.total} lines` : "";
+      return this.lost ? `the last ${KEPT} of ${this.total + this.lost} lines` : this.total ? `${this.total} line${this.total > 1 ? "s" : ""}` : "";
     },
   },
   watch: {

@@ -61,7 +61,7 @@ def test_the_engine(site: Machines) -> None:
     low.wait_table(80, {})
     top.wait_table(82, {"10.0.0.3:80": 0})
     site.dockerd.start()
-    low.docker("start", "one")  # not by a restart policy: an engine of 20.10 sometimes starts one twice at once, and gives up
+    low.docker("start", "one")  # not by its restart policy: Docker 20.10 may start one twice, and give up
     low.find("one")
     low.wait_table(80, {low.place("one"): 1})
     low.listens("one")

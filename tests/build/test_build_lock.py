@@ -3,10 +3,11 @@
 import getpass
 import json
 import shlex
+import socket
 import threading
 import time
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import pytest
 from console_of_tests import cutter, wait
@@ -56,11 +57,14 @@ def test_a_connection_that_fails_is_tried_again_but_not_for_ever(desk, server, s
     with cutter(server) as proxy:
         login = desk.login(server, port=proxy.port, **way)
         proxy.cut_after = 10
-        lock, other = (Lock(login, desk.shared, ME, said.append, Retry(first_s=0.01, most_s=0.02)) for _ in range(2))
+        lock = Lock(login, desk.shared, ME, said.append, Retry(first_s=0.01, most_s=0.02))
         assert lock.take() is None
         lock.release()
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+    lock = Lock(replace(login, port=port), desk.shared, ME, said.append, Retry(first_s=0.01, most_s=0.02))
     with pytest.raises(ServerTrouble, match="refuses the connection"):
-        other.take()
+        lock.take()
     assert [line.rpartition("; ")[2] for line in said] == ["the lock is tried again in 0 s"] * 3
 
 

@@ -157,7 +157,8 @@ def test_inspection(engine, make):
     assert record.labels == {"app": "web"}
     address = record.networks["bridge"]
     assert address.startswith("198.18.")
-    udp, v4, v6 = record.endpoints
+    # In the order of the node's ports, which the engine chose.
+    udp, v4, v6 = sorted(record.endpoints, key=lambda one: (one.port, one.host_ip))
     assert udp == Endpoint(protocol="udp", port=53, ip=address, network="bridge")
     assert (v4.host_ip, v6.host_ip, v4.port, v4.ip) == ("127.0.0.1", "::1", 80, address)
     assert v4.host_port

@@ -15,7 +15,7 @@ import select
 import socket
 import subprocess
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple, ParamSpec, Self, TypeVar
@@ -90,6 +90,18 @@ def enter(fd: int) -> None:
     """Take this thread to another network namespace."""
     if ctypes.CDLL(None, use_errno=True).setns(fd, _CLONE_NEWNET):
         raise OSError(ctypes.get_errno(), "setns")
+
+
+@contextlib.contextmanager
+def inside(box: "Box") -> Iterator[None]:
+    """Be in a namespace, with this thread."""
+    here = os.open("/proc/thread-self/ns/net", os.O_RDONLY)
+    enter(box.fd)
+    try:
+        yield
+    finally:
+        enter(here)
+        os.close(here)
 
 
 class Answer(NamedTuple):

@@ -26,11 +26,18 @@ FLAGS = (
     "--disable-background-networking", "--disable-component-update", "--disable-sync", "--force-color-profile=srgb",
     "--remote-debugging-port=0", "--no-proxy-server",
 )  # fmt: skip
-CALM = "new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))"
-"""Resolves when what was done before is painted."""
+_KEEPER = """
+read -r _
+kill -s KILL -- "-$1"
+for _ in 1 2 3 4 5 6 7 8 9; do rm -rf -- "$2" && exit; sleep 0.1; done
+"""
+"""Ends the browser, and removes all its files, when its standard input ends: when we end it, or are gone ourselves."""
+CALM = """Promise.allSettled(document.getAnimations().map((one) => one.finished))
+  .then(() => new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done))))"""
+"""Resolves when what was done before is painted, and rests."""
 
 _PLACE = """(async () => {
-  const one = [...document.querySelectorAll(%s)].find((one) => one.checkVisibility());
+  const one = [...document.querySelectorAll(%s)].find((one) => one.checkVisibility() && one.innerText.includes(%s));
   one?.scrollIntoView({block: "center"});
   const middle = () => {
     const box = one.getBoundingClientRect();
@@ -48,23 +55,34 @@ class Browser:
     """A Chromium process."""
 
     def __init__(self) -> None:
-        self._profile = tempfile.TemporaryDirectory(prefix="ts-browser-", ignore_cleanup_errors=True)
+        self.folder = Path(tempfile.mkdtemp(prefix="ts-browser-"))
         # The wrapper /usr/bin/chromium asks the machine many things first; the program behind it is enough.
         program = "/usr/lib/chromium/chromium" if Path("/usr/lib/chromium/chromium").exists() else "chromium"
-        argv = [shutil.which(program) or program, *FLAGS, f"--user-data-dir={self._profile.name}", "about:blank"]
+        argv = [shutil.which(program) or program, *FLAGS, f"--user-data-dir={self.folder}", "about:blank"]
         self._log = tempfile.TemporaryFile("w+")  # noqa: SIM115  (it is open as long as the browser)
-        self.process = subprocess.Popen(argv, stdout=self._log, stderr=self._log, start_new_session=True)
+        self.process = subprocess.Popen(
+            argv, stdin=subprocess.DEVNULL, stdout=self._log, stderr=self._log, start_new_session=True,
+            env=os.environ | {"TMPDIR": str(self.folder)},
+        )  # fmt: skip
+        self._keeper = subprocess.Popen(
+            ["sh", "-c", _KEEPER, "keeper", str(self.process.pid), self.folder],
+            stdin=subprocess.PIPE, stderr=subprocess.DEVNULL, start_new_session=True,
+        )  # fmt: skip
         self._stack = contextlib.ExitStack()
-        self._socket = self._stack.enter_context(connect(self._address(), max_size=None, compression=None, proxy=None))
+        self._socket = self._stack.enter_context(
+            # Without pings: nobody reads while a test waits for something else.
+            connect(self._address(), max_size=None, compression=None, proxy=None, ping_interval=None)
+        )
         self._number = 0
         self._tabs: dict[str, Tab] = {}
 
     def _address(self) -> str:
         deadline = time.monotonic() + LIMIT_S
-        port_file = Path(self._profile.name) / "DevToolsActivePort"
+        port_file = self.folder / "DevToolsActivePort"
         while not (port_file.exists() and port_file.read_text().count("\n")):
             if self.process.poll() is not None or time.monotonic() > deadline:
                 self._log.seek(0)
+                self._end()
                 raise AssertionError(f"the browser did not start: {self._log.read()[-2000:]}")
             time.sleep(0.02)
         port, path = port_file.read_text().splitlines()[:2]
@@ -77,21 +95,12 @@ class Browser:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._stack.close()
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self.process.pid, 9)
-        self.process.wait()
+        self._end()
         self._log.close()
-        self._profile.cleanup()
 
-    def cpu_s(self) -> float:
-        """CPU seconds that the browser and its children have taken."""
-        ticks = 0
-        for stat in Path("/proc").glob("[0-9]*/stat"):
-            with contextlib.suppress(OSError):
-                fields = stat.read_text().rpartition(")")[2].split()
-                if int(fields[2]) == self.process.pid:
-                    ticks += int(fields[11]) + int(fields[12])
-        return ticks / os.sysconf("SC_CLK_TCK")
+    def _end(self) -> None:
+        self._keeper.communicate()
+        self.process.wait()
 
     def call(self, method: str, session: str = "", **params: Any) -> Any:
         """Send a command and return its result; events that come meanwhile go to their tabs."""
@@ -201,9 +210,9 @@ class Tab:
         """Wait until the page shows these words."""
         self.wait(words, f"document.body.innerText.includes({json.dumps(words)})")
 
-    def click(self, selector: str) -> None:
-        """Click with the mouse in the middle of the first visible element that fits, once it is there and rests."""
-        x, y = self.wait(f"{selector} to click", _PLACE % json.dumps(selector))
+    def click(self, selector: str, words: str = "") -> None:
+        """Click with the mouse on the first visible element that fits and has these words, once it rests."""
+        x, y = self.wait(f"{selector} {words} to click", _PLACE % (json.dumps(selector), json.dumps(words)))
         for kind in ("mousePressed", "mouseReleased"):
             self.call("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", clickCount=1)
 
@@ -216,8 +225,10 @@ class Tab:
             self.call("Input.dispatchKeyEvent", type="keyDown", key=key, windowsVirtualKeyCode=code, **extra)
             self.call("Input.dispatchKeyEvent", type="keyUp", key=key, windowsVirtualKeyCode=code)
 
-    def type(self, words: str) -> None:
-        """Type into the element that has the focus."""
+    def type(self, words: str, selector: str = "") -> None:
+        """Type into an element, or that which has the focus."""
+        if selector:
+            self.js(f"document.querySelector({json.dumps(selector)}).focus()")
         self.call("Input.insertText", text=words)
 
     def screenshot(self, path: Path) -> None:

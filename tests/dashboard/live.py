@@ -1,7 +1,7 @@
-"""A live tree for the pages: seven real routers, a real dashboard, and workers that say what is documented.
+"""Live sites for the pages: a tree of real routers with a real dashboard on its root, and what furnishes its nodes.
 
-The containers, the balancer and the executor are stand-ins on the real bus, because what an engine or a kernel would do
-takes seconds where a page shows it in an instant. They say hostile things, too. Run as a program it stays up.
+`Hostile` has stand-ins that say what no engine would: names that are markup, and more containers than a test could
+start. real.py has the real services. Run as a program it stays up, to be looked at.
 """
 
 import asyncio
@@ -10,7 +10,8 @@ import random
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Callable
+from abc import abstractmethod
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -21,105 +22,82 @@ from background import Background
 from standin import StandIn, container
 from tree import HOST, Tree, until
 
-from tsbus import CommandError, Request, Worker
+from tsbus import Request, Worker
 from tsbus.config import Alert, Balancer, Dashboard
-from tsbus.core.accounting import Outcome
-from tsbus.core.body import to_body
 from tsbus.dashboard.users import Role, UsersFile
 from tsbus.errors import BusError
 from tsbus.records import Sample, StatsEvent
 
 SPEC = "root:web1 db1 edge;web1:web2 web3;edge:far"
+TAGS = {"web1": ("web",), "web2": ("web",), "web3": ("web", "canary"), "db1": ("db",), "far": ("edge",)}
 EVIL = '<img src=x onerror="window.pwned=1">'
 """Text that would run if any of it were read as markup."""
 PASSWORDS = {"alice": ("correct horse", Role.OPERATE), "victor": ("battery staple", Role.VIEW)}
 PORT = 8801
-SERVICE = Path(__file__).parents[2] / "services/ts_dashboard.py"
+SERVICES = Path(__file__).parents[2] / "services"
+SHIFTED = Path(__file__).with_name("shifted.py")
+ALERTS = {
+    "far-away": Alert("far-away", "node-lost", target="@edge", for_s=600, to=("https://chat.example/secret",)),
+    "unwell": Alert("unwell", "container-down", filters=("health=unhealthy",)),
+}
 IMAGES = {
     "shop": "registry.example/shop/storefront:4.12.0", "api": "registry.example/shop/api:4.12.0", "redis": "redis:7.2",
     "queue": "rabbitmq:3.13", "search": "opensearch:2.11", "cron": "busybox:1.36",
 }  # fmt: skip
 
 
-class Place(StandIn):
-    """A stand-in for a monitor whose logs can be written while they are followed."""
-
-    def __init__(self, *arguments: Any) -> None:
-        super().__init__(*arguments)
-        self.followed: list[asyncio.Queue[bytes]] = []
-
-    async def read_logs(self, call: Request) -> None:
-        (one,) = self._named(self._note(call))
-        lines: asyncio.Queue[bytes] = asyncio.Queue()
-        self.followed.append(lines)
-        try:
-            await self.logs_of(call, one, b"")
-            while True:
-                await call.send(await lines.get())
-        finally:
-            self.followed.remove(lines)
-
-    async def write(self, line: bytes) -> None:
-        """Write a line to all logs that are followed."""
-        for lines in self.followed:
-            lines.put_nowait(line)
-
-
 class Site(Background):
-    """The tree, its stand-ins, and the dashboard of its root at `url`."""
+    """The tree, and the dashboard of its root at `url`."""
 
-    def __init__(self, each: int = 6) -> None:
-        """`each`: containers of each node."""
+    spec = SPEC
+
+    def __init__(self) -> None:
         super().__init__()
-        self.each = each
-        self.nodes: dict[str, Place] = {}
         self.url = f"http://{HOST}:{PORT}"
-        self.balancer = Balancing()
-        self.watched = False
-        """Whether somebody wants figures at the moment."""
+        self.processes: list[subprocess.Popen[bytes]] = []
+
+    @abstractmethod
+    def configure(self, tree: Tree) -> None:
+        """Change the configuration before anything runs."""
+
+    @abstractmethod
+    async def furnish(self) -> None:
+        """Put on the nodes what they have besides routers."""
+
+    async def clear(self) -> None:
+        """End what `furnish` has begun, where it does not end with the tree."""
 
     @asynccontextmanager
     async def live(self, folder: Path) -> AsyncIterator[None]:
         self.users = UsersFile(folder / "users.json")
         for name in PASSWORDS:
             self.admit(name)
-        tags = {"web1": ("web",), "web2": ("web",), "web3": ("web", "canary"), "db1": ("db",), "far": ("edge",)}
-        tree = Tree(SPEC, folder, tags=tags)
-        web = Balancer("web", address="10.20.0.1:443", alg="wlc", containers={"shop": 8080})
-        servers = tree.config.servers | {"root": replace(tree.config.servers["root"], balancers={"web": web})}
-        alerts = {
-            "far-away": Alert("far-away", "node-lost", target="@edge", for_s=600, to=("https://chat.example/secret",)),
-            "unwell": Alert("unwell", "container-down", filters=("health=unhealthy",)),
-        }
+        self.tree = tree = Tree(self.spec, folder, tags=TAGS)
+        self.bus = tree.bus("root")
         dashboard = Dashboard(host=HOST, port=PORT, users=str(self.users.path))
-        tree.config = replace(tree.config, servers=servers, dashboard=dashboard, alerts=alerts)
-        self.tree, self.bus = tree, tree.bus("root")
+        tree.config = replace(tree.config, dashboard=dashboard, alerts=ALERTS)
+        self.configure(tree)
         async with tree:
-            for name in tree.names:
-                await self._furnish(name)
-            await tree.run(self.balancer.worker(self.nodes), "root")
-            self.start()
             try:
+                await self.furnish()
+                self._dashboard = self.run("dashboard", "root")
                 await until("the dashboard listens", self._listens)
                 yield
             finally:
-                self.stop()
-                self._figures.cancel()
+                await self.clear()
+                for process in self.processes:
+                    process.kill()
+                    process.wait()
 
-    def start(self) -> None:
-        """Start the dashboard."""
-        config = self.tree.folder / "root.toml"
-        argv = [sys.executable, str(SERVICE), "--config", str(config), "--bus", self.tree.bus("root")]
-        self.process = subprocess.Popen(argv, stderr=(self.tree.folder / "dashboard.log").open("a"))
-
-    def stop(self) -> None:
-        """End the dashboard."""
-        self.process.terminate()
-        self.process.wait()
-
-    def until(self, what: str, is_so: Callable[[], object]) -> None:
-        """Wait from a test until something is so."""
-        self.do(until(what, is_so))
+    def run(self, service: str, node: str, *options: str | Path, ahead_s: int = 0) -> subprocess.Popen[bytes]:
+        """Start a service of a node, whose clock may be wrong; its log is SERVICE-NODE.log."""
+        config, bus = self.tree.folder / f"{node}.toml", self.tree.bus(node)
+        python = (sys.executable, *((SHIFTED, str(ahead_s)) if ahead_s else ()))
+        argv = [*python, SERVICES / f"ts_{service}.py", "--config", config, "--bus", bus, *options]
+        with (self.tree.folder / f"{service}-{node}.log").open("ab") as log:
+            process = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stderr=log)
+        self.processes.append(process)
+        return process
 
     def dismiss(self, name: str) -> None:
         """Take a user away."""
@@ -130,22 +108,53 @@ class Site(Background):
         password, role = PASSWORDS[name]
         self.users.write(self.users.read().with_user(name, role, password))
 
-    def log(self) -> str:
-        """Return what the dashboard has logged."""
-        return (self.tree.folder / "dashboard.log").read_text()
-
-    def cpu_s(self) -> float:
-        """CPU seconds of the dashboard so far."""
-        fields = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
-        return (int(fields[11]) + int(fields[12])) / 100
+    def log(self, service: str = "dashboard", node: str = "root") -> str:
+        """Return what a service has logged."""
+        return (self.tree.folder / f"{service}-{node}.log").read_text()
 
     async def _listens(self) -> bool:
-        assert self.process.poll() is None, self.log()
+        assert self._dashboard.poll() is None, self.log()
         with suppress(OSError):
             _, writer = await asyncio.open_connection(HOST, PORT)
             writer.close()
             return True
         return False
+
+
+class Alone(Site):
+    """A tree of one node, with nothing on it."""
+
+    spec = "root"
+
+    def configure(self, tree: Tree) -> None:
+        pass
+
+    async def furnish(self) -> None:
+        pass
+
+
+class Hostile(Site):
+    """Seven nodes with stand-ins for containers, a balancer and executors."""
+
+    def __init__(self, each: int = 6) -> None:
+        """`each`: containers of each node."""
+        super().__init__()
+        self.each = each
+        self.nodes: dict[str, StandIn] = {}
+
+    def configure(self, tree: Tree) -> None:
+        web = Balancer("web", address="10.20.0.1:443", alg="wlc", containers={"shop": 8080})
+        servers = tree.config.servers | {"root": replace(tree.config.servers["root"], balancers={"web": web})}
+        tree.config = replace(tree.config, servers=servers)
+
+    async def furnish(self) -> None:
+        for name in self.tree.names:
+            await self._furnish(name)
+        await self.tree.run(balancing(self.nodes), "root")
+        self._figures = asyncio.create_task(self._publish())
+
+    async def clear(self) -> None:
+        self._figures.cancel()
 
     async def _furnish(self, node: str) -> None:
         """Put containers and an executor on a node."""
@@ -162,7 +171,7 @@ class Site(Background):
         if node == "db1":
             ended = {"state": "exited", "exit_code": 137, "finished_ns": time.time_ns() - 240 * 10**9}
             made[4] = msgspec.structs.replace(made[4], **ended)
-        place = self.nodes[node] = Place(node, made)
+        place = self.nodes[node] = StandIn(node, made)
         for number, one in enumerate(made):
             place.logs[one.name] = [
                 (line % 9 == 8, f'10.20.{number}.{line} - GET /cart/{line} 200 {line * 37 % 400} ms\n'.encode())
@@ -170,8 +179,6 @@ class Site(Background):
             ] + [(True, f"{EVIL} in a log\n".encode())]  # fmt: skip
         await self.tree.run(place.worker, node)
         await self.tree.run(executor(), node)
-        if node == "root":
-            self._figures = asyncio.create_task(self._publish())
 
     async def _publish(self) -> None:
         """Tell figures once a second, while somebody wants them."""
@@ -179,9 +186,8 @@ class Site(Background):
         client = await self.tree.connect("root", name="figures")
         async with client.interest("containers.stats.>") as interest:
             while True:
-                self.watched = interest.wanted
                 for place in self.nodes.values() if interest.wanted else ():
-                    with suppress(BusError):  # its router is dead, because a test wants it so
+                    with suppress(BusError):  # its router is away
                         body = msgspec.to_builtins(figures(place, totals))
                         await place.worker.publish(f"containers.stats.{place.node}", body)
                 await asyncio.sleep(1)
@@ -208,118 +214,51 @@ def figures(place: StandIn, totals: dict[str, list[int]]) -> StatsEvent:
                       cpu=sum(sample.cpu for sample in samples.values()) * 1.2)  # fmt: skip
 
 
-class Balancing:
-    """A stand-in for a balancer of the root."""
+def balancing(nodes: dict[str, StandIn]) -> Worker:
+    """Return a stand-in for the balancer of the root, with a server for the first container of some nodes."""
+    worker = Worker("lb")
+    states = {"web1": {}, "web2": {"state": "draining", "weight": 0, "reason": "alice drained it", "since_s": 4.0},
+              "web3": {"weight": 60}, "far": {"state": "out", "weight": 0, "since_s": 95.0,
+                                              "reason": f"its health check says {EVIL}"}}  # fmt: skip
+    ones = {node: next(iter(nodes[node].containers.values())) for node in states}
 
-    def __init__(self) -> None:
-        self.drained: set[str] = set()
-        self.asked: list[tuple[str, Any]] = []
-        self.persons: list[str] = []
-        """For whom."""
+    @worker.command("show", role="observe")
+    def show(call: Request) -> Any:
+        servers = [
+            {"id": one.id, "name": one.name, "node": node, "ip": f"10.20.{number}.2", "port": 8080, "base": 1,
+             "state": "active", "weight": 100, "since_s": 3600.0, "rule": "image shop"} | states[node]
+            for number, (node, one) in enumerate(ones.items())
+        ]  # fmt: skip
+        left = {"name": EVIL, "node": "db1", "reason": f"it publishes no port {EVIL}"}
+        problem = {"text": f"vs.conntrack is 0 {EVIL}", "mend": "sysctl -w net.ipv4.vs.conntrack=1"}
+        return {"name": "web", "addresses": ["10.20.0.1:443"], "protocol": "tcp", "alg": "wlc", "backend": "ipvs",
+                "state": "ok", "servers": servers, "left_out": [left], "problems": [problem]}  # fmt: skip
 
-    def worker(self, nodes: dict[str, Place]) -> Worker:
-        """Return the worker, with a server for the first container of some nodes."""
-        worker = Worker("lb")
-        places = {f"10.20.{number}.2:8080": (node, next(iter(nodes[node].containers.values())))
-                  for number, node in enumerate(("web1", "web2", "web3", "far"), 1)}  # fmt: skip
+    def traffic() -> dict[str, Any]:
+        rows = [
+            {"id": one.id, "name": one.name, "ip": f"10.20.{n}.2", "port": 8080, "active": 12 + n,
+             "cps": 31 * n, "in_bps": 40_000 * n, "out_bps": 900_000 * n}
+            for n, one in enumerate(ones.values())
+        ]  # fmt: skip
+        sums = {key: sum(row[key] for row in rows) for key in ("active", "cps", "in_bps", "out_bps")}
+        return {"name": "web", **sums, "servers": rows}
 
-        def server(place: str) -> dict[str, Any]:
-            node, one = places[place]
-            ip, port = place.split(":")
-            told = {"id": one.id, "name": one.name, "node": node, "ip": ip, "port": int(port), "base": 1,
-                    "state": "active", "weight": 100, "since_s": 3600.0, "rule": "image shop"}  # fmt: skip
-            if place in self.drained:
-                told |= {"state": "draining", "weight": 0, "reason": "alice drained it", "since_s": 4.0}
-                told["connections"] = 3
-            elif node == "far":
-                told |= {"state": "out", "weight": 0, "reason": "its health check fails: exit code 1", "since_s": 95.0}
-            elif node == "web3":
-                told |= {"weight": 60}
-            return told
+    @worker.command("stats", role="observe")
+    def stats(call: Request) -> Any:
+        return traffic()
 
-        @worker.command("show", role="observe")
-        def show(call: Request) -> Any:
-            left = {"name": EVIL, "node": "db1", "reason": f"it publishes no port {EVIL}"}
-            problem = {"text": "vs.conntrack is 0", "mend": "sysctl -w net.ipv4.vs.conntrack=1"}
-            return {"name": "web", "addresses": ["10.20.0.1:443"], "protocol": "tcp", "alg": "wlc", "backend": "ipvs",
-                    "state": "ok", "servers": [server(place) for place in places], "left_out": [left],
-                    "problems": [problem]}  # fmt: skip
+    @worker.command("watch", role="observe")
+    async def watch(call: Request) -> Any:
+        while True:
+            yield traffic()
+            await asyncio.sleep(1)
 
-        def traffic() -> dict[str, Any]:
-            rows = [
-                {"id": one.id, "name": one.name, "ip": place.split(":")[0], "port": 8080, "active": 12 + n,
-                 "cps": 31 * n, "in_bps": 40_000 * n, "out_bps": 900_000 * n}
-                for n, (place, (_, one)) in enumerate(places.items())
-            ]  # fmt: skip
-            sums = {key: sum(row[key] for row in rows) for key in ("active", "cps", "in_bps", "out_bps")}
-            return {"name": "web", **sums, "servers": rows}
-
-        @worker.command("stats", role="observe")
-        def stats(call: Request) -> Any:
-            return traffic()
-
-        @worker.command("watch", role="observe")
-        async def watch(call: Request) -> Any:
-            while True:
-                yield traffic()
-                await asyncio.sleep(1)
-
-        async def order(call: Request, verb: str, take: Any) -> Any:
-            body = call.json()
-            self.asked.append((verb, body))
-            self.persons.append(call.person)
-            named = [place for place in places for name in body["servers"] if name in (place, places[place][1].id)]
-            if not named and body.get("if_here"):
-                return None
-            if not named:
-                raise CommandError(f"no server {body['servers']} here")
-            for place in named:
-                take(place)
-                await worker.publish(f"lb.{'draining' if verb == 'drain' else 'active'}", {
-                    "node": "root", "balancer": "web", "time_ns": time.time_ns(), "server": server(place)})  # fmt: skip
-            told = server(named[0])
-            return {"id": told["id"], "name": told["name"], "balancer": "web", "state": told["state"]}
-
-        @worker.command("drain")
-        async def drain(call: Request) -> Any:
-            return await order(call, "drain", self.drained.add)
-
-        @worker.command("undrain")
-        async def undrain(call: Request) -> Any:
-            return await order(call, "undrain", self.drained.discard)
-
-        @worker.command("why", role="observe")
-        def why(call: Request) -> Any:
-            checks = [
-                {"name": "balancer", "result": "ok", "text": "web of this node has 10.20.0.1:443/tcp"},
-                {"name": "tracking", "result": "warn", "text": f"vs.conntrack is 0 {EVIL}",
-                 "mend": "sysctl -w net.ipv4.vs.conntrack=1"},
-                {"name": "server", "result": "fail", "text": "10.20.4.2:8080 refuses connections", "servers": ["far"]},
-            ]  # fmt: skip
-            verdict = "It goes to one of three servers, which sees the client's own address."
-            return {"balancer": "web", "address": "10.20.0.1:443", "protocol": "tcp", "from": "remote", "works": True,
-                    "verdict": verdict, "checks": checks}  # fmt: skip
-
-        return worker
+    return worker
 
 
 def executor() -> Worker:
-    """Return a stand-in for the executor, which answers `echo` and lists one job."""
+    """Return a stand-in for the executor, which lists one job."""
     worker = Worker("exec")
-
-    @worker.command("run")
-    async def run(call: Request) -> None:
-        argv = call.json()["argv"]
-        if argv[0] == "sleep":
-            await asyncio.sleep(float(argv[1]))
-        table = "Filesystem  Size  Used Avail Use%\n/dev/vda1    79G   31G   45G  41%"
-        words = " ".join(argv[1:]) if argv[0] == "echo" else table
-        await call.send(f"{words}\n".encode())
-        if call.node == "db1":
-            await call.send(b"db1 says something else\n", second=True)
-        code = 1 if call.node == "db1" else 0
-        facts = {"exit": code, "signal": None, "duration_ms": 12, "truncated": False, "reason": ""}
-        call.end(Outcome.FAILED if code else Outcome.OK, *to_body(facts))
 
     @worker.command("jobs", role="observe")
     def jobs(call: Request) -> Any:
@@ -332,7 +271,7 @@ def executor() -> Worker:
 
 
 def main() -> None:
-    with Site(int(sys.argv[1]) if len(sys.argv) > 1 else 6) as site:
+    with Hostile(int(sys.argv[1]) if len(sys.argv) > 1 else 6) as site:
         print(site.url, flush=True)
         try:
             time.sleep(float(sys.argv[2]) if len(sys.argv) > 2 else 3600)

@@ -21,7 +21,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 from dockerd import Dockerd
-from lan import Box, enter
+from lan import Box, enter, inside
 from lone_router import LoneRouter
 from waiting import LIMIT_S, wait
 
@@ -52,18 +52,6 @@ def read_until(terminal: int, text: bytes) -> None:
     while text not in seen:
         assert select.select([terminal], [], [], LIMIT_S)[0], f"{text!r} did not come: {seen!r}"
         seen += os.read(terminal, 4096)
-
-
-@contextlib.contextmanager
-def inside(box: Box) -> Iterator[None]:
-    """Be in a namespace, with this thread."""
-    here = os.open("/proc/thread-self/ns/net", os.O_RDONLY)
-    enter(box.fd)
-    try:
-        yield
-    finally:
-        enter(here)
-        os.close(here)
 
 
 class Clients:

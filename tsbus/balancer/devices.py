@@ -10,7 +10,6 @@ import struct
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from ipaddress import ip_address
-from types import TracebackType
 from typing import Final, Self
 
 from tsbus.balancer.inventory import DEVICE, Card, Interface, Inventory
@@ -68,9 +67,7 @@ class Devices:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def close(self) -> None:

@@ -17,7 +17,6 @@ from functools import lru_cache
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, ip_address
 from pathlib import Path
 from socket import AF_INET, AF_INET6
-from types import TracebackType
 from typing import Final, Literal, Self
 
 from tsbus.balancer.netlink import DUMP, GENERIC, NESTED, Netlink, attribute, attributes
@@ -177,9 +176,7 @@ class Kernel:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def close(self) -> None:

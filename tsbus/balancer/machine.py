@@ -4,8 +4,8 @@ Everything here blocks for system calls or tools, and is for one thread without 
 """
 
 from collections import Counter
-from collections.abc import Collection, Container, Iterable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Collection, Container, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from typing import NamedTuple, Protocol
 
@@ -45,6 +45,14 @@ class Unusable(Exception):
 
 class MachineError(Exception):
     """The kernel's table cannot be read now; the text says why."""
+
+
+@contextmanager
+def _unreadable() -> Iterator[None]:
+    try:
+        yield
+    except (IpvsError, HostError) as error:
+        raise MachineError(str(error)) from error
 
 
 class Refusal(NamedTuple):
@@ -187,10 +195,8 @@ class IpvsMachine:
 
     def services(self, keys: Collection[Key] | None = None, *, counted: bool = True) -> dict[Key, Entry]:
         """See Machine."""
-        try:
+        with _unreadable():
             return self._kernel.services(keys, counted=counted)
-        except IpvsError as error:
-            raise MachineError(str(error)) from error
 
     def untouched(self) -> bool:
         """See Machine: this kernel tells nobody of changes."""
@@ -242,10 +248,8 @@ class IpvsMachine:
 
     def retire_other(self, ours: Container[Key]) -> tuple[str, ...]:
         """See Machine."""
-        try:
+        with _unreadable():
             gone = nftables.remove()
-        except HostError as error:
-            raise MachineError(error.text) from error
         return ("IPVS balances now: the table of nftables is gone",) if gone else ()
 
     def close(self) -> None:
@@ -279,10 +283,8 @@ class NftablesMachine:
 
     def services(self, keys: Collection[Key] | None = None, *, counted: bool = True) -> dict[Key, Entry]:
         """See Machine."""
-        try:
+        with _unreadable():
             return self._table.services(keys, counted=counted)
-        except HostError as error:
-            raise MachineError(str(error)) from error
 
     def untouched(self) -> bool:
         """See Machine."""
@@ -297,25 +299,22 @@ class NftablesMachine:
         """See Machine."""
         try:
             self._table.apply(steps, listens)
+            return []
         except HostError as error:
-            return [Refusal(key, Problem(error.text, error.mend)) for key in dict.fromkeys(map(key_of, steps))]
+            problem = Problem(error.text, error.mend)
         except ValueError as error:
-            return [Refusal(key, Problem(str(error), "see the text")) for key in dict.fromkeys(map(key_of, steps))]
-        return []
+            problem = Problem(str(error), "see the text")
+        return [Refusal(key, problem) for key in dict.fromkeys(map(key_of, steps))]
 
     def finish(self) -> None:
         """See Machine."""
-        try:
+        with _unreadable():
             self._table.finish()
-        except HostError as error:
-            raise MachineError(str(error)) from error
 
     def connections(self, watched: Iterable[tuple[Key, Address]], listens: Listens) -> dict[tuple[Key, Address], int]:
         """See Machine."""
-        try:
+        with _unreadable():
             return self._table.connections(watched)
-        except HostError as error:
-            raise MachineError(str(error)) from error
 
     def prepare(self, fronts: Sequence[Front], *, anew: bool) -> Done:
         """See Machine."""
@@ -323,10 +322,8 @@ class NftablesMachine:
 
     def retire_other(self, ours: Container[Key]) -> tuple[str, ...]:
         """See Machine."""
-        try:
+        with _unreadable():
             left = ipvs.remove(ours)
-        except IpvsError as error:
-            raise MachineError(str(error)) from error
         return ("nftables balances now: the services of IPVS are gone",) if left else ()
 
     def close(self) -> None:

@@ -60,13 +60,13 @@ def rows(model: Model, now_ms: int, node: str, name: str, refused: str) -> Itera
         return
     heaviest = max((server.weight for server in view.servers), default=0)
     for server in view.servers:
-        yield _row(server, heaviest, refused)
+        yield _row(server, node, heaviest, refused)
     for left in view.left_out:
         cells = (cut(left.name), ("off", "left out"), None, cut(left.reason), None, None, None, None, ())
         yield Row(f"left {left.node} {left.name}", cells, tone="lost", note=left.node)
 
 
-def _row(server: ServerView, heaviest: int, refused: str) -> Row:
+def _row(server: ServerView, here: str, heaviest: int, refused: str) -> Row:
     traffic = server.traffic
     act = ("undrain", "Undrain") if server.state in ("draining", "removed") else ("drain", "Drain")
     connections = server.connections if server.connections is not None else traffic.active if traffic else None
@@ -85,7 +85,9 @@ def _row(server: ServerView, heaviest: int, refused: str) -> Row:
             ((*act, refused),) if server.id != "sorry" else (),
         ),
         href=f"/container/{server.node}/{server.id[:12]}" if container and server.node else "",
-        note=" ".join(filter(None, (server.node if server.node != server.name else "", f"{server.ip}:{server.port}"))),
+        note=" ".join(
+            filter(None, ("" if server.node in (server.name, here) else server.node, f"{server.ip}:{server.port}"))
+        ),
         hay=cut(f"state:{server.state} {server.rule}"),
     )
 

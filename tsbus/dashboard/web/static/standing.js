@@ -42,16 +42,21 @@ export default {
   },
   mounted() {
     this.timer = setInterval(() => (this.at = Date.now()), 1000);
+    addEventListener("resize", this.show);
     const nav = document.querySelector(".nav");
-    const show = () => nav.querySelector("[aria-current]")?.scrollIntoView({ block: "nearest", inline: "nearest" });
-    new MutationObserver(show).observe(nav, { subtree: true, attributeFilter: ["aria-current"] });
-    show();
+    new MutationObserver(this.show).observe(nav, { subtree: true, attributeFilter: ["aria-current"] });
+    this.show();
     this.$nextTick(() => window.socket.on("disconnect", this.ask));
   },
   unmounted() {
     clearInterval(this.timer);
+    removeEventListener("resize", this.show);
   },
   methods: {
+    /** Keep the name of the screen in sight, where the navigation is wider than the page. */
+    show() {
+      document.querySelector(".nav [aria-current]")?.scrollIntoView({ block: "nearest", inline: "nearest" });
+    },
     /** The server is away, or it does not let us in any more: then it is time to sign in. */
     async ask() {
       while (!window.socket.connected) {

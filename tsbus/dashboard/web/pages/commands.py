@@ -2,12 +2,15 @@
 
 import asyncio
 import shlex
+from collections import Counter
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any, Final
 
 import msgspec
 from nicegui import ui
 
+from tsbus.audit import Entry, Wish
 from tsbus.core.accounting import Outcome
 from tsbus.core.target import TargetError, fold
 from tsbus.dashboard.actions import Told
@@ -18,12 +21,15 @@ from tsbus.dashboard.web.pages.folding import Folded
 from tsbus.dashboard.web.pages.page import Page
 from tsbus.dashboard.web.pages.parts import Column, Lines, Table, button, text
 from tsbus.dashboard.web.pages.sheets import Row, cut
+from tsbus.dashboard.web.pages.tones import Tone
 from tsbus.errors import BusError
 
 PAUSE_S: Final = 0.3
 """Between two drawings of the output."""
 RUN_S: Final = 3600.0
 _JOBS_S: Final = 5.0
+AUDITED: Final = 100
+"""Entries of each node."""
 _JOBS: Final[tuple[Column, ...]] = (
     {"id": "command", "title": "Command", "width": "minmax(160px, 2fr)"},
     {"id": "how", "title": "Ended", "kind": "state", "width": "120px"},
@@ -68,6 +74,44 @@ def _how(job: dict[str, Any]) -> tuple[str, str]:
     return ("ok", "exit 0") if job.get("exit") == 0 else ("warn", f"exit {job.get('exit')}")
 
 
+_TONES: Final[dict[str, Tone]] = {"ok": "ok", "failed": "warn", "refused": "bad", "open": "busy"}
+_AUDIT: Final[tuple[Column, ...]] = (
+    {"id": "what", "title": "What", "width": "minmax(160px, 2fr)"},
+    {"id": "outcome", "title": "Outcome", "kind": "state", "width": "120px"},
+    {"id": "node", "title": "Node", "width": "minmax(80px, 0.7fr)", "line": 2, "label": False},
+    {"id": "who", "title": "Who", "width": "minmax(100px, 1fr)", "line": 2, "label": False, "dim": True},
+    {"id": "why", "title": "Why", "width": "minmax(100px, 1fr)", "line": 0, "dim": True},
+    {
+        "id": "when",
+        "title": "When",
+        "kind": "age",
+        "width": "90px",
+        "end": True,
+        "dim": True,
+        "line": 2,
+        "label": False,
+    },
+)
+
+
+def audit(node: str, told: list[Entry], first: int) -> Iterator[Row]:
+    """Return the rows of entries of a node's audit log; `first` is the number of the first one."""
+    for number, entry in enumerate(told, first):
+        who = f"{entry.who} at {entry.origin}"
+        what = entry.what if entry.command == "exec.run" else f"{entry.command} {entry.what}"
+        yield Row(
+            key=f"{node} {number}",
+            cells=(
+                cut(what),
+                (_TONES[entry.outcome], "no end yet" if entry.outcome == "open" else entry.outcome),
+                node,
+                cut(f"{entry.person} by {entry.who}" if entry.person else who),
+                cut(entry.why),
+                entry.time_ms,
+            ),
+        )
+
+
 def build(page: Page, target: str = "", command: str = "") -> None:
     """Show the form, filled in by the address if it says so."""
     refused = page.refused
@@ -91,7 +135,10 @@ def build(page: Page, target: str = "", command: str = "") -> None:
     table = Table(
         "What ran last", _JOBS, title="What ran last", filter="Filter", empty="No executor has told of a job."
     )
-    run = _Run(page, output, said, table)
+    log = None
+    if not refused:
+        log = Table("Audit log", _AUDIT, title="Audit log", filter="Filter", empty="No executor has told of anything.")
+    run = _Run(page, output, said, table, log)
 
     async def submit(event: Any) -> None:
         fields = event.args or {}
@@ -105,14 +152,31 @@ def build(page: Page, target: str = "", command: str = "") -> None:
     page.start(run.refresh())
 
 
+async def _read_audit(page: Page) -> list[Row]:
+    """Return the rows of all audit logs. Raises BusError, DecodeError, NotAllowed and SessionEnded."""
+    counts: Counter[str] = Counter()
+    rows: list[Row] = []
+    client = page.site.actions.client_for(page.visitor.must_operate())
+    async with client.request("*", "exec.audit", Wish(last=AUDITED), timeout_s=_JOBS_S) as call:
+        async for reply in call:
+            if reply.last or reply.node not in counts:
+                counts[reply.node] += 0  # the first piece is its head
+            else:
+                told = msgspec.json.decode(reply.body, type=list[Entry])
+                rows += audit(reply.node, told, counts[reply.node])
+                counts[reply.node] += len(told)
+    return rows
+
+
 _FIELDS: Final = "(event) => emit(Object.fromEntries(new FormData(event.target)))"
 
 
 class _Run:
     """The program that this page runs, if it does."""
 
-    def __init__(self, page: Page, output: Lines, said: ui.element, table: Table) -> None:
-        self._page, self._output, self._said, self._table = page, output, said, table
+    def __init__(self, page: Page, output: Lines, said: ui.element, table: Table, log: Table | None) -> None:
+        """`log` is for who may see the audit logs."""
+        self._page, self._output, self._said, self._table, self._log = page, output, said, table, log
         self._task: asyncio.Task[None] | None = None
 
     def ask(self, target: str, command: str) -> None:
@@ -172,7 +236,7 @@ class _Run:
         self._said.update()
 
     async def refresh(self) -> None:
-        """Ask the executors what runs and what ran."""
+        """Ask the executors what runs and what ran, and for the audit logs."""
         rows: list[Row] = []
         try:
             async with self._page.site.client.request("*", "exec.jobs", timeout_s=_JOBS_S) as call:
@@ -181,5 +245,13 @@ class _Run:
                         rows += jobs(reply.node, msgspec.json.decode(reply.body))
         except (BusError, msgspec.DecodeError) as error:
             self._say(str(error), "bad")
-        rows.sort(key=lambda row: -(row.cells[5] or 0))
-        self._table.put({"now": unix_ms(), "set": rows, "order": [row.key for row in rows]})
+        _put(self._table, rows)
+        if self._log is not None:
+            with suppress(BusError, msgspec.DecodeError, NotAllowed, SessionEnded):
+                _put(self._log, await _read_audit(self._page))
+
+
+def _put(table: Table, rows: list[Row]) -> None:
+    """Show rows whose last cell is their time, the newest first."""
+    rows.sort(key=lambda row: -(row.cells[-1] or 0))
+    table.put({"now": unix_ms(), "set": rows, "order": [row.key for row in rows]})

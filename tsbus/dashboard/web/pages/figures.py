@@ -1,17 +1,24 @@
-"""Graphs over the last quarter of an hour or the last hour, with marks of what happened."""
+"""Graphs over the last quarter of an hour, the last hour, or what the history file has, with marks of what happened."""
 
+import asyncio
 import math
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from tsbus.dashboard.history import STEP_S
+from tsbus.dashboard.history import STEP_S, Lines
+from tsbus.dashboard.historyfile import RING_MINUTES, HistoryError, Keeper
+from tsbus.dashboard.rollup import DAY_MINUTES
 from tsbus.dashboard.state import Model
 from tsbus.dashboard.views import Mark
 from tsbus.dashboard.web.pages.page import Page
 from tsbus.dashboard.web.pages.parts import Graph, text
 
-MINUTES: Final = {15: "15 min", 60: "1 h"}
+MINUTES: Final = {15: "15 min", 60: "1 h", DAY_MINUTES: "24 h", 7 * DAY_MINUTES: "7 d"}
+"""Those of more than an hour are offered where a history file has them."""
+AGAIN_S: Final = 60.0
+"""So often the file is read again."""
 WORDS: Final = {
     "net_rx": "in", "net_tx": "out", "block_read": "read", "block_write": "written",
 }  # fmt: skip
@@ -27,10 +34,13 @@ Wanted = tuple[str, str, tuple[str, ...]]
 
 @dataclass
 class Span:
-    """How many minutes the graphs of a page show; `changed` are told of another."""
+    """How many minutes the graphs of a page show, and how many they could; `changed` are told of another."""
 
     minutes: int = 15
+    longest: int = RING_MINUTES
     changed: list[Callable[[], None]] = field(default_factory=list)
+    past: tuple[int, Lines] | None = None
+    """What the file has of so many minutes."""
 
     def set(self, minutes: int) -> None:
         """Show so many minutes."""
@@ -47,6 +57,7 @@ def spans(span: Span) -> None:
     def mark() -> None:
         for minutes, choice in choices.items():
             choice._props["aria-pressed"] = "true" if minutes == span.minutes else "false"
+            choice.set_visibility(minutes <= span.longest)
             choice.update()
 
     for minutes, choice in choices.items():
@@ -61,6 +72,24 @@ def graphs(page: Page, span: Span, node: str, container: str, wanted: Sequence[W
         graph = Graph(label, kind)
         drawing = Drawing(page, span, node, container, names)
         page.painter.draw(graph, drawing)
+    if (keeper := page.site.keeper) is not None:
+        span.longest = keeper.days * DAY_MINUTES
+        page.start(_read(keeper, span, node, container))
+        span.set(span.minutes)
+
+
+async def _read(keeper: Keeper, span: Span, node: str, container: str) -> None:
+    """Keep up what the file has, for as long as more than an hour is shown. That it has nothing, a problem tells."""
+    other = asyncio.Event()
+    span.changed.append(other.set)
+    while True:
+        other.clear()
+        if (minutes := span.minutes) > RING_MINUTES:
+            with suppress(HistoryError):
+                span.past = minutes, await keeper.lines(node, container, minutes)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(AGAIN_S):
+                await other.wait()
 
 
 class Drawing:
@@ -75,14 +104,19 @@ class Drawing:
         """Return the points, if there are others than the last time."""
         view = model.containers.get(self._node, {}).get(self._container)
         marks = view.marks if view else ()
-        state = (now_ms // 1000 // STEP_S, self._span.minutes, len(marks), bool(marks) and marks[-1])
+        minutes = self._span.minutes
+        past = self._span.past[1] if self._span.past and self._span.past[0] == minutes > RING_MINUTES else None
+        if past is None and minutes > RING_MINUTES:  # it is being read
+            return None
+        step = now_ms // 1000 // STEP_S if past is None else id(past)
+        state = (step, minutes, len(marks), bool(marks) and marks[-1])
         if state == self._drawn:
             return None
         self._drawn = state
-        lines = self._page.feed.history.lines(self._node, self._container, now_ms, self._span.minutes)
+        lines = past or self._page.feed.history.lines(self._node, self._container, now_ms, minutes)
         times = [lines.start_ms + lines.step_ms * number for number in range(len(next(iter(lines.figures.values()))))]
         drawn: dict[str, Any] = {
-            "from": now_ms - self._span.minutes * 60_000,
+            "from": now_ms - minutes * 60_000,
             "to": now_ms,
             "lines": [
                 (

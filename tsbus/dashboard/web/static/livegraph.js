@@ -14,6 +14,8 @@ function scale(top, binary) {
 }
 
 const WORDS = { percent, bytes, rate: (value) => `${bytes(value)}/s` };
+const DAY_MS = 86400000;
+const day = (at) => new Date(at).toLocaleDateString([], { day: "numeric", month: "short" });
 const LIGHT = matchMedia("(prefers-color-scheme: light)");
 
 export default {
@@ -74,7 +76,7 @@ export default {
             max: to,
             axisLine: { lineStyle: { color: colour("line") } },
             axisTick: { show: false },
-            axisLabel: { ...text, hideOverlap: true, formatter: (at) => clockTime(at).slice(0, 5) },
+            axisLabel: { ...text, hideOverlap: true, formatter: (at) => (to - from > 2 * DAY_MS ? day(at) : clockTime(at).slice(0, 5)) },
             splitLine: { show: false },
           },
           yAxis: {

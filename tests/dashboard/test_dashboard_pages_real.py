@@ -223,7 +223,7 @@ def test_drain_and_undrain(site: Real, browser: Browser) -> None:
     """Draining asks with the server's name, changes the kernel's table for the person, and can be taken back."""
     with signed_in(browser, site, path="/balancers") as tab:
         tab.wait("rates", says("shop-1", "/s"))
-        place = tab.js(f"{row('shop-1')}.innerText.match(/[0-9.]+:8080/)[0]")
+        place = tab.js(f"{row('shop-1')}.querySelector('.note').innerText")
         assert site.weights()[place] == 1
         tab.js(f"{row('shop-1')}.querySelector('[data-act=drain]').click()")
         tab.shows(f"Drain shop-1 ({place}) on shop?")

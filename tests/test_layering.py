@@ -22,6 +22,7 @@ HOMES = {
     "rich": "tsbus.cli",
     "supervisor": "tsbus.supervision",
     "docker": "tsbus.containers.engine",
+    "pyroute2": "tsbus.balancer",
     "paramiko": "tsbus.build.ssh",
     "prometheus_client": "tsbus.dashboard",
     # NiceGUI brings the other three, and is made of them.

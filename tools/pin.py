@@ -25,6 +25,7 @@ PURE = (
     "clustershell", "click", "tomlkit", "supervisor", "docker", "requests", "urllib3", "idna", "certifi",
     # Its native wheels are only faster at guessing encodings, which nobody here asks for.
     "charset-normalizer",
+    "pyroute2",
 )  # fmt: skip
 """What a node imports. ClusterShell asks for PyYAML too, for files that nobody here reads."""
 DASHBOARD_NATIVE = ("httptools", "markupsafe", "orjson", "pydantic-core", "websockets")

@@ -1,7 +1,7 @@
 """Netlink: questions to the kernel and its answers, written down to the bytes.
 
 For what is asked often or answered at length: a library that decodes any message takes 300 us for one of them, this
-less than 10. What the messages mean is known to who asks: ipvs.py, conntrack.py, nft.py, devices.py.
+less than 10. What the messages mean is known to who asks: ipvs.py, conntrack.py, nft.py.
 """
 
 import errno
@@ -12,17 +12,14 @@ from collections.abc import Iterable, Iterator
 from itertools import islice
 from typing import Final, Self
 
-ROUTE: Final = 0
-NETFILTER: Final = 12
 GENERIC: Final = 16
 """The family of kernel parts that have names."""
+NETFILTER: Final = 12
 DUMP: Final = 0x300
 """A flag: the answer is many messages."""
 NESTED: Final = 0x8000
 """In the kind of an attribute: there are attributes in it."""
 _REQUEST, _ACK = 0x1, 0x4
-_TORN: Final = 0x10
-"""A flag of answers: the list changed while it was written."""
 _ERROR, _DONE = 2, 3
 _KIND: Final = 0x3FFF
 """What is no flag in the kind of an attribute."""
@@ -66,17 +63,12 @@ class Netlink:
         self.socket.close()
 
     def ask(self, kind: int, body: bytes, flags: int = _ACK) -> Iterator[bytes]:
-        """Send a message, and return the bodies of the answers. What is not taken is passed over with the next one.
-
-        Raises InterruptedError where the list may have been changed meanwhile, if the kernel says so.
-        """
+        """Send a message, and return the bodies of the answers. What is not taken is passed over with the next one."""
         self.socket.send(self._message(kind, body, flags))
         while True:
-            for sequence, answer, its, told in messages(self.socket.recv(_ROOM)):
+            for sequence, answer, told in messages(self.socket.recv(_ROOM)):
                 if sequence != self._sequence:
                     continue
-                if its & _TORN:
-                    raise InterruptedError(errno.EINTR, os.strerror(errno.EINTR))
                 if answer not in (_ERROR, _DONE):
                     yield told
                     continue
@@ -85,9 +77,9 @@ class Netlink:
                     raise OSError(code, os.strerror(code))
                 return
 
-    def order(self, kind: int, body: bytes, flags: int = 0) -> None:
+    def order(self, kind: int, body: bytes) -> None:
         """Send a message that is only obeyed or refused."""
-        for _ in self.ask(kind, body, _ACK | flags):
+        for _ in self.ask(kind, body):
             pass
 
     def order_many(self, kind: int, bodies: Iterable[bytes]) -> None:
@@ -101,7 +93,7 @@ class Netlink:
 
     def _obeyed(self) -> bool:
         """Hear of one message, and tell whether it was the last. Raises OSError."""
-        for sequence, _, _, told in messages(self.socket.recv(_ROOM)):
+        for sequence, _, told in messages(self.socket.recv(_ROOM)):
             code = -_NUMBER.unpack_from(told)[0]
             if code not in (0, errno.ENOENT):
                 raise OSError(code, os.strerror(code))
@@ -114,12 +106,12 @@ class Netlink:
         return _HEAD.pack(_HEAD.size + len(body), kind, flags | _REQUEST, self._sequence, 0) + body
 
 
-def messages(data: bytes) -> Iterator[tuple[int, int, int, bytes]]:
-    """Return the messages of one piece: sequence, kind, flags and body."""
+def messages(data: bytes) -> Iterator[tuple[int, int, bytes]]:
+    """Return the messages of one piece: sequence, kind and body."""
     position = 0
     while position < len(data):
-        length, kind, flags, sequence, _ = _HEAD.unpack_from(data, position)
-        yield sequence, kind, flags, data[position + _HEAD.size : position + length]
+        length, kind, _, sequence, _ = _HEAD.unpack_from(data, position)
+        yield sequence, kind, data[position + _HEAD.size : position + length]
         position += (length + 3) & ~3
 
 

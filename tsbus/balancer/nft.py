@@ -123,7 +123,7 @@ class News:
             except OSError:  # ENOBUFS
                 lost = True
                 continue
-            for _, kind, _, body in messages(data):
+            for _, kind, body in messages(data):
                 if kind >> 8 != _OF_TABLES:
                     continue
                 if kind & 0xFF == _END:

@@ -20,7 +20,7 @@ FORMAT: Final = 1
 SELF_CHECK: Final = """\
 import importlib, zmq
 assert zmq.has("curve") and len(zmq.curve_keypair()[0]) == 40, "its libzmq has no CURVE"
-for module in ("docker", "supervisor.supervisord", "tomlkit", "tsbus.cli.main", "tsbus.loop",
+for module in ("docker", "pyroute2", "supervisor.supervisord", "tomlkit", "tsbus.cli.main", "tsbus.loop",
                "tsbus.executor.main", "tsbus.containers.main", "tsbus.balancer.main", "tsbus.supervision.listener"):
     importlib.import_module(module)
 """

@@ -61,25 +61,30 @@ def follow(
     target: str = "*",
     *,
     filters: Iterable[str] = (),
+    scope: str = "all",
     on_change: Callable[[Change], object] | None = None,
 ) -> "Opening[LiveMirror]":
     """Mirror the containers of the nodes of `target`. Await it, or use it with `async with`.
 
     It is there at once, with a view of each node, still unknown; `wait_settled` waits for the first answers. `filters`
     (see `Filter`) say what its `containers` returns and which containers `on_change` is told of. `on_change` is called
-    for every change and must return soon. Raises FilterError, UnknownTarget and what else `Client.request` does.
+    for every change and must return soon. `scope` is that of its subscriptions: `subtree` is enough for this node and
+    those below, and lets nothing of other nodes come here. Raises FilterError, UnknownTarget and what else
+    `Client.request` does.
     """
-    return Opening(_follow(client, target, Filter.parse(*filters), on_change or _nobody))
+    return Opening(_follow(client, target, Filter.parse(*filters), scope, on_change or _nobody))
 
 
 def _nobody(_: Change) -> None:
     """Take a change that nobody asked for."""
 
 
-async def _follow(client: Client, target: str, wanted: Filter, on_change: Callable[[Change], object]) -> "LiveMirror":
+async def _follow(
+    client: Client, target: str, wanted: Filter, scope: str, on_change: Callable[[Change], object]
+) -> "LiveMirror":
     async with client.request(target, "router.ping") as call:
         nodes = await call.nodes()
-    live = LiveMirror(client, nodes, wanted, on_change)
+    live = LiveMirror(client, nodes, wanted, scope, on_change)
     try:
         await live.open()
     except BaseException:
@@ -92,13 +97,13 @@ class LiveMirror(Mirror):
     """A mirror that follows the bus, until it is closed. It asks where something is missing, and never polls."""
 
     def __init__(
-        self, client: Client, nodes: frozenset[str], wanted: Filter, on_change: Callable[[Change], object]
+        self, client: Client, nodes: frozenset[str], wanted: Filter, scope: str, on_change: Callable[[Change], object]
     ) -> None:
         """Programs use `follow`."""
         super().__init__(wanted)
         for node in sorted(nodes):
             self.view(node)
-        self._client = client
+        self._client, self._scope = client, scope
         self._on_change = on_change
         self._loop = asyncio.get_running_loop()
         self._subscriptions: list[Subscription] = []
@@ -122,7 +127,9 @@ class LiveMirror(Mirror):
             "worker.*": self._on_worker,
         }.items():
             on_gap = None if self._subscriptions else self._on_gap
-            self._subscriptions.append(await self._client.subscribe(pattern, callback=callback, on_gap=on_gap))
+            self._subscriptions.append(
+                await self._client.subscribe(pattern, scope=self._scope, callback=callback, on_gap=on_gap)
+            )
         self._ask(self.nodes)
         self._start(self._watch(self._subscriptions[0]))
 

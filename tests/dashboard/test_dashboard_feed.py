@@ -237,6 +237,9 @@ async def test_a_feed_on_an_interior_node_shows_what_is_below():
         with feed.watching():
             await tree.settle()
             assert list(feed.model.nodes) == ["a", "a1"]
+            assert (feed.model.totals().nodes, feed.model.totals().containers) == (2, 1)
+            for topic in ("container.died", "docker.down", "node.lost", "worker.left", "lb.active"):
+                assert (await bed.wanted("a1", topic), await bed.wanted("b", topic)) == (True, False), topic
             assert (await bed.wanted("a1", "containers.stats.a1"), await bed.wanted("b", "containers.stats.b")) == (
                 True, False,
             )  # fmt: skip

@@ -237,7 +237,8 @@ class Feed:
         old, self._mirror = self._mirror, None
         if old is not None:
             await old.close()
-        self._mirror = await follow(self._client, f"{self.model.here}/", on_change=self._on_change)
+        model = self.model
+        self._mirror = await follow(self._client, f"{model.here}/", scope=model.scope, on_change=self._on_change)
         for view in self._mirror.nodes.values():
             self.model.mirrored(view)
 

@@ -113,12 +113,14 @@ class RouterProcess:
         self._read_again = reload
         self._reload_due = False
         self._running = True
+        self._bus_is_there = True
 
-    def run(self) -> None:
-        """Serve until SIGTERM or SIGINT."""
+    def run(self) -> bool:
+        """Serve until SIGTERM or SIGINT. Returns False if the workers' socket was taken away before."""
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._on_signal)
         signal.signal(signal.SIGHUP, self._on_hangup)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP})  # services/ts_router.py held it back
         router = self.router
         _log.info("router.start", node=router.me, config=router.tree.version, pid=os.getpid())
         router.start()
@@ -128,6 +130,7 @@ class RouterProcess:
             self._say_bye()
             self.transport.stop()
         _log.info("router.stop", node=router.me)
+        return self._bus_is_there
 
     def _loop(self) -> None:
         router, transport, clock = self.router, self.transport, self._clock
@@ -140,7 +143,14 @@ class RouterProcess:
                 self._reload()
             if router.now >= router.tick_due:
                 router.tick()
+                self._look_for_bus()
             router.flush()
+
+    def _look_for_bus(self) -> None:
+        """End without the file of the workers' socket: those who come would wait forever."""
+        if path := self.transport.lost_path():
+            self._running = self._bus_is_there = False
+            _log.error("bus.gone", path=str(path), hint="somebody removed it; this router ends to be started again")
 
     def _on_signal(self, *_: object) -> None:
         self._running = False
@@ -201,7 +211,9 @@ def _take_all_descriptors() -> None:
 
 
 def main() -> int:
-    """Run the router until a signal. Exit status 2: the configuration, the key or the sockets are not in order."""
+    """Run the router until a signal. Exit status 2: the configuration, the key or the sockets are not in order; 1: its
+    socket was taken away.
+    """
     parser = argparse.ArgumentParser(prog="ts_router", description="The router of a node.")
     parser.add_argument("--config", default=os.environ.get("TREESCALE_CONFIG", "/etc/treescale/treescale.toml"))
     parser.add_argument("--node", help="this node's name; default: current_node in the configuration")
@@ -226,5 +238,4 @@ def main() -> int:
         print(f"ts_router: {error}", file=sys.stderr)
         return 2
     _keep_freed_memory()
-    process.run()
-    return 0
+    return 0 if process.run() else 1

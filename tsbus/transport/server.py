@@ -1,5 +1,6 @@
 """Server: all sockets of one router in one thread: what it binds, whom it dials, and whom the ZAP handler lets in."""
 
+import errno
 import fcntl
 import os
 from collections.abc import Mapping
@@ -56,6 +57,9 @@ class SocketTransport:
         """When to try to bind it again."""
         self._rebind_pause_ms = 0
         self._locks: list[int] = []
+        self._path: Path | None = None
+        self._file = (0, 0)
+        """The device and inode of the workers' socket."""
         self._zap = context.socket(zmq.REP)
         self._zap.linger = 0
         self._zap.bind("inproc://zeromq.zap.01")
@@ -112,8 +116,22 @@ class SocketTransport:
         old = os.umask(0o007)  # libzmq has no way to set the mode of the socket file
         try:
             self._bind(ConnKind.LOCAL, f"ipc://{path}")
+            status = path.stat()
+        except OSError as error:
+            raise TransportError(f"{path} went away as soon as it was made: {error}") from None
         finally:
             os.umask(old)
+        self._path, self._file = path, (status.st_dev, status.st_ino)
+
+    def lost_path(self) -> Path | None:
+        """Return the path of the workers' socket if it was taken away: libzmq never notices, nobody gets in again."""
+        if self._path is None:
+            return None
+        try:
+            status = self._path.stat()
+        except OSError as error:
+            return self._path if error.errno in (errno.ENOENT, errno.ENOTDIR) else None
+        return self._path if (status.st_dev, status.st_ino) != self._file else None
 
     def _lock(self, path: Path) -> None:
         """Two routers on one ipc path would both seem to work: libzmq takes the path over without a word."""

@@ -3,7 +3,9 @@
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
@@ -11,7 +13,9 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from lan import Lan
 from lone_router import ROOT, LoneRouter
+from waiting import wait
 
 from tsbus import Event, connect_blocking
 from tsbus.balancer import naming, open_connections, statefile
@@ -242,6 +246,38 @@ def test_the_program(tmp_path: Path) -> None:
         finally:
             process.terminate()
             assert process.wait(10) == 0
+            router.kill()
+
+
+def test_the_program_after_the_last_balancer(tmp_path: Path) -> None:
+    """When all about balancing has left the configuration, the program clears up, whichever table it had."""
+    router = LoneRouter(str(tmp_path))
+    plain = (tmp_path / "treescale.toml").read_text() + "[docker]\nenabled = false\n"
+    balancer = '[servers.solo.balancers.web]\naddress = "203.0.113.80:80"\nservers = {solo = 8080}\nmanage_vip = true\n'
+    config = tmp_path / "tree.toml"
+    words = [sys.executable, ROOT / "services/ts_balancer.py", "--config", config, "--run-dir", tmp_path]
+    with Lan() as lan:
+
+        def run(text: str, is_so: Callable[[], bool]) -> None:
+            config.write_text(text)
+            environment = os.environ | {"TREESCALE_BUS": router.bus}
+            process = lan.host.call(partial(subprocess.Popen, words, env=environment))
+            try:
+                wait("the table follows", is_so, 20)
+            finally:
+                process.terminate()
+                assert process.wait(10) == 0
+
+        def rules() -> str:
+            return lan.host.run("nft", "list", "ruleset")
+
+        try:
+            before = rules()
+            run(f'{plain}{balancer}[balancing]\nbackend = "nftables"\n', lambda: "203.0.113.80" in rules())
+            assert "203.0.113.80" in rules()
+            run(plain, lambda: "203.0.113.80" not in rules())
+            assert rules() == before
+        finally:
             router.kill()
 
 

@@ -57,7 +57,9 @@ class Service:
         """`run_dir` is where the state file is; `open_kernel` is another kernel than this machine's, for tests."""
         self._tree, self._node, self._run_dir = tree, tree.current_node, run_dir
         settings = tree.balancing_for(self._node)
-        kernel = partial(open_machine, settings.backend, settings.sysctls, self._node)  # type: ignore[arg-type]
+        # With the last balancer `balancing` may have gone, and what it left is in whichever table the kernel has.
+        backend = settings.backend if tree.servers[self._node].balancers else "auto"
+        kernel = partial(open_machine, backend, settings.sysctls, self._node)  # type: ignore[arg-type]
         self._open = open_kernel or kernel
         self._asked: set[asyncio.Task[None]] = set()
         self._ready = asyncio.Event()

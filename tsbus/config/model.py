@@ -239,7 +239,7 @@ class Dashboard:
     """Where the dashboard of a node listens, and who is let in. See docs/dashboard.md."""
 
     enabled: bool = False
-    """Whether `treescale up` keeps one running on the node."""
+    """Whether `treescale up` or `treescale build` keeps one running on the node."""
     host: Annotated[str, forms.listen] = "127.0.0.1"
     port: Port = 8800
     users: Word = ""

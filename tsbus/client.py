@@ -356,9 +356,14 @@ class Client:
         home.session.subscribe(sink)
         subscription = Subscription(home, sink, signal)
         try:
+            if home is not self._connection:
+                await home.wait_answered()  # our own was welcomed, but a router may have no room for another
             await home.confirm()
         except BaseException:
             await subscription.close()
+            if home is not self._connection and not home.session.is_subscribed:
+                home.close()
+                self._homes.pop(scope, None)
             raise
         if callback is not None and sink.inbox is not None:
             subscription.feed(callback, on_gap)

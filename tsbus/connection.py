@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 from typing import Protocol
 
-from tsbus.core.message import Error, ProtocolError
+from tsbus.core.message import Bye, Error, ProtocolError
 from tsbus.core.session import Session
 from tsbus.errors import BusError, ConnectionLost, NoRouter, Refused, UnknownTarget
 from tsbus.log import Log
@@ -136,16 +136,21 @@ class Connection:
 
     async def first_welcome(self, timeout_s: float) -> None:
         """Wait as `wait_connected`, but a router that turns us away for good ends it with Refused."""
-
-        def turned_away() -> bool:
-            return self.session.bye is not None and self.session.bye.reason in FINAL
-
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(timeout_s):
-                await self.changed.until(lambda: self.connected or turned_away())
-        if self.session.bye is not None and turned_away():
-            raise Refused(self.session.bye.reason, self.session.bye.text)
+                await self.wait_answered()
         await self.wait_connected(0)
+
+    async def wait_answered(self) -> None:
+        """Wait until the router has welcomed us, or this is closed. Raises Refused if it turns us away for good."""
+
+        def refusal() -> Bye | None:
+            bye = self.session.bye
+            return bye if bye is not None and bye.reason in FINAL else None
+
+        await self.changed.until(lambda: self.connected or self.closed or refusal() is not None)
+        if bye := refusal():
+            raise Refused(bye.reason, bye.text)
 
     async def confirm(self) -> None:
         """Wait until the router has read all that was said so far; over a reconnect, until it was told again.

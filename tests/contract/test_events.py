@@ -6,7 +6,9 @@ from collections.abc import Callable
 import pytest
 from beds import Bed
 
-from tsbus import Event, PayloadTooLarge, Role, TopicError
+from tsbus import Client, Event, PayloadTooLarge, Refused, Role, TopicError
+from tsbus.config import BusSettings
+from tsbus.testing import MemoryTree
 
 MIB = 1024 * 1024
 
@@ -92,6 +94,27 @@ async def test_all_and_subtree_of_one_client_are_kept_apart(bed: Bed, scopes: tu
     await near.publish("news", "near")
     await bed.until(lambda: len(heard) == 3)
     assert sorted(heard) == [("all", "far"), ("all", "near"), ("subtree", "near")]
+
+
+async def test_the_other_scope_at_a_full_router() -> None:
+    """A client without room for the connection that its other scope needs is told so, until there is room."""
+    async with MemoryTree({"a": []}, settings=BusSettings(max_workers=2)) as tree:
+        client, other = await tree.connect("a"), await tree.connect("a")
+        await client.subscribe("news")
+        tries = [asyncio.create_task(_subtree(client)) for _ in range(2)]
+        await tree.advance(2)
+        assert all(each.done() for each in tries)
+        for each in tries:
+            with pytest.raises(Refused, match="max_workers"):
+                await each
+        await other.close()
+        await tree.advance(2)
+        assert [peer.name for peer in tree.router("a").workers.values()] == ["test"], "nothing is left of the tries"
+        await _subtree(client)
+
+
+async def _subtree(client: Client) -> None:
+    await client.subscribe("news", scope="subtree")
 
 
 async def test_target_limits_nodes(bed: Bed) -> None:

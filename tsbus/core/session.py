@@ -279,6 +279,11 @@ class Session:
         if self._subscribed[name] == 1 and self.welcome is not None:
             self._local(Type.SUBSCRIBE, Subscribe(*name))
 
+    @property
+    def is_subscribed(self) -> bool:
+        """Whether there is any subscription."""
+        return bool(self._subscribed)
+
     def unsubscribe(self, sink: Sink) -> None:
         """End what `subscribe` began."""
         self._sinks.discard(sink.pattern, sink)

@@ -24,7 +24,7 @@ from dockerd import Dockerd
 from registry import Registry
 from waiting import wait
 
-from tsbus.containers.engine import Auth, Engine, EngineError, ErrorKind, Output, TlsFiles
+from tsbus.containers.engine import COUNT_TRIES, Auth, Engine, EngineError, ErrorKind, Output, TlsFiles
 from tsbus.containers.facts import EngineEvent
 from tsbus.containers.wire import PIECE_BYTES
 from tsbus.records import Endpoint
@@ -662,15 +662,16 @@ def test_engine_that_hangs(dockerd, ticker):
 
 
 @contextlib.contextmanager
-def answering(status: int, body: bytes) -> Iterator[Engine]:
-    """An HTTP server with one answer to all questions, taken for an engine."""
+def answering(status: int, body: bytes, usage: Iterator[tuple[int, bytes]] | None = None) -> Iterator[Engine]:
+    """An HTTP server with one answer to all questions, taken for an engine; `usage`: those to `docker df`."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            self.send_response(status)
-            self.send_header("Content-Length", str(len(body)))
+            code, said = next(usage) if usage and self.path.endswith("/system/df") else (status, body)
+            self.send_response(code)
+            self.send_header("Content-Length", str(len(said)))
             self.end_headers()
-            self.wfile.write(body)
+            self.wfile.write(said)
 
         def log_message(self, *_: object) -> None:
             """Say nothing."""
@@ -691,6 +692,21 @@ def test_no_docker(status, body):
     with answering(status, body) as engine:
         kind, text = failure(engine.connect)
     assert (kind, "is no Docker engine" in text) == (ErrorKind.DOWN, True), text
+
+
+def test_disk_usage_that_somebody_counts(monkeypatch):
+    """An engine that counts its disk for somebody else is asked again, a few times; then it is told so."""
+    monkeypatch.setattr("tsbus.containers.engine.COUNT_PAUSE_S", (0, 0))
+    version = json.dumps({"Version": "28.2.2", "ApiVersion": "1.41", "MinAPIVersion": "1.24"}).encode()
+    busy = (500, b'{"message": "a disk usage operation is already running"}')
+    usage = json.dumps({"LayersSize": 7, "Images": [], "Containers": [], "Volumes": [], "BuildCache": []}).encode()
+    with answering(200, version, iter([*[busy] * (COUNT_TRIES - 1), (200, usage)])) as engine:
+        assert engine.df()["images"]["bytes"] == 7
+    asked = iter([busy] * COUNT_TRIES)
+    with answering(200, version, asked) as engine:
+        kind, text = failure(engine.df)
+    assert (kind, next(asked, None)) == (ErrorKind.FAILED, None)
+    assert text == "a disk usage operation is already running, for somebody else: try again when it is over"
 
 
 def test_no_http():

@@ -79,6 +79,13 @@ async def two_services(folder: Path, host: str) -> AsyncIterator[Client]:
         await asyncio.wait(services)
 
 
+async def test_all_may_ask_for_the_disk_at_once(tmp_path: Path, dockerd: Dockerd) -> None:
+    """An engine counts its disk for one at a time: of many who ask at the same moment, each gets an answer."""
+    async with two_services(tmp_path, dockerd.host) as client:
+        for result in await asyncio.gather(*(client.call("*", "docker.df") for _ in range(3))):
+            assert result.ok == {"web1", "web2"}, result.explain()
+
+
 async def test_others_containers_cannot_be_reached(tmp_path: Path, dockerd: Dockerd, engine: Engine) -> None:
     """Of two nodes with one engine each lists its own container, and the other's is "no container" to every command."""
     async with two_services(tmp_path, dockerd.host) as client:

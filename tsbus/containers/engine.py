@@ -9,8 +9,10 @@ import base64
 import json
 import math
 import os
+import random
 import re
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -42,6 +44,9 @@ OLDEST_API: Final = (1, 40)
 """Of Docker 19.03: the oldest that all of this was tried with. Podman says 1.40 from its version 3 on."""
 PATIENCE_S: Final = 300.0
 """For calls that change something or count bytes on the disk: the engine goes on with them, whoever stops waiting."""
+COUNT_TRIES: Final = 8
+COUNT_PAUSE_S: Final = (0.2, 1.0)
+"""An engine counts its disk for one at a time: who comes meanwhile tries so often, so far apart by chance."""
 MAX_CALLS: Final = 64
 """Connections that are kept for calls at the same time; more calls are made, each with a connection for itself."""
 MAX_IMAGES: Final = 512
@@ -363,7 +368,17 @@ class Engine:
 
     def df(self) -> dict[str, dict[str, int]]:
         """Return `docker.df` of docs/containers.md. The engine walks its disk for it: it may take minutes."""
-        return usage_of(_object(self._patient(lambda docker: docker.df())))
+        tries = COUNT_TRIES
+        while True:
+            try:
+                return usage_of(_object(self._patient(lambda docker: docker.df())))
+            except EngineError as error:
+                if "disk usage operation is already running" not in str(error):
+                    raise
+                tries -= 1
+                if not tries:
+                    raise EngineError(error.kind, f"{error}, for somebody else: try again when it is over") from error
+            time.sleep(random.uniform(*COUNT_PAUSE_S))  # noqa: S311 - spreads those who came together
 
     # How it is done.
 

@@ -5,6 +5,7 @@ from test_stats_real import (  # noqa: F401 - pytest finds the tests and fixture
     boxes,
     cgroups,
     engine,
+    host,
     loaded,
     test_kills_for_want_of_memory_are_counted,
     test_memory_agrees_with_docker_stats,

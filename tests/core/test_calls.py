@@ -45,7 +45,8 @@ class OutgoingMachine(RuleBasedStateMachine):
     def lose(self, nodes):
         for call, owing in self.book.waiting_for(nodes):
             assert owing == self.model[call.handle, call.number][0] & nodes
-            call.account.lost(owing)
+            for node in owing:
+                call.account.finish(node, Outcome.UNREACHABLE)
             self.model[call.handle, call.number][0].difference_update(owing)
             if call.account.closed:
                 self.book.close(call)

@@ -260,6 +260,7 @@ def open_files() -> int:
     return len(list(Path("/proc/self/fd").iterdir()))
 
 
+@pytest.mark.usefixtures("stage")  # without it what another test left in that network would need the modules
 def test_no_module(kernel: Kernel) -> None:
     """Where the module is not loaded the kernel loads it; where it cannot be, the text says so, and nothing leaks."""
     kernel.close()

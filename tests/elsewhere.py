@@ -29,7 +29,7 @@ from typing import Any
 import pytest
 
 LAB = Path(__file__).parent / "lab"
-LIMIT_S = 900
+LIMIT_S = 1500
 BESIDE = {"browser": "aside", "sandboxed": "aside", "dockerd": "engines", "engine": "engines", "lab": "engines"}
 """Fixture -> the process of the modules that use it, in this order; of a module that uses several, the last counts.
 

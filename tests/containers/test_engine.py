@@ -167,7 +167,8 @@ def test_inspection(engine, make):
     assert (record.exit_code, record.finished_ns) == (None, 0)
     assert (record.restart_policy, record.stop_signal, record.stop_timeout_s) == ("on-failure:2", 10, 1)
     assert (record.memory_limit, record.cpus) == (64 << 20, 0.5)
-    assert Path(f"/proc/{record.pid}/comm").read_text() == "sleep\n"
+    comm = Path(f"/proc/{record.pid}/comm")
+    wait("the shell has become its program", lambda: comm.read_text() == "sleep\n")
     engine.stop(container, 0)
     record = engine.inspect(container)
     assert (record.state, record.exit_code, record.pid) == ("exited", 137, 0)

@@ -6,6 +6,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import pytest
 from lone_router import LoneRouter
 from waiting import wait
 
@@ -27,6 +28,7 @@ def no_descriptors() -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
+@pytest.mark.long  # on a busy machine it sometimes does not hear of a failed try; why is not known
 async def test_a_client_comes_back_when_descriptors_do(caplog):
     """A client that cannot open its next connection for want of a file descriptor tries again until it can."""
     with tempfile.TemporaryDirectory(prefix="ts-") as folder:

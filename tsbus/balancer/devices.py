@@ -77,7 +77,9 @@ class Devices:
     def set_hairpin(self, port: Card) -> None:
         """Have a port of a bridge send packets back where they came from. Raises HostError."""
         with _refusals(port.name):
-            self._route.brport("set", index=port.index, mode=_HAIRPIN)
+            # One that has gone since it was seen, as a container's does with it, needs none.
+            for index in self._route.link_lookup(ifname=port.name):
+                self._route.brport("set", index=index, mode=_HAIRPIN)
 
     def hold(self, ips: Collection[IP]) -> None:
         """Give our device these addresses and no others; it is there as long as there are any. Raises HostError."""

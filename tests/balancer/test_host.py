@@ -201,6 +201,19 @@ def test_devices_that_change_meanwhile(lan: Lan) -> None:
     lan.host.call(devices.close)
 
 
+def test_a_port_that_goes_meanwhile(lan: Lan) -> None:
+    """A port that has left its bridge, or is no more, since it was seen needs no hairpin and is no error."""
+    lan.host.ip("link add name other type bridge", "link add name to-c9 type veth peer name c9")
+    lan.host.ip("link set to-c9 master other")
+    devices = lan.host.call(Devices)
+    (seen,) = lan.host.call(devices.look).without_hairpin(["to-c9"])
+    lan.host.ip("link set to-c9 nomaster")
+    assert not lan.host.call(devices.set_hairpin, seen)
+    lan.host.ip("link del to-c9")
+    assert not lan.host.call(devices.set_hairpin, seen)
+    lan.host.call(devices.close)
+
+
 def test_answers_for_neighbours(lan: Lan, edge: HostEdge) -> None:
     """For a managed address of IPv6 the host answers at the device of its subnet, until it is not managed any more."""
     lan.host.ip("neighbour add proxy fd00::7 dev eth0")  # somebody else's

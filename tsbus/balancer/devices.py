@@ -74,12 +74,19 @@ class Devices:
         source = found.get_attr("RTA_PREFSRC")
         return Route(device, ip_address(source) if source else None, found["type"] == _LOCAL)
 
-    def set_hairpin(self, port: Card) -> None:
-        """Have a port of a bridge send packets back where they came from. Raises HostError."""
+    def set_hairpin(self, port: Card) -> bool:
+        """Have a port of a bridge send packets back where they came from; False if it is none any more.
+
+        Raises HostError.
+        """
         with _refusals(port.name):
-            # One that has gone since it was seen, as a container's does with it, needs none.
-            for index in self._route.link_lookup(ifname=port.name):
-                self._route.brport("set", index=index, mode=_HAIRPIN)
+            try:
+                self._route.brport("set", index=port.index, mode=_HAIRPIN)
+            except NetlinkError as error:
+                if error.code in (errno.ENODEV, errno.EOPNOTSUPP):  # it went with its container since it was seen
+                    return False
+                raise
+        return True
 
     def hold(self, ips: Collection[IP]) -> None:
         """Give our device these addresses and no others; it is there as long as there are any. Raises HostError."""

@@ -107,8 +107,7 @@ class HostEdge:
             if policy == "check":
                 mend = f"`bridge link set dev {port.name} hairpin on`"
                 problems.append(Problem(f"{port.name} keeps packets for {why}", mend))
-            else:
-                self._devices.set_hairpin(port)
+            elif self._devices.set_hairpin(port):
                 yield f"{port.name} sends packets back where they came from now, for {why}"
 
     def _addresses(self, needs: Needs, inventory: Inventory) -> Iterator[str]:

@@ -3,9 +3,9 @@
     pytestmark = pytest.mark.guest            # IPVS, network namespaces, cgroup v2: see tests/lab/uml-run
     pytestmark = pytest.mark.guest("docker")  # and a Docker engine at DOCKER_HOST: see tests/lab/uml-docker
 
-All selected tests of one kind run in one guest, a kernel of their own, in the same order, as root. The modules that use
-a fixture of BESIDE run on this machine, in one process for each kind: what the fixture starts is started once, and
-others work while they wait. When nothing else is selected they run right here, where --pdb works.
+All selected tests of one kind run in one guest, a kernel of their own, in the same order, as root. The modules of
+BESIDE run on this machine, in one process for each kind: what a fixture starts is started once, and others work while
+they wait. When nothing else is selected they run right here, where --pdb works.
 
 The other pytest writes its reports to a file that this one reads, so names, failures, output and durations are the real
 ones, and -k works.
@@ -30,8 +30,15 @@ import pytest
 
 LAB = Path(__file__).parent / "lab"
 LIMIT_S = 1500
-BESIDE = {"browser": "aside", "sandboxed": "aside", "dockerd": "engines", "engine": "engines", "lab": "engines"}
-"""Fixture -> the process of the modules that use it, in this order; of a module that uses several, the last counts.
+BESIDE = {
+    "system": "trees",
+    "browser": "aside",
+    "sandboxed": "aside",
+    "dockerd": "engines",
+    "engine": "engines",
+    "lab": "engines",
+}
+"""Fixture or folder -> the process of the modules that use it or are in it, in this order; of several the last counts.
 
 The lab and other engines are not used at the same time: on a machine with cgroup v1 each systemd of the lab mounts the
 hierarchies that nobody has mounted, and containerd has no statistics of what it starts while there are such.
@@ -66,12 +73,12 @@ def places(items: Sequence[pytest.Item], config: pytest.Config) -> dict[str, str
 
 
 def turns(items: Sequence[pytest.Item]) -> dict[Path, int]:
-    """When the modules run that use a fixture of BESIDE: 1 is the first of these."""
+    """When the modules of BESIDE run: 1 is the first of these."""
     return {
         item.path: turn
-        for turn, fixture in enumerate(BESIDE, 1)
+        for turn, name in enumerate(BESIDE, 1)
         for item in items
-        if fixture in getattr(item, "fixturenames", ())
+        if name in (*getattr(item, "fixturenames", ()), item.path.parent.name)
     }
 
 

@@ -21,6 +21,7 @@ settings.load_profile("treescale")
 def pytest_configure(config: pytest.Config) -> None:
     # What a shell starts in the background ignores Ctrl-C, and so would the programs that tests start and interrupt.
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # killed, it ends what it has started as well
     config.addinivalue_line("markers", "long: takes minutes, in a guest or on real servers: `make test-long`")
     elsewhere.pytest_configure(config)
 

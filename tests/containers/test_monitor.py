@@ -9,18 +9,9 @@ from model_engine import START_NS, ModelEngine
 from msgspec.structs import replace
 
 from tsbus.containers.facts import EngineEvent
-from tsbus.containers.monitor import (
-    DRAIN_GRACE_S,
-    MAX_INSPECTS,
-    MAX_TRIES,
-    MAX_UNHURRIED,
-    MAX_WAITING,
-    SETTLED_S,
-    SUSPICION_S,
-    Inspect,
-    Monitor,
-    Publish,
-)
+from tsbus.containers.inspections import MAX_INSPECTS, MAX_UNHURRIED, Inspect
+from tsbus.containers.monitor import DRAIN_GRACE_S, MAX_TRIES, MAX_WAITING, SETTLED_S, SUSPICION_S, Monitor
+from tsbus.containers.telling import Publish
 from tsbus.containers.transitions import differs, state_after
 from tsbus.records import Container, ContainerEvent, EngineFacts, Image
 

@@ -1,7 +1,8 @@
 """Monitor: decides what the followers of a node's containers are told. Pure.
 
 The service feeds it the engine's events, inspections and lists with the time, and carries out the effects that it
-returns: it asks the engine for inspections and publishes. transitions.py compares what is known with what was seen.
+returns: it asks the engine for inspections and publishes. transitions.py compares what is known with what was seen,
+inspections.py keeps those that are under way and to come, telling.py makes what is published.
 
 How it comes that everything is told once:
 
@@ -13,32 +14,31 @@ How it comes that everything is told once:
 """
 
 from collections import Counter, deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Final, Literal, cast
+from typing import Final, Literal
 
 from msgspec.structs import replace
 
 from tsbus.containers.facts import EngineEvent, Summary
+from tsbus.containers.inspections import Inspect, Inspections
+from tsbus.containers.telling import IMAGE_TOPICS, NETWORK_TOPICS, Publish, Telling
 from tsbus.containers.transitions import (
     Step,
     begun,
     differs,
     ended,
     first_steps,
-    health_action,
     is_alive,
+    is_stop,
+    made_of,
     refreshed,
-    state_after,
+    step_of,
     steps_between,
     unstarted,
 )
-from tsbus.records import Container, ContainerEvent, EngineFacts, Health, Image
+from tsbus.records import Container, EngineFacts
 
-MAX_INSPECTS: Final = 16
-"""Inspections under way at once; more wait."""
-MAX_UNHURRIED: Final = 8
-"""Of these for what nobody waits for. The engine answers about a container that it starts when it has started it."""
 MAX_WAITING: Final = 256
 """Events of one container that may wait; of more than that only the outcome is told."""
 MEMORY: Final = 1024
@@ -53,40 +53,15 @@ SETTLED_S: Final = 30.0
 """So long after its last event the engine's state of a container is not behind its events any more."""
 OVERTAKEN_S: Final = 10.0
 """So long after an inspection told of something, older events of it may still come in."""
-RETRY_S: Final = 1.0
 MAX_TRIES: Final = 3
-"""An inspection that the engine did not answer is asked for again so many times, after so long."""
+"""An inspection that the engine did not answer is asked for again so many times."""
 
-IMAGE_TOPICS: Final = {
-    "delete": "deleted", "import": "imported", "load": "loaded", "prune": "pruned", "pull": "pulled", "push": "pushed",
-    "save": "saved", "tag": "tagged", "untag": "untagged",
-}  # fmt: skip
-NETWORK_TOPICS: Final = {
-    "connect": "connected", "create": "created", "destroy": "destroyed", "disconnect": "disconnected",
-    "prune": "pruned", "remove": "removed", "update": "updated",
-}  # fmt: skip
-CONTAINER_ACTIONS: Final = frozenset({
+_ACTIONS: Final = frozenset({
     "create", "destroy", "die", "health_status", "kill", "oom", "pause", "rename", "start", "unpause", "update",
 })  # fmt: skip
 """The engine's actions that mean something to followers. The others (exec_start, attach, top ...) are passed over."""
-
-_SIGKILL: Final = 9
-
-
-@dataclass(frozen=True, slots=True)
-class Inspect:
-    """Ask the engine about this container, then call `inspected`, or `unanswered` if the engine did not say."""
-
-    id: str
-
-
-@dataclass(frozen=True, slots=True)
-class Publish:
-    """Publish this, in the order of the effects."""
-
-    topic: str
-    body: ContainerEvent | EngineFacts | Mapping[str, object]
-
+_OF_NO_RUN: Final = frozenset({"create", "destroy", "rename", "update"})
+"""Actions that do not belong to a run of the container."""
 
 Effect = Inspect | Publish
 
@@ -122,56 +97,47 @@ class Monitor:
 
     def __init__(self, node: str, epoch: int) -> None:
         """`epoch` is the number of this start, higher than that of any earlier one."""
-        self.node = node
+        self._told = Telling(node, epoch)
         self.epoch = epoch
-        self.seq = 0
-        """Of the last event that was told."""
-        self.engine = EngineFacts(node=node, up=False, reason="not asked yet")
-        self.records: dict[str, Container] = {}
+        self.records = self._told.records
         """By id: exactly what followers were told."""
         self.counters: Counter[str] = Counter()
         self.last_event_ns = 0
         """Engine time of the newest event, from which a new stream should go on."""
-        self._engine_told = False
         self._first_list = self._in_gap = True
         self._replayed_until = 0.0
         self._tracked: dict[str, _Tracked] = {}
-        self._queue: dict[str, None] = {}
-        """Containers that are to be inspected because an event waits for it."""
-        self._checks: dict[str, None] = {}
-        """Containers that are to be inspected when there is room."""
-        self._asked: set[str] = set()
-        self._unhurried: set[str] = set()
-        """Those of `_asked` that come from `_checks`."""
-        self._retries: dict[str, float] = {}
+        self._inspections = Inspections()
         self._drains: dict[str, float] = {}
         self._suspects: set[str] = set()
         self._seen: dict[tuple[int, str, str, str], None] = {}
         self._gone: dict[str, None] = {}
-        self._clock = (0, 0.0)
-        self._effects: list[Effect] = []
+
+    @property
+    def engine(self) -> EngineFacts:
+        """What followers were told of the engine."""
+        return self._told.engine
+
+    @property
+    def seq(self) -> int:
+        """The number of the last event that was told of a container."""
+        return self._told.seq
 
     # What the service calls -------------------------------------------------------------------------------------------
 
     def up(self, facts: EngineFacts, now: float, time_ns: int) -> list[Effect]:
         """The engine answers. Told if it did not before, or is another one; `time_ns` is Unix time."""
-        same = replace(facts, node=self.node, up=True, reason="", since_ns=self.engine.since_ns)
-        if same != self.engine:
-            self._clock = self._clock if self._clock[0] else (time_ns, now)
-            self._tell_engine(replace(same, since_ns=time_ns))
+        self._told.engine_is_up(facts, now, time_ns)
         return self._take(now)
 
     def down(self, reason: str, now: float, time_ns: int) -> list[Effect]:
         """The engine cannot be reached, and inspections under way will not be answered. Told once."""
-        if self.engine.up or not self._engine_told:
-            self._tell_engine(replace(self.engine, up=False, reason=reason, since_ns=time_ns))
-        else:
-            self.engine = replace(self.engine, reason=reason)
+        self._told.engine_is_down(reason, time_ns)
         self._in_gap = True
-        asked, self._asked, self._unhurried = self._asked, set(), set()
-        for id_ in asked & self._tracked.keys():
-            self._tracked[id_].again = False
-            self._ask(id_)
+        for id_ in self._inspections.lost():
+            if id_ in self._tracked:
+                self._tracked[id_].again = False
+                self._inspections.ask(id_)
         return self._take(now)
 
     def cut(self) -> None:
@@ -180,11 +146,8 @@ class Monitor:
 
     def event(self, event: EngineEvent, now: float) -> list[Effect]:
         """Take an event of the engine's stream."""
-        if event.kind == "container":
-            known = event.action in CONTAINER_ACTIONS
-        else:
-            known = event.action in {"image": IMAGE_TOPICS, "network": NETWORK_TOPICS}.get(event.kind, ())
-        if not known:
+        known = {"container": _ACTIONS, "image": IMAGE_TOPICS, "network": NETWORK_TOPICS}.get(event.kind, ())
+        if event.action not in known:
             self.counters["ignored"] += 1
             return []
         if not self._is_new(event):
@@ -192,37 +155,33 @@ class Monitor:
             return []
         self.counters["events"] += 1
         self.last_event_ns = max(self.last_event_ns, event.time_ns)
-        self._clock = (event.time_ns, now)
+        self._told.set_clock(event.time_ns, now)
         if event.kind == "container":
             self._arrived(event.id, event, now)
         elif event.kind == "image":
-            self._tell_image(event)
+            self._told.image(event)
         else:
-            self._tell_network(event, now)
+            self._told.network(event)
+            container = event.attributes.get("container", "")
+            if event.action in ("connect", "disconnect") and container in self._tracked:
+                self._arrived(container, event, now)
         return self._take(now)
 
     def inspected(self, id_: str, seen: Container | None, now: float) -> list[Effect]:
         """The engine answered; None: it has no such container. An answer that is not waited for is left out."""
-        if id_ in self._asked:
-            self._asked.discard(id_)
-            self._unhurried.discard(id_)
-            if id_ in self._tracked:
-                self._answer(id_, self._tracked[id_], seen, now)
+        if self._inspections.ended(id_) and id_ in self._tracked:
+            self._answer(id_, self._tracked[id_], seen, now)
         return self._take(now)
 
     def unanswered(self, id_: str, now: float) -> list[Effect]:
         """The engine failed to answer about this container: it is asked again, or told of without."""
-        if id_ in self._asked:
-            self._asked.discard(id_)
-            self._unhurried.discard(id_)
-            one = self._tracked.get(id_)
-            if one is not None:
-                one.tries += 1
-                if one.tries < MAX_TRIES:
-                    self._retries[id_] = now + RETRY_S
-                else:
-                    self.counters["unanswered"] += 1
-                    self._go_on_without(id_, one)
+        if self._inspections.ended(id_) and (one := self._tracked.get(id_)) is not None:
+            one.tries += 1
+            if one.tries < MAX_TRIES:
+                self._inspections.retry(id_, now)
+            else:
+                self.counters["unanswered"] += 1
+                self._go_on_without(id_, one)
         return self._take(now)
 
     def listed(self, summaries: Iterable[Summary], asked_at: float, now: float, after_gap: bool) -> list[Effect]:
@@ -259,9 +218,7 @@ class Monitor:
 
     def tick(self, now: float) -> list[Effect]:
         """Do what is due; call it at `next_tick`."""
-        for id_ in [id_ for id_, at in self._retries.items() if at <= now]:
-            del self._retries[id_]
-            self._ask(id_)
+        self._inspections.tick(now)
         for id_ in [id_ for id_, at in self._drains.items() if at <= now]:
             del self._drains[id_]
             self._tell(id_, Step("changed", replace(self.records[id_], draining=False), 0), "event", now)
@@ -279,19 +236,18 @@ class Monitor:
     def next_tick(self) -> float | None:
         """When `tick` has something to do, None if nothing is planned."""
         suspects = (self._tracked[id_].suspect_at for id_ in self._suspects if id_ in self._tracked)
-        times = [*self._retries.values(), *self._drains.values()]
-        times += [at + SUSPICION_S for at in suspects if at is not None]
+        times = [*self._drains.values(), *(at + SUSPICION_S for at in suspects if at is not None)]
+        if (retry := self._inspections.next_tick) is not None:
+            times.append(retry)
         return min(times, default=None)
 
     def stats(self) -> dict[str, int]:
         """Return the counters, and what is under way."""
-        waiting = sum(len(one.waiting) for one in self._tracked.values())
         return {
             **self.counters,
+            **self._inspections.stats(),
             "containers": len(self.records),
-            "inspecting": len(self._asked),
-            "to_inspect": len(self._queue) + len(self._checks),
-            "waiting": waiting,
+            "waiting": sum(len(one.waiting) for one in self._tracked.values()),
         }
 
     # Events -----------------------------------------------------------------------------------------------------------
@@ -322,18 +278,18 @@ class Monitor:
             return
         if id_ not in self.records and one.trigger is None and not one.waiting and event.action == "create":
             one.trigger = (event, now)
-            one.again = id_ in self._asked
-            self._ask_later(id_)
+            one.again = id_ in self._inspections
+            self._inspections.ask_later(id_)
         elif not self._is_held(id_, one):
             self._apply(id_, one, event, now)
         elif len(one.waiting) < MAX_WAITING:
             one.waiting.append((event, now))
-            self._ask(id_)
+            self._inspections.ask(id_)
         else:
             self.counters["overflows"] += 1
             one.waiting.clear()
             one.check = "gap"
-            one.again = id_ in self._asked
+            one.again = id_ in self._inspections
 
     @property
     def _doubt(self) -> str:
@@ -347,12 +303,15 @@ class Monitor:
     def _apply(self, id_: str, one: _Tracked, event: EngineEvent, now: float) -> None:
         """Tell of an event that came at `now`, or ask for what that takes. The container is known, nothing holds it."""
         record = self.records[id_]
-        if id_ in self._asked:
+        if id_ in self._inspections:
             one.again = True
         if event.action in ("start", "update", "connect", "disconnect"):
             self._needs_inspection(id_, one, event, record, now)
             return
-        step = None if self._is_overtaken(one, event, record, now) else self._step_of(one, event, record)
+        step = None
+        if not self._is_overtaken(one, event, record, now):
+            one.stopped = one.stopped or is_stop(event, record)
+            step = step_of(event, record, stopped=one.stopped)
         if step is None:
             self.counters["known"] += 1
             return
@@ -384,67 +343,22 @@ class Monitor:
         elif event.action != "update" and not is_alive(record):
             return  # networks come before a start and go after an end: part of these
         one.trigger = (event, now)
-        self._ask(id_)
-
-    def _step_of(self, one: _Tracked, event: EngineEvent, record: Container) -> Step | None:
-        """Return what an event changes, None if that is known."""
-        time_ns, alive = event.time_ns, is_alive(record)
-        match event.action:
-            case "die" if alive:
-                exit_code = _number(event.attributes.get("exitCode"))
-                after = ended(record, exit_code, time_ns, state_after(record, exit_code, one.stopped))
-                return Step("died", after, time_ns)
-            case "oom" if not record.oom:
-                return Step("oom", replace(record, oom=True), time_ns)
-            case "pause" if record.state == "running":
-                return Step("paused", replace(record, state="paused"), time_ns)
-            case "unpause" if record.state == "paused":
-                return Step("unpaused", replace(record, state="running"), time_ns)
-            case "health_status" if alive and event.detail != record.health:
-                health = cast(Health, event.detail if event.detail in ("starting", "healthy", "unhealthy") else "")
-                return Step(health_action(health) or "changed", replace(record, health=health), time_ns)
-            case "kill" if alive:
-                return self._kill_step(one, event, record)
-            case "rename" if event.attributes.get("oldName", "").lstrip("/") == record.name:
-                name = event.attributes.get("name", record.name)
-                return Step("renamed", replace(record, name=name), time_ns, was=record.name)
-            case "destroy":
-                return Step("destroyed", record, time_ns)
-        return None
-
-    def _kill_step(self, one: _Tracked, event: EngineEvent, record: Container) -> Step | None:
-        signal = _number(event.attributes.get("signal")) or _SIGKILL
-        one.stopped = one.stopped or signal in (record.stop_signal, _SIGKILL)
-        if signal != record.stop_signal or signal == _SIGKILL:
-            return None
-        return Step("draining", replace(record, draining=True), event.time_ns, signal=signal)
+        self._inspections.ask(id_)
 
     # Inspections ------------------------------------------------------------------------------------------------------
-
-    def _ask(self, id_: str) -> None:
-        """Have the container inspected, before those that are only checked."""
-        self._checks.pop(id_, None)
-        self._retries.pop(id_, None)
-        if id_ not in self._asked:
-            self._queue[id_] = None
-
-    def _ask_later(self, id_: str) -> None:
-        """Have the container inspected when there is room."""
-        if id_ not in self._asked and id_ not in self._queue:
-            self._checks[id_] = None
 
     def _check(self, id_: str, one: _Tracked, reason: str) -> None:
         """Have what is known compared with an inspection, when nothing of the container is under way."""
         if one.check != "gap":
             one.check = reason
-        if one.trigger is None and id_ not in self._retries:
-            one.again = id_ in self._asked
-            self._ask_later(id_)
+        if one.trigger is None and not self._inspections.is_put_off(id_):
+            one.again = id_ in self._inspections
+            self._inspections.ask_later(id_)
 
     def _answer(self, id_: str, one: _Tracked, seen: Container | None, now: float) -> None:
         if one.again:
             one.again = False
-            self._ask(id_)
+            self._inspections.ask(id_)
             return
         one.tries = 0
         if one.trigger is not None:
@@ -477,7 +391,7 @@ class Monitor:
     def _tell_trigger(self, id_: str, one: _Tracked, event: EngineEvent, now: float, seen: Container | None) -> None:
         """Tell of an event that waited for its inspection. The container may be gone, or already be in a later run."""
         if event.action == "create":
-            about = unstarted(seen) if seen else _made_of(event)
+            about = unstarted(seen) if seen else made_of(event)
             about = replace(about, name=event.attributes.get("name", about.name))
             self._tell(id_, Step("created", about, event.time_ns), "event", now)
             return
@@ -527,7 +441,7 @@ class Monitor:
         else:
             steps = []
             if is_alive(record):
-                steps.append(Step("died", ended(record, None, self._engine_time(now)), 0))
+                steps.append(Step("died", ended(record, None, self._told.engine_time(now)), 0))
                 record = steps[0].container
             steps.append(Step("destroyed", record, 0))
         self._reconcile(id_, one, steps, reason, now)
@@ -542,8 +456,7 @@ class Monitor:
             self._tell(id_, step, "reconcile", now)
         self.counters[{"gap": "caught_up", "list": "repairs"}.get(reason, "found")] += len(steps)
         if reason == "list":
-            repairs = [f"{step.container.name}: {step.action}" for step in steps]
-            self._effects.append(Publish("docker.repaired", {"node": self.node, "repairs": repairs}))
+            self._told.repaired(steps)
 
     # Telling ----------------------------------------------------------------------------------------------------------
 
@@ -553,96 +466,20 @@ class Monitor:
         if step.action in ("started", "died", "destroyed"):
             one.stopped = False
             self._drains.pop(id_, None)
-        self.records[id_] = step.container
+        self.counters["published"] += 1
+        self._told.container(step, cause, now)
         if step.action == "destroyed":
             self._forget(id_)
-        self.seq += 1
-        self.counters["published"] += 1
-        body = ContainerEvent(
-            node=self.node,
-            epoch=self.epoch,
-            seq=self.seq,
-            action=step.action,
-            time_ns=step.time_ns or self._engine_time(now),
-            cause=cause,
-            signal=step.signal,
-            was=step.was,
-            container=step.container,
-        )
-        self._effects.append(Publish(f"container.{step.action}", body))
 
     def _forget(self, id_: str) -> None:
-        del self.records[id_], self._tracked[id_]
-        self._queue.pop(id_, None)
-        self._checks.pop(id_, None)
-        self._retries.pop(id_, None)
+        del self._tracked[id_]
+        self._inspections.forget(id_)
         self._gone[id_] = None
         if len(self._gone) > MAX_GONE:
             del self._gone[next(iter(self._gone))]
 
-    def _engine_time(self, now: float) -> int:
-        """Return the engine's time, reckoned from the last that it told."""
-        time_ns, at = self._clock
-        return time_ns + round((now - at) * 1e9)
-
-    def _tell_engine(self, facts: EngineFacts) -> None:
-        self.engine = facts
-        self._engine_told = True
-        self._effects.append(Publish("docker.up" if facts.up else "docker.down", facts))
-
-    def _tell_image(self, event: EngineEvent) -> None:
-        action = IMAGE_TOPICS[event.action]
-        body = {
-            "node": self.node, "action": action, "id": event.id, "name": event.attributes.get("name", ""),
-            "time_ns": event.time_ns,
-        }  # fmt: skip
-        self._effects.append(Publish(f"image.{action}", body))
-
-    def _tell_network(self, event: EngineEvent, now: float) -> None:
-        action, container = NETWORK_TOPICS[event.action], event.attributes.get("container", "")
-        body = {
-            "node": self.node, "action": action, "id": event.id, "name": event.attributes.get("name", ""),
-            "driver": event.attributes.get("type", ""), "container": container, "time_ns": event.time_ns,
-        }  # fmt: skip
-        self._effects.append(Publish(f"network.{action}", body))
-        if event.action in ("connect", "disconnect") and container in self._tracked:
-            self._arrived(container, event, now)
-
     def _take(self, now: float) -> list[Effect]:
         """Return the effects so far, with as many inspections as there is room for."""
-        while self.engine.up and len(self._asked) < MAX_INSPECTS and (self._queue or self._checks):
-            if self._queue:
-                id_ = next(iter(self._queue))
-                del self._queue[id_]
-            elif len(self._unhurried) < MAX_UNHURRIED:
-                id_ = next(iter(self._checks))
-                del self._checks[id_]
-                self._unhurried.add(id_)
-            else:
-                break
-            self._asked.add(id_)
-            self.counters["inspections"] += 1
-            self._effects.append(Inspect(id_))
-        effects, self._effects = self._effects, []
-        return effects
-
-
-_OF_NO_RUN: Final = frozenset({"create", "destroy", "rename", "update"})
-"""Actions that do not belong to a run of the container."""
-
-
-def _number(text: str | None) -> int | None:
-    return int(text) if text and text.isascii() and text.isdigit() else None
-
-
-def _made_of(event: EngineEvent) -> Container:
-    """Return what the event itself tells of a container that was gone before anybody could ask."""
-    labels = {key: text for key, text in event.attributes.items() if key not in ("image", "name")}
-    return Container(
-        id=event.id,
-        name=event.attributes.get("name", event.id[:12]),
-        image=Image(given=event.attributes.get("image", "")),
-        state="created",
-        labels=labels,
-        created_ns=event.time_ns,
-    )
+        inspects = self._inspections.take() if self.engine.up else []
+        self.counters["inspections"] += len(inspects)
+        return [*self._told.take(), *inspects]

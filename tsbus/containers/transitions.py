@@ -5,14 +5,15 @@ can be compared with what events said, in whatever order the two arrive. monitor
 """
 
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Final, Literal, cast
 
 from msgspec.structs import replace
 
-from tsbus.containers.facts import Summary
-from tsbus.records import Action, Container, Endpoint, Health, State
+from tsbus.containers.facts import EngineEvent, Summary
+from tsbus.records import Action, Container, Endpoint, Health, Image, State
 
 _ENDED: Final = ("exited", "removing", "dead")
+_SIGKILL: Final = 9
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +81,61 @@ def _without_addresses(container: Container) -> Container:
         endpoints=tuple(Endpoint(protocol=protocol, port=port, network=network) for protocol, port, network in ports),
         networks=dict.fromkeys(container.networks, ""),
     )
+
+
+def made_of(event: EngineEvent) -> Container:
+    """Return what the event itself tells of a container that was gone before anybody could ask."""
+    labels = {key: text for key, text in event.attributes.items() if key not in ("image", "name")}
+    return Container(
+        id=event.id,
+        name=event.attributes.get("name", event.id[:12]),
+        image=Image(given=event.attributes.get("image", "")),
+        state="created",
+        labels=labels,
+        created_ns=event.time_ns,
+    )
+
+
+def step_of(event: EngineEvent, known: Container, *, stopped: bool) -> Step | None:
+    """Return what an event changes that needs no inspection; None if it is known, or changes nothing.
+
+    `stopped`: somebody wanted the present run to end.
+    """
+    time_ns, alive = event.time_ns, is_alive(known)
+    match event.action:
+        case "die" if alive:
+            exit_code = _number(event.attributes.get("exitCode"))
+            return Step("died", ended(known, exit_code, time_ns, state_after(known, exit_code, stopped)), time_ns)
+        case "oom" if not known.oom:
+            return Step("oom", replace(known, oom=True), time_ns)
+        case "pause" if known.state == "running":
+            return Step("paused", replace(known, state="paused"), time_ns)
+        case "unpause" if known.state == "paused":
+            return Step("unpaused", replace(known, state="running"), time_ns)
+        case "health_status" if alive and event.detail != known.health:
+            health = cast(Health, event.detail if event.detail in ("starting", "healthy", "unhealthy") else "")
+            return Step(health_action(health) or "changed", replace(known, health=health), time_ns)
+        case "kill" if alive and _signal(event) == known.stop_signal != _SIGKILL:
+            return Step("draining", replace(known, draining=True), time_ns, signal=known.stop_signal)
+        case "rename" if event.attributes.get("oldName", "").lstrip("/") == known.name:
+            name = event.attributes.get("name", known.name)
+            return Step("renamed", replace(known, name=name), time_ns, was=known.name)
+        case "destroy":
+            return Step("destroyed", known, time_ns)
+    return None
+
+
+def is_stop(event: EngineEvent, known: Container) -> bool:
+    """Tell whether an event is a signal that is to end the present run."""
+    return event.action == "kill" and is_alive(known) and _signal(event) in (known.stop_signal, _SIGKILL)
+
+
+def _signal(event: EngineEvent) -> int:
+    return _number(event.attributes.get("signal")) or _SIGKILL
+
+
+def _number(text: str | None) -> int | None:
+    return int(text) if text and text.isascii() and text.isdigit() else None
 
 
 def state_after(container: Container, exit_code: int | None, stopped: bool) -> State:

@@ -16,7 +16,9 @@ from tsbus import BufferFull, BusError, Client
 from tsbus.containers.contact import Contact
 from tsbus.containers.engine import Engine, EngineError, ErrorKind
 from tsbus.containers.facts import EngineEvent
-from tsbus.containers.monitor import MAX_INSPECTS, Effect, Monitor, Publish
+from tsbus.containers.inspections import MAX_INSPECTS
+from tsbus.containers.monitor import Effect, Monitor
+from tsbus.containers.telling import Publish
 from tsbus.containers.threads import Pool, Pump
 from tsbus.cost import own_cost
 from tsbus.log import Log

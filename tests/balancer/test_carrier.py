@@ -12,7 +12,9 @@ from site_of_balancer import MemoryMachine
 from tsbus.balancer import statefile
 from tsbus.balancer.carrier import Carrier
 from tsbus.balancer.plan import Named, keys_of
+from tsbus.balancer.report import Problem
 from tsbus.balancer.rules import Front
+from tsbus.balancer.statefile import State
 from tsbus.balancer.steps import Pool, SetDestination
 from tsbus.balancer.table import Entry, Key, Protocol, Service, Virtual
 from tsbus.config import Balancer
@@ -58,6 +60,28 @@ def test_a_change_looks_at_its_service(tmp_path: Path) -> None:
     carrier.carry(changed[:1], (), anew=False)
     assert machine.read[3:] == [None, None, None]
     assert not machine.kernel.serves(OTHER)
+
+
+def test_rules_have_to_be_written_down(tmp_path: Path) -> None:
+    """The host gets no rule before the file says so, and the file goes when the host is without them, not before."""
+    machine, path = MemoryMachine(), tmp_path / "state" / "state.json"
+    carrier = Carrier(machine, path, None, frozenset({VIP}))
+    carrier.begin()
+    carried = carrier.carry([front(VIP, 1)], (), anew=True)
+    assert (machine.prepared, machine.kernel.table) == ([], {})
+    assert ["cannot be written" in problem.text for _, problem in carried.problems] == [True]
+    path.parent.mkdir()
+    carrier.carry([front(VIP, 1)], (), anew=True)
+    assert machine.prepared == [("web",)]
+    assert statefile.load(path) == State(frozenset({VIP}), host=True)
+    machine.problems = (Problem("nft does not end", "see what else the machine does"),)
+    for _ in range(2):
+        carrier.carry((), (), anew=True)
+    assert machine.kernel.table == {}
+    assert statefile.load(path) == State(host=True)
+    machine.problems = ()
+    carrier.carry((), (), anew=True)
+    assert not path.exists()
 
 
 @pytest.mark.parametrize(

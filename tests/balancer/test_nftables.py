@@ -436,18 +436,31 @@ def test_others_changes_are_seen(stage: Stage) -> None:
 
 def test_news_of_others(stage: Stage) -> None:
     """Transactions are counted if they touch the table, and it is told when there were more than the kernel keeps."""
-    news = stage.host.call(News, "one")
+    news = stage.host.call(News, "one", room=1 << 16)
     stage.host.run("nft", "add table inet one; add chain inet one a")
     stage.host.run("nft", "add table inet two; add chain inet two a")
     stage.host.run("nft", "add chain inet one b; add chain inet two b")
     assert news.transactions() == 2
     assert news.transactions() == 0
-    many = "".join(f"add chain inet two c{number}\n" for number in range(20_000))
+    many = "".join(f"add chain inet two c{number}\n" for number in range(2_000))
     stage.host.run("nft", "-f", "-", text=many)
     assert news.transactions() is None
     assert news.transactions() == 0
     news.close()
     stage.host.run("nft", "delete table inet one; delete table inet two")
+
+
+def test_a_large_table_is_not_read_again(stage: Stage) -> None:
+    """News of a table of 5,000 servers have room: it is known that nobody else changed it, so it is not read again."""
+    steps: list[Step] = []
+    for number in range(1, 101):
+        key = Virtual(Protocol.TCP, ip_address(f"10.9.0.{number}"), 80)
+        steps.append(AddService(Service(key, "wrr", owned=True)))
+        places = (Address(ip_address(f"172.17.{number}.{last}"), PORT) for last in range(1, 51))
+        steps += [AddDestination(key, Destination(each)) for each in places]
+    stage.host.call(stage.table.untouched)  # hears from now on
+    stage.apply(*steps)
+    assert stage.host.call(stage.table.untouched)
 
 
 def test_without_the_helper(stage: Stage) -> None:

@@ -1,7 +1,9 @@
 """The balancer's service over real kernels, in namespaces: what clients meet while containers come, drain and go."""
 
 import asyncio
+import signal
 import subprocess
+import sys
 import time
 from collections import Counter
 from dataclasses import replace
@@ -14,10 +16,32 @@ from site_of_balancer import KEYS, LIMIT_S, Site, opened, site
 
 from tsbus.balancer import statefile
 from tsbus.balancer.clear import clear
+from tsbus.balancer.statefile import State
 from tsbus.config import Balancing
 
 VIP = ("10.0.0.1", 80)
 BOXES = {"c1": "172.17.0.2", "c2": "172.17.0.3"}
+DIES = """
+import os, signal, sys
+from ipaddress import ip_address
+from pathlib import Path
+
+from tsbus.balancer.carrier import Carrier
+from tsbus.balancer.machine import open_machine
+from tsbus.balancer.rules import Front, Listen
+from tsbus.balancer.steps import Pool
+from tsbus.balancer.table import Address, Destination, Protocol, Service, Virtual
+
+machine = open_machine("nftables", "set")
+key = Virtual(Protocol.TCP, ip_address("10.0.0.99"), 80)
+server = Address(ip_address("172.17.0.2"), 8080)
+pool = Pool(Service(key, owned=True), {server: Destination(server)})
+carrier = Carrier(machine, Path(sys.argv[1]), None, {key})
+carrier.begin()
+machine.services = lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL)  # what a turn asks first after the rules
+carrier.carry([Front("web", (Listen(*key, key.port),), pool, manage_vip=True)], (), anew=True)
+"""
+"""A balancer that is killed when it has made the rules of the host, and nothing of its table."""
 
 
 @pytest.mark.guest
@@ -30,6 +54,26 @@ async def test_with_ipvs(tmp_path: Path) -> None:
 async def test_with_nftables(tmp_path: Path) -> None:
     """Without IPVS it is the same, over a table of nft."""
     await _story(tmp_path, "nftables")
+
+
+async def test_killed_between_rules_and_table(tmp_path: Path) -> None:
+    """Rules and addresses are noted before they are made: what a killed balancer left goes with the last balancer."""
+    with Lan() as lan:
+        lan.docker()
+        path = tmp_path / statefile.NAME
+        killed = lan.host.call(subprocess.run, [sys.executable, "-c", DIES, path])
+        assert killed.returncode == -signal.SIGKILL
+        assert "treescale" in lan.host.run("nft", "list", "ruleset").lower()
+        assert "10.0.0.99" in lan.host.run("ip", "address")
+        assert statefile.load(path) == State(host=True)
+        async with site(tmp_path, start=False) as one:
+            servers = {**one.config.servers, "n1": replace(one.config.servers["n1"], balancers={})}
+            one.config = replace(one.config, servers=servers)
+            one.opener = lambda: opened(lan, "nftables")
+            await one.start()
+            await one.until(lambda: not path.exists())
+        assert "treescale" not in lan.host.run("nft", "list", "ruleset").lower()
+        assert "10.0.0.99" not in lan.host.run("ip", "address")
 
 
 async def _story(folder: Path, backend: str) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from tsbus.balancer import statefile, steps
 from tsbus.balancer.machine import Machine, MachineError
+from tsbus.balancer.netfilter import Done
 from tsbus.balancer.report import Problem
 from tsbus.balancer.rules import Front, listens_of
 from tsbus.balancer.statefile import State, StateError
@@ -47,7 +48,7 @@ class Carrier:
         """
         self.machine = machine
         self._path = path
-        self._recorded = None if state is None else state.keys
+        self._recorded = state
         self._named = named
         self.overrides = state.overrides if state else ()
         self._held: frozenset[Key] = frozenset()
@@ -65,7 +66,8 @@ class Carrier:
 
     def keep(self, overrides: tuple[Override, ...]) -> None:
         """Write down what operators have set. Raises StateError, and then it is as before."""
-        statefile.save(self._path, State((self._recorded or frozenset()) | self._held, overrides))
+        recorded = self._recorded or State()
+        self._write(State(recorded.keys | self._held, overrides, recorded.host))
         self.overrides = overrides
 
     def try_to_keep(self, overrides: tuple[Override, ...]) -> None:
@@ -86,10 +88,13 @@ class Carrier:
         with `anew`, and where none is.
         """
         wanted = {front.pool.service.key: front.pool for front in fronts}
-        done = self.machine.prepare(fronts, anew=anew)
+        problems: list[tuple[Key | None, Problem]] = []
+        done = Done()
+        if not fronts or self._announced(problems):
+            done = self.machine.prepare(fronts, anew=anew)
+        problems += [(None, each) for each in done.problems]
         if wanted == self._done and self.machine.untouched():
-            return Carried(changes=done.changes, problems=tuple((None, each) for each in done.problems))
-        problems: list[tuple[Key | None, Problem]] = [(None, each) for each in done.problems]
+            return Carried(changes=done.changes, problems=tuple(problems))
         keys = None if anew else self._different(wanted)
         looked_at = wanted if keys is None else {key: wanted[key] for key in keys}
         aside = frozenset() if keys is None else self._held - keys
@@ -103,7 +108,9 @@ class Carrier:
             if key not in change.clashes and (why := self.machine.why_not(pool)) is not None:
                 skipped[key] = why
         problems += [*skipped.items()]
-        unwritten = self._claim(change.claims | aside, problems)
+        host = bool(fronts or done.problems)
+        self._claim(change.claims | aside, problems, host=host)
+        unwritten = (change.claims | aside) - self._held
         todo = [step for step in change.steps if key_of(step) not in skipped and key_of(step) not in unwritten]
         refusals = self.machine.apply(todo, listens_of(fronts)) if todo else []
         problems += refusals
@@ -138,19 +145,25 @@ class Carrier:
 
     @property
     def _may_be_ours(self) -> Container[Key]:
-        return self._named if self._recorded is None else self._recorded
+        return self._named if self._recorded is None else self._recorded.keys
 
-    def _claim(self, claims: frozenset[Key], problems: list[tuple[Key | None, Problem]]) -> frozenset[Key]:
-        """Write down what is ours from now on; return the services that must not be made, since it failed."""
-        if claims == self._recorded:
-            self._held = claims
-            return frozenset()
+    def _announced(self, problems: list[tuple[Key | None, Problem]]) -> bool:
+        """Tell whether it is written down that the host may have rules of ours: before the first, whenever we end."""
+        if self._recorded is None or not self._recorded.host:
+            self._claim(self._held, problems, host=True)
+        return self._recorded is not None and self._recorded.host
+
+    def _claim(self, claims: frozenset[Key], problems: list[tuple[Key | None, Problem]], *, host: bool) -> None:
+        """Write down what is ours from now on; where that fails nothing is, and it must not be made."""
         try:
-            statefile.save(self._path, State(claims, self.overrides))
+            self._write(State(claims, self.overrides, host))
         except StateError as error:
-            problems.append(
-                (None, Problem(str(error), "see that this process may write there, and that there is room"))
-            )
-            return claims - self._held
-        self._recorded = self._held = claims
-        return frozenset()
+            problem = Problem(str(error), "see that this process may write there, and that there is room")
+            problems += [] if (None, problem) in problems else [(None, problem)]
+        else:
+            self._held = claims
+
+    def _write(self, state: State) -> None:
+        if state != self._recorded:
+            statefile.save(self._path, state)
+            self._recorded = state

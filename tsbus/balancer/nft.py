@@ -27,8 +27,11 @@ _TABLE: Final = 1
 """The attribute with the name of the table, in all others."""
 _GET_GENERATION: Final = 16
 _GENERATION: Final = 1
-_ROOM: Final = 1 << 20
-"""For news that nobody has heard yet, in bytes."""
+_ROOM: Final = 1 << 24
+"""For news that nobody has heard yet, in bytes: twice what the kernel says of a new table of 5,000 servers, which
+would have to be read again otherwise, for a second and more."""
+_PIECE: Final = 1 << 17
+"""More than the kernel puts into one piece of news."""
 _RECEIVE_ROOM_FORCED: Final = 33
 
 
@@ -100,11 +103,11 @@ def generation() -> int | None:
 class News:
     """Counts the transactions that touch one table. For one thread; of its network namespace. Raises OSError."""
 
-    def __init__(self, table: str) -> None:
+    def __init__(self, table: str, room: int = _ROOM) -> None:
         self._table = table.encode() + b"\0"
         self._netlink = Netlink(NETFILTER, _NEWS)
         self._netlink.socket.setblocking(False)
-        self._netlink.socket.setsockopt(SOL_SOCKET, _RECEIVE_ROOM_FORCED, _ROOM)
+        self._netlink.socket.setsockopt(SOL_SOCKET, _RECEIVE_ROOM_FORCED, room)
         self._touched = False
         """Whether the transaction whose end has not come yet touches it."""
 
@@ -117,7 +120,7 @@ class News:
         count, lost = 0, False
         while True:
             try:
-                data = self._netlink.socket.recv(_ROOM)
+                data = self._netlink.socket.recv(_PIECE)
             except BlockingIOError:
                 return None if lost else count
             except OSError:  # ENOBUFS

@@ -1,4 +1,4 @@
-"""State file: which services of the kernel are ours, and what operators have set. It outlives the process. An edge."""
+"""State file: what of the kernel and host is ours, and what operators have set. It outlives the process. An edge."""
 
 import os
 from dataclasses import dataclass
@@ -20,6 +20,8 @@ class State:
 
     keys: frozenset[Key] = frozenset()
     overrides: tuple[Override, ...] = ()
+    host: bool = False
+    """The host may have rules and addresses of ours."""
 
 
 class StateError(Exception):
@@ -39,13 +41,14 @@ class _Service(msgspec.Struct, frozen=True, omit_defaults=True):
 class _File(msgspec.Struct, frozen=True):
     services: list[_Service]
     overrides: list[Override]
+    host: bool = True  # older files do not say
 
 
 def load(path: Path) -> State | None:
     """Return what the file at `path` holds, None where there is none. Raises StateError."""
     try:
         file = msgspec.json.decode(path.read_bytes(), type=_File)
-        return State(frozenset(map(_key, file.services)), tuple(file.overrides))
+        return State(frozenset(map(_key, file.services)), tuple(file.overrides), file.host)
     except FileNotFoundError:
         return None
     except OSError as error:
@@ -68,7 +71,7 @@ def save(path: Path, state: State) -> None:
             path.unlink(missing_ok=True)
             return
         with new.open("wb") as file:
-            file.write(msgspec.json.format(msgspec.json.encode(_File(services, list(state.overrides)))))
+            file.write(msgspec.json.format(msgspec.json.encode(_File(services, list(state.overrides), state.host))))
             file.flush()
             os.fsync(file.fileno())
         new.replace(path)

@@ -126,6 +126,7 @@ def _a_node_comes(site):
     handles = {node["name"]: node["incarnation"] for node in _status(site)["nodes"]}
     site.tree.servers["c"] = Server("c", site.targets["c"].ip, PORT)
     site.tree.servers["a"].childs.append("c")
+    assert {name: each.answers for name, each in _survey(site).items()} == {"a": True, "b": True, "c": False}
     touched = with_parents(site.tree, {"c"})
     assert touched == ("a", "c")
     outcome = site.build(Add, names=touched).outcome
@@ -218,6 +219,9 @@ def _a_node_leaves(site, before):
     """The others get the tree without it over the bus, and it is as it was."""
     site.tree.servers["a"].childs.remove("c")
     del site.tree.servers["c"]
+    look = site.campaign()
+    assert any("`treescale build remove c` cleans it" in each.text for each in look.look() if isinstance(each, Noted))
+    look.close()
     outcome = site.build(Remove, names=("c",)).outcome
     assert (outcome.exit_code, set(outcome.changed)) == (0, {"c"})
     assert [node["name"] for node in _status(site)["nodes"]] == ["a", "b"]

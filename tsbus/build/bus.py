@@ -15,6 +15,8 @@ from tsbus.copies import Copies, digest
 from tsbus.core.target import fold
 
 ANSWER_S: Final = 30.0
+_USAGE: Final = 2
+"""What `treescale` ends with at a target that it cannot use."""
 
 
 @dataclass(slots=True)
@@ -42,12 +44,30 @@ class Answers:
 def call(session: Session, names: Collection[str], command: str, log: Log, body: str = "") -> Answers:
     """Send a command to nodes, from the node of this session, as root. Raises ServerTrouble, Cancelled."""
     answers = Answers()
-    words = ["call", fold(names), command, *(["-"] if body else []), "--timeout", f"{ANSWER_S:g}", "--json"]
-    jobs.treescale(session, words, log, stdin=body.encode() or None, hear=answers.take,
-                   limit_s=ANSWER_S + jobs.REPLY_S, check=False)  # fmt: skip
+
+    def send(known: Collection[str]) -> int:
+        words = ["call", fold(known), command, *(["-"] if body else []), "--timeout", f"{ANSWER_S:g}", "--json"]
+        return jobs.treescale(session, words, log, stdin=body.encode() or None, hear=answers.take,
+                              limit_s=ANSWER_S + jobs.REPLY_S, check=False).status  # fmt: skip
+
+    # A router refuses a target with a name that is not in its copy of the tree, which may be older than ours.
+    if send(names) == _USAGE:
+        known = _known(session, log) & set(names)
+        answers.refused |= dict.fromkeys(set(names) - known, "the tree that runs does not have it")
+        if known:
+            send(known)
     for name in set(names) - answers.given.keys() - answers.refused.keys():
         answers.refused[name] = "nothing was heard"
     return answers
+
+
+def _known(session: Session, log: Log) -> set[str]:
+    """Return the nodes of the tree that runs; none where it cannot be asked. Raises ServerTrouble, Cancelled."""
+    try:
+        told = json.loads(jobs.treescale(session, ["status", "--json"], log, check=False).out)
+        return {str(node["name"]) for node in told["nodes"]}
+    except (ValueError, KeyError, TypeError):
+        return set()
 
 
 def ask_root(campaign: Campaign, names: Collection[str], command: str, body: str = "") -> Answers:

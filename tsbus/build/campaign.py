@@ -71,6 +71,9 @@ class Campaign(Run):
         yield from self.look_at(self.names, judge)
         self._plan()
         self.remember()
+        if gone := sorted(set(self.store.keys()) - set(self.tree.servers)):
+            yield Noted("", f"{fold(gone)} was built, and is not in the tree's file any more: a build cuts it off and "
+                            f"leaves it as it is, `treescale build remove {' '.join(gone)}` cleans it")  # fmt: skip
 
     def look_at(self, names: Collection[str], judge: Check) -> Iterator[Report]:
         """Look at some servers over SSH; `judge` gets what was `Seen` of each, and may say what is wrong with it."""

@@ -1,15 +1,17 @@
 """What is done on one server in one exchange, on a real one: looked at, changed, asked; and what is said of it."""
 
+import threading
 import time
 
 import pytest
-from console_of_tests import trouble_of
+from console_of_tests import LIMIT_S, trouble_of, wait
 
 from tsbus.build import jobs, orders
+from tsbus.build.bundle import Bundle
 from tsbus.build.jobs import Task
 from tsbus.build.plan import HostPlan
-from tsbus.build.reports import Entered, Noted, Stepped
-from tsbus.build.steps import Step
+from tsbus.build.reports import Entered, Noted, Sent, Stepped
+from tsbus.build.steps import Platform, Step
 from tsbus.build.trouble import WAITING
 from tsbus.config import Secret
 
@@ -91,6 +93,40 @@ def test_a_step_that_fails(session, desk, script, kind, said):
 def test_no_interpreter(session, desk):
     """A server on which the installer cannot run is told so."""
     assert trouble_of(lambda: do(session, desk, scripted("true"), python="/usr/bin/python3.99")).kind == "python"
+
+
+def test_uploads_take_turns(session, desk, server, tmp_path):
+    """A bundle waits for its turn, and gives it back, also when what comes is not what was said."""
+    path = tmp_path / "bundle"
+    path.write_bytes(b"x" * 300_000)
+    bundle = Bundle(Platform("x86_64", "glibc", 11), "none", path, "0" * 64, path.stat().st_size)
+    steps = (Step("release", "install a release", "it is wanted", {"release": "none"}),)
+    task = Task.of(HostPlan("one", 0, steps, python=PYTHON), {"bundle"}, "none", {}, bundle)
+    limit, told, troubles = desk.shared.uploads, [], []
+    turns = _free(limit)
+    waiting = threading.Thread(
+        target=lambda: troubles.append(
+            trouble_of(lambda: jobs.carry_out(session, desk.shared, task, told.append, lambda _: None))
+        )
+    )
+    waiting.start()
+    wait("the installer waits", lambda: server.run("pgrep -f [T]REESCALE_INSTALLER", check=False))
+    assert told == []
+    limit.release()
+    waiting.join(LIMIT_S)
+    assert Sent("one", 0, bundle.size) in told
+    assert [trouble.kind for trouble in troubles] == ["step"]
+    limit.release(turns - 1)
+    assert _free(limit) == turns
+    limit.release(turns)
+
+
+def _free(limit):
+    """Take all turns that are free; returns how many."""
+    turns = 0
+    while limit.acquire(blocking=False):
+        turns += 1
+    return turns
 
 
 def test_a_server_that_is_no_node_asks_nobody(session):

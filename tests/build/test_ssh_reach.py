@@ -4,12 +4,15 @@ import socket
 import threading
 
 import pytest
-from console_of_tests import LIMIT_S, saying, wait
+from console_of_tests import LIMIT_S, TREE, saying, wait
 from targets import NOBODY, Lab
 
 from tsbus.build.access import Local, login
 from tsbus.build.ssh import Cancelled, Session, Shared, client_config
 from tsbus.config import Console, SshEntry
+
+FROM = "tr '\\0' '\\n' < /proc/$PPID/environ | sed -n s/^SSH_CONNECTION=//p"
+"""Says whom sshd has seen, and where: sudo, of which the script is a child, has it in its environment."""
 
 
 def test_an_unknown_host_key_is_refused(desk, server):
@@ -94,8 +97,8 @@ def test_many_record_their_host_keys_at_the_same_time(desk, server, neighbour):
 def test_through_two_hosts(desk, server, neighbour):
     """A server behind two others is reached through them, each with its own login and host key."""
     hops = (desk.login(neighbour, "tree"), desk.login(server, "free"))
-    with desk.session(neighbour, "tree", jumps=hops, password=None) as session:
-        said = session.run("echo $SSH_CONNECTION", stage="probe", as_root=False).out
+    with desk.session(neighbour, "tree", jumps=hops, password=TREE) as session:
+        said = session.run(FROM, stage="probe").out
     assert said.split()[0] == server.ip
     assert said.split()[2] == neighbour.ip
 
@@ -110,14 +113,14 @@ def test_jumps_of_the_ssh_configuration(desk, server, neighbour):
     (folder / "config").write_text("Include conf.d/*\nHost *\n  User nobody\n")
     common = f"  IdentityFile {desk.key.path}\n  UserKnownHostsFile {desk.known_hosts}\n  ConnectTimeout 60\n"
     (folder / "conf.d/mine").write_text(
-        f"Host far\n  HostName {neighbour.ip}\n  User plain\n  ProxyJump near\n{common}"
-        f"Host near\n  HostName {server.ip}\n  Port 2212\n  User free\n{common}"
+        f"Host far\n  HostName {neighbour.ip}\n  User free\n  ProxyJump near\n{common}"
+        f"Host near\n  HostName {server.ip}\n  Port 2212\n  User plain\n{common}"
     )
     console = Console(ssh={"one": SshEntry(name="one", host="far")})
     found = login(console, "one", client_config(desk.folder), Local("me", desk.folder))
     with Session(found, desk.shared) as session:
-        said = session.run("id -un; echo $SSH_CONNECTION", stage="probe", as_root=False).out
-    assert said.split()[:2] == ["plain", server.ip]
+        said = session.run(f"echo $SUDO_USER; {FROM}", stage="probe").out
+    assert said.split()[:2] == ["free", server.ip]
 
 
 @pytest.mark.parametrize("way", ["direct", "jump"])

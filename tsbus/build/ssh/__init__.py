@@ -1,6 +1,6 @@
 """SSH: the edge between the console and its servers, and the only home of paramiko.
 
-A `Session` is one logged-in connection: it runs scripts as root and uploads files. Everything that can go wrong comes
+A `Session` is one logged-in connection: it runs scripts as root. Everything that can go wrong comes
 out as a `ServerTrouble`. What all sessions of a run share, from secrets to limits, is in `Shared`; the runner
 (runner.py) has many sessions at once.
 

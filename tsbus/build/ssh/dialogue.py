@@ -28,15 +28,14 @@ _AS_ROOT: Final = (
     'exec sudo -S -p "$0 password" sh -c "$1" "$0"'
 )
 _AS_ROOT_FREELY: Final = _AS_ROOT.replace('-S -p "$0 password"', "-n")
-_AS_USER: Final = 'exec sh -c "$1" "$0"'
 
-Rights = Literal["root", "root-freely", "user"]
+Rights = Literal["root", "root-freely"]
 """root-freely: sudo may not ask for a password."""
 
 
 def command(mark: str, rights: Rights) -> str:
     """Return the command of the channel."""
-    first = {"root": _AS_ROOT, "root-freely": _AS_ROOT_FREELY, "user": _AS_USER}[rights]
+    first = _AS_ROOT if rights == "root" else _AS_ROOT_FREELY
     return f"exec sh -c '{first}' {mark} '{_SHELL}'"
 
 
@@ -75,25 +74,3 @@ class Opening:
         """What people should see of it."""
         text = (self._out + b"\n" + self._err).replace(self._ask, b"\n")
         return text.decode("utf-8", "replace").strip()
-
-
-UPLOAD: Final = r"""
-sum() { sha256sum < "$1" | cut -d ' ' -f 1; }
-size() { wc -c < "$1" | tr -d ' '; }
-part=$file.$digest.part
-if [ -f "$file" ] && [ "$(sum "$file")" = "$digest" ]; then echo have; exit 0; fi
-mkdir -p "${file%/*}" || exit
-have=0
-[ ! -f "$part" ] || have=$(size "$part")
-[ "$have" -le "$total" ] || { rm -f "$part"; have=0; }
-echo "from $have"
-cat >> "$part" || { rm -f "$part"; exit 1; }
-# Cut off: what has come stays for the next time. A shell that outlives its connection ends here as well.
-[ "$(size "$part")" -ge "$total" ] || exit 3
-[ "$(sum "$part")" = "$digest" ] || { rm -f "$part"; exit 4; }
-chmod "$mode" "$part" && mv -f "$part" "$file" && echo done
-"""
-"""Takes a file from standard input, from where an earlier upload of the same content ended."""
-CUT_OFF: Final = 3
-DAMAGED: Final = 4
-"""Its exit statuses when the file is not whole, and when it is not what was sent."""

@@ -1,11 +1,9 @@
-"""Session: one logged-in connection to a server, which runs scripts as root and takes files."""
+"""Session: one logged-in connection to a server, which runs scripts as root."""
 
 import shlex
 import time
-from collections.abc import Callable, Sequence
-from io import BytesIO
-from pathlib import Path
-from typing import BinaryIO, Final, Self
+from collections.abc import Sequence
+from typing import Final, Self
 
 from tsbus.build.access import Login
 from tsbus.build.ssh import dialogue, transport
@@ -72,7 +70,6 @@ class Session:
         stage: str,
         what: str = "",
         stdin: bytes | Source | None = None,
-        as_root: bool = True,
         tell: Tell | None = None,
         hear: Tell | None = None,
         timeout_s: float = RUN_S,
@@ -82,13 +79,10 @@ class Session:
 
         `stage` and `what` (the step in words) are for troubles. `tell` gets each line of output, masked; `hear`
         each of standard output as it came, for programs that read it. A script that is cut off before it has arrived
-        whole does not run. Raises ServerTrouble, also for an exit status other than 0
-        with `check`; Cancelled.
+        whole does not run. Raises ServerTrouble, also for an exit status other than 0 with `check`; Cancelled.
         """
         text = script if isinstance(script, str) else shlex.join(script)
-        rights: dialogue.Rights = "user"
-        if as_root:
-            rights = "root-freely" if self.login.sudo == "none" else "root"
+        rights: dialogue.Rights = "root-freely" if self.login.sudo == "none" else "root"
         try:
             if not self.connected:
                 raise fault(self.login, EOFError(), stage=stage)
@@ -96,44 +90,6 @@ class Session:
             return exchange.run(text, stdin, rights, timeout_s, check=check)
         except Fault as error:
             raise self.trouble(error.failure) from error
-
-    def upload(
-        self,
-        source: Path,
-        path: str,
-        digest: str,
-        *,
-        mode: int = 0o644,
-        progress: Callable[[int, int], None] | None = None,
-        timeout_s: float = FOR_EVER,
-    ) -> bool:
-        """Bring a file to the server, as root; returns whether that was needed.
-
-        `digest`: its SHA-256 in hexadecimal; `progress` gets how many bytes are there, and of how many. What had come
-        before a cut need not come again. Nothing is at `path` that does not have this digest. Raises ServerTrouble,
-        Cancelled.
-        """
-        total = source.stat().st_size
-        values = {"file": path, "digest": digest, "total": str(total), "mode": f"{mode:o}"}
-        head = "".join(f"{name}={shlex.quote(value)}\n" for name, value in values.items())
-        said: list[str] = []
-
-        def rest(line: str) -> BinaryIO:
-            said.append(line)
-            file = source.open("rb")
-            file.seek(int(line.removeprefix("from ")) if line.startswith("from ") else total)
-            return _Watched(file, total, progress) if progress else file
-
-        self._shared.acquire(self._shared.uploads)
-        try:
-            outcome = self.run(
-                head + dialogue.UPLOAD, stage="bundle", what="upload", stdin=rest, timeout_s=timeout_s, check=False
-            )
-        finally:
-            self._shared.uploads.release()
-        if outcome.status:
-            raise self.trouble(self._upload_failure(outcome))
-        return said != ["have"]
 
     def trouble(self, failure: Failure) -> ServerTrouble:
         """Return the failure, classed, with no secret in it."""
@@ -172,28 +128,3 @@ class Session:
             self._shared.check()
             raise fault(login, EOFError())
         authenticate(hop, login, self._shared)
-
-    def _upload_failure(self, outcome: Outcome) -> Failure:
-        place = self.login.place
-        if outcome.status == dialogue.CUT_OFF:
-            return Failure("bundle", place, "EOFError", text="the upload was cut off")
-        if outcome.status == dialogue.DAMAGED:
-            return Failure("bundle", place, "EOFError", text="what arrived was not what was sent")
-        return Failure("bundle", place, status=outcome.status, output=outcome.shown, command="upload")
-
-
-class _Watched(BytesIO):
-    """Reads a file and says how far it is."""
-
-    def __init__(self, file: BinaryIO, total: int, progress: Callable[[int, int], None]) -> None:
-        super().__init__()
-        self._file, self._total, self._progress = file, total, progress
-
-    def read(self, size: int | None = -1) -> bytes:
-        data = self._file.read(-1 if size is None else size)
-        self._progress(self._file.tell(), self._total)
-        return data
-
-    def close(self) -> None:
-        self._file.close()
-        super().close()

@@ -124,9 +124,9 @@ TROUBLES = {
     "port of nobody known": (D12, {"listeners": (Listener("10.0.0.1", 8888),)}, "port",
                              "port 8888 is in use by another program; "
                              "stop it, or choose another service_port for a"),
-    "disk": (D12, {"disks": ROOM}, "disk", "/opt need 150 MB, and 100 MB are free on /opt; make room there"),
+    "disk": (D12, {"disks": ROOM}, "disk", "150 MB are needed in /opt, and 100 MB are free on /opt; make room there"),
     "disk of several": (D13, {"disks": ROOM | {"/opt": Disk(1100, True, "/")}}, "disk",
-                        "/var and /opt and /etc need 1355 MB, and 1100 MB are free on /; make room there"),
+                        "1355 MB are needed in /var and /opt and /etc, and 1100 MB are free on /; make room there"),
     "read-only": (D12, {"disks": D12.disks | {"/opt": Disk(900, False, "/opt")}}, "disk",
                   "/opt cannot be written (file system /opt); mount it for writing"),
     "no root": (D12, {"uid": 1000, "user": "ops", "sudo": "password"}, "sudo",

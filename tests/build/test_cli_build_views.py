@@ -272,11 +272,11 @@ def test_a_summary_tells_what_became_of_all():
     )
     assert [click.unstyle(line) for line in summary_lines(outcome, 84, ".treescale/logs/RUN/", 80)] == [
         "failed, package-lock: web[3,6] (2)",
-        "  web[3,6]: apt-get (pid 7) has the package lock",
+        "  apt-get (pid 7) has the package lock",
         "    | E: Could not get it",
         "  next: wait for it",
         "failed, refused: web7",
-        "  web7: web7 refuses",
+        "  web7 refuses",
         "  next: is sshd running there?",
         "web[8-9] (2): left out: too many others have failed",
         "web[4-5] (2): built, and without a link until web3 is",

@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
+import click
 import pytest
 from console_of_tests import Cutter
 from sites import Site, hold_packages, let_packages_go
@@ -19,7 +20,7 @@ from tsbus.config import Secret
 GOOD = "root"
 TROUBLES = {
     "changed": ("host-key-changed", "has another host key than before", "ssh-keygen -R"),
-    "full": ("disk", " 150 MB, and ", "make room there"),
+    "full": ("disk", "150 MB are needed in /opt, and ", "make room there"),
     "locked": ("package-lock", "another program has held the package lock for too long", "wait until it is done"),
     "old": ("python", "has no Python for a node: there is none", "install Python 3.11 or newer"),
     "wrong": ("authentication", "does not let us in: ", "check username, key, passphrase and password"),
@@ -132,8 +133,8 @@ def test_each_trouble_is_told_once_with_its_mend(troubled: Troubled, outcome: Ou
     lines = list(summary_lines(outcome, 1.0, "logs", None))
     print(*lines, sep="\n")
     for name, (kind, said, mend) in TROUBLES.items():
-        at = lines.index(f"  {name}: {outcome.failed[name].text}")
-        assert f"failed, {kind}: {name}" in lines[at - 1]
+        at = lines.index(f"  {outcome.failed[name].text}")
+        assert lines[at - 1] == click.style(f"failed, {kind}: {name}", fg="red")
         assert said in lines[at]
         following = next(line for line in lines[at:] if line.startswith("  next: "))
         assert mend in following

@@ -118,7 +118,7 @@ def room(steps: Iterable[Step], facts: Facts) -> Iterator[Trouble]:
         if not disk.writable:
             yield Trouble("disk", f"{where} cannot be written (file system {mount})", "mount it for writing")
         elif disk.free_mb < sum(folders.values()):
-            text = f"{where} need {sum(folders.values())} MB, and {disk.free_mb} MB are free on {mount}"
+            text = f"{sum(folders.values())} MB are needed in {where}, and {disk.free_mb} MB are free on {mount}"
             yield Trouble("disk", text, "make room there")
 
 

@@ -13,7 +13,7 @@ def line_of(report: Report) -> str:
     """Return a report as one line that begins with its server; empty for what changes nothing."""
     match report:
         case Opened(stage, names):
-            return f"{stage}: {count(len(names), 'server')}"
+            return f"{stage}: {count(len(names), 'server')}" if names else ""
         case Stepped(name, step, changed, seconds):
             return f"{name}: {step.words} ({duration(seconds)})" if changed else ""
         case Noted(name, text):

@@ -48,7 +48,8 @@ def go_through(
             return campaign.outcome.exit_code
         if question or busy:
             ask(question or f"Apply to {count(busy, 'server')}?", yes=yes)
-        title = f"{doing} {count(busy, 'server')}" if busy else "Nothing to change on servers"
+        none = "Nothing to change on servers" if campaign.course.standing else "Nothing can be done on servers"
+        title = f"{doing} {count(busy, 'server')}" if busy else none
         return carry_out(campaign, campaign.apply(), title, errand)
 
 

@@ -60,7 +60,7 @@ def named(names: list[str]) -> str:
 
 
 def _failed(outcome: Outcome, width: int | None) -> Iterator[str]:
-    """Yield the failed servers by kind: what is wrong with each, then what mends it, once."""
+    """Yield the failed servers by kind: who, what is wrong with whom if it is not the same, what mends it."""
     kinds: dict[str, dict[str, Trouble]] = {}
     for name, trouble in outcome.failed.items():
         kinds.setdefault(trouble.kind, {})[name] = trouble
@@ -70,10 +70,12 @@ def _failed(outcome: Outcome, width: int | None) -> Iterator[str]:
         for name, trouble in troubles.items():
             texts.setdefault(trouble.text, []).append(name)
         for text, names in texts.items():
-            yield from wrapped(f"{fold(names)}: {safe(text)}", 2, width)
+            who = f"{fold(names)}: " if len(texts) > 1 else ""
+            yield from wrapped(f"{who}{safe(text)}", 2, width)
             details = {troubles[name].details for name in names if troubles[name].details}
-            if len(details) == 1:
-                yield from (f"    | {safe(line)}" for line in details.pop().splitlines())
+            lines = details.pop().splitlines() if len(details) == 1 else []
+            if any(line not in text for line in lines):
+                yield from (f"    | {safe(line)}" for line in lines)
         for mend in dict.fromkeys(trouble.mend for trouble in troubles.values()):
             yield from wrapped(f"next: {safe(mend)}", 2, width)
 

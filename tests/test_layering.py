@@ -21,7 +21,7 @@ HOMES = {
     "click": "tsbus.cli",
     "rich": "tsbus.cli",
     "supervisor": "tsbus.supervision",
-    "docker": "tsbus.containers.engine",
+    "docker": "tsbus.containers.api",
     "pyroute2": "tsbus.balancer",
     "paramiko": "tsbus.build.ssh",
     "prometheus_client": "tsbus.dashboard",

@@ -255,8 +255,8 @@ def test_names_of_a_tagged_image(engine, make):
     container = make(image=image, start=False)
     assert engine.inspect(container).image.repo == "box"
     events = engine.events()
-    engine._quick(lambda docker: docker.tag(image, "a/better", "3"))  # somebody else's doing
-    engine._quick(lambda docker: docker.remove_image("box:1"))
+    engine._api.quick(lambda docker: docker.tag(image, "a/better", "3"))  # somebody else's doing
+    engine._api.quick(lambda docker: docker.remove_image("box:1"))
     assert [next(events).action, next(events).action] == ["tag", "untag"]
     assert (engine.inspect(container).image.repo, engine.inspect(container).image.tag) == ("a/better", "3")
     engine.tag("a/better:3", "box:1")

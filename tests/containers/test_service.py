@@ -297,7 +297,7 @@ async def test_what_could_make_one_root_is_refused(site: Site, make: Make, engin
     """By default nothing of the host is given: not by options, not by volumes, not by what runs already."""
     make("sleep", "1000", name="strong", host={"Binds": [f"{dockerd.socket}:/docker.sock"]})
     make("sleep", "1000", name="weak")
-    docker = engine._session().patient  # no command of ours makes such a volume
+    docker = engine._api._session().patient  # no command of ours makes such a volume
     docker.create_volume("evil", driver_opts={"type": "none", "o": "bind", "device": "/etc"})
     try:
         run = {"image": "box:1", "names": {"a": ["never"]}}

@@ -1,6 +1,6 @@
 """Wire: a connection of its own to the engine, for an answer that does not end soon: events, logs, programs, pulls.
 
-engine.py makes the short calls with docker-py. Its streams cannot be used here: they wait for ever without a way to end
+api.py makes the short calls with docker-py. Its streams cannot be used here: they wait for ever without a way to end
 the wait from another thread, mix the two outputs of a container or of a program, and lose bytes that arrive together
 with the head of the answer. This one is read by one thread, may be written by a second and closed by any.
 """

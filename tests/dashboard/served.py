@@ -142,7 +142,7 @@ class Served(Background):
         tree.config = replace(tree.config, dashboard=settings)
         hours_ago = time.time_ns() // 60_000_000_000 - 90
         HistoryFile(folder / settings.history_file, 7, 1 << 20).put(
-            hours_ago, [(("b", GONE), (1.5, 7.0) + (None,) * 4)]
+            hours_ago, [(("b", GONE), (1.5, 7.0) + (None,) * 4, (4.5, 7.0) + (None,) * 4)]
         )
         async with tree:
             for node in ("b", "c"):

@@ -1,6 +1,7 @@
 """The roll-up of history in a real SQLite file: the mean of what was, within its bounds, whatever happens to it."""
 
 import asyncio
+import itertools
 import math
 import os
 import signal
@@ -19,10 +20,10 @@ import told
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tsbus.dashboard.history import STEP_S, History
+from tsbus.dashboard.history import STEP_S, History, Key
 from tsbus.dashboard.historyfile import RING_MINUTES, SCHEMA, HistoryError, HistoryFile, Keeper
 from tsbus.dashboard.problems import problems
-from tsbus.dashboard.rollup import DAY_MINUTES, MINUTES, QUARTERS, Span, first_left, means
+from tsbus.dashboard.rollup import DAY_MINUTES, MINUTES, QUARTERS, Rolled, Span, first_left, rolled
 from tsbus.records import Sample
 
 FIRST = 28_333_335
@@ -32,15 +33,16 @@ BIG = 1 << 30
 CONTAINER = ("a", told.short())
 
 
-def row(cpu: float | None, memory: float = 7.0) -> tuple[float | None, ...]:
-    return (cpu, memory, 0.0, 0.5, None, 0.0)
+def row(key: Key, cpu: float, highest: float | None = None) -> Rolled:
+    return key, (cpu, 7.0, 0.0, 0.5, None, 0.0), (cpu if highest is None else highest, 7.0, 0.0, 0.5, None, 0.0)
 
 
-def cpus(file: HistoryFile, minutes: int, now: int, key: tuple[str, str] = CONTAINER) -> dict[int, float]:
+def cpus(file: HistoryFile, minutes: int, now: int, key: Key = CONTAINER, *, highest: bool = False) -> dict[int, float]:
     """What there is to see at the minute `now`: step -> percent."""
     lines = file.lines(key, minutes, now * MINUTES.step_ms)
     first = lines.start_ms // lines.step_ms
-    return {first + place: cpu for place, cpu in enumerate(lines.figures["cpu"]) if not math.isnan(cpu)}
+    known = (lines.highest if highest else lines.figures)["cpu"]
+    return {first + place: cpu for place, cpu in enumerate(known) if not math.isnan(cpu)}
 
 
 @settings(max_examples=40, deadline=None)
@@ -52,12 +54,12 @@ def cpus(file: HistoryFile, minutes: int, now: int, key: tuple[str, str] = CONTA
     )
 )
 def test_in_any_order_with_gaps_and_restarts_it_is_the_mean_of_its_minutes(told_minutes):
-    """The last that was written of a minute counts, and each quarter is the mean of the minutes that it has."""
+    """What was written last of a minute counts; each quarter has the mean of its minutes, and the highest."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "history.db"
         file, wanted = HistoryFile(path, 7, BIG), {}
         for minute, node, cpu, restart in told_minutes:
-            file.put(FIRST + minute, [((node, "x"), row(cpu))])
+            file.put(FIRST + minute, [row((node, "x"), cpu, cpu + minute)])
             wanted[node, FIRST + minute] = float(cpu)
             if restart:
                 file = HistoryFile(path, 7, BIG)
@@ -69,25 +71,31 @@ def test_in_any_order_with_gaps_and_restarts_it_is_the_mean_of_its_minutes(told_
             assert cpus(file, DAY_MINUTES, FIRST + 60, (node, "x")) == fine
             coarse = {quarter: fmean(each) for quarter, each in quarters.items()}
             assert cpus(file, 2 * DAY_MINUTES, FIRST + 60, (node, "x")) == pytest.approx(coarse, rel=1e-5)
+            top: dict[int, float] = {}
+            for minute, cpu in fine.items():
+                quarter = minute // QUARTERS.minutes
+                top[quarter] = max(top.get(quarter, 0.0), cpu + minute - FIRST)
+            assert cpus(file, 2 * DAY_MINUTES, FIRST + 60, (node, "x"), highest=True) == top
 
 
 @given(
     st.lists(st.lists(st.one_of(st.floats(0, 1e6), st.just(math.nan)), min_size=1, max_size=12), min_size=1, max_size=6)
 )
-def test_a_mean_is_of_what_is_known(lines):
-    """Gaps count for nothing, and a series of which nothing is known has no row."""
+def test_a_row_is_of_what_is_known(lines):
+    """Gaps count for nothing in the mean and the highest, and a series of which nothing is known has no row."""
     known = [[point for point in points if not math.isnan(point)] for points in lines]
-    found = dict(means([(CONTAINER, lines)]))
-    assert (CONTAINER in found) == any(known)
-    for value, points in zip(found.get(CONTAINER, ()), known, strict=False):
-        assert value == (pytest.approx(fmean(points)) if points else None)
+    found = rolled([(CONTAINER, lines)])
+    assert bool(found) == any(known)
+    for _, means, highest in found:
+        assert means == tuple(pytest.approx(fmean(points)) if points else None for points in known)
+        assert highest == tuple(max(points, default=None) for points in known)
 
 
 def test_minutes_are_kept_for_a_day_and_quarters_for_as_many_as_wanted(tmp_path):
     """What is too old goes with the next minute, and with it series that have nothing any more."""
     file = HistoryFile(tmp_path / "history.db", 3, BIG)
     for hour in range(24 * 5):
-        file.put(FIRST + hour * 60, [(("a", f"box{hour // 24}"), row(1.0)), (CONTAINER, row(hour))])
+        file.put(FIRST + hour * 60, [row(("a", f"box{hour // 24}"), 1.0), row(CONTAINER, hour)])
     now = FIRST + (24 * 5 - 1) * 60
     assert len(cpus(file, DAY_MINUTES, now)) == 24
     assert len(cpus(file, 31 * DAY_MINUTES, now)) == 3 * 24 + 1
@@ -103,7 +111,7 @@ def test_the_file_stays_within_its_bytes(tmp_path):
     """However many series there are, the oldest minutes go first, then the oldest quarters, and the newest is there."""
     limit = 512 << 10
     file = HistoryFile(tmp_path / "history.db", 7, limit)
-    rows = [(("a", f"{number:012x}"), row(number * 1.1)) for number in range(300)]
+    rows = [row(("a", f"{number:012x}"), number * 1.1) for number in range(300)]
     for minute in range(0, 1200, 3):
         file.put(FIRST + minute, rows)
         assert file.path.stat().st_size < limit + (64 << 10)
@@ -177,6 +185,21 @@ def be_of_later_release(path: Path) -> None:
         file.execute(f"PRAGMA user_version = {SCHEMA + 1}")
 
 
+def test_a_file_of_the_release_before_is_read_and_written_on(tmp_path):
+    """Its means stay, and what is added has the highest too, also in a quarter that was begun without."""
+    file = HistoryFile(tmp_path / "history.db", 7, BIG)
+    file.put(FIRST, [row(CONTAINER, 3.0)])
+    with sqlite3.connect(file.path) as raw:
+        for table, number in itertools.product(("minutes", "quarters"), range(6)):
+            raw.execute(f"ALTER TABLE {table} DROP COLUMN h{number}")
+        raw.execute(f"PRAGMA user_version = {SCHEMA - 1}")
+    assert cpus(file, DAY_MINUTES, FIRST + 1) == {FIRST: 3.0}
+    file.put(FIRST + 1, [row(CONTAINER, 5.0, 9.0)])
+    assert cpus(file, DAY_MINUTES, FIRST + 2) == {FIRST: 3.0, FIRST + 1: 5.0}
+    assert cpus(file, DAY_MINUTES, FIRST + 2, highest=True) == {FIRST + 1: 9.0}
+    assert cpus(file, 2 * DAY_MINUTES, FIRST + 2, highest=True) == {FIRST // QUARTERS.minutes: 9.0}
+
+
 def be_of_others(path: Path) -> None:
     path.unlink()
     with sqlite3.connect(path) as file:
@@ -233,7 +256,7 @@ async def test_a_full_disk_is_one_problem(tmp_path):
         "path = Path(sys.argv[1])\n"
         "size = path.stat().st_size + 4096\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))\n"
-        "rows = [(('a', f'{number:012x}'), (1.5,) * 6) for number in range(20000)]\n"
+        "rows = [(('a', f'{number:012x}'), (1.5,) * 6, (2.5,) * 6) for number in range(20000)]\n"
         "try:\n"
         f"    HistoryFile(path, 7, {BIG}).put(int(sys.argv[2]), rows)\n"
         "except HistoryError as error:\n"
@@ -253,7 +276,7 @@ def test_a_kill_in_the_middle_leaves_whole_minutes(tmp_path):
         "from pathlib import Path\n"
         "from tsbus.dashboard.historyfile import HistoryFile\n"
         f"file = HistoryFile(Path(sys.argv[1]), 7, {BIG})\n"
-        f"rows = [(('a', f'{{number:012x}}'), (1.5,) * 6) for number in range({count})]\n"
+        f"rows = [(('a', f'{{number:012x}}'), (1.5,) * 6, (2.5,) * 6) for number in range({count})]\n"
         "minute = int(sys.argv[2])\n"
         "while True:\n"
         "    file.put(minute, rows)\n"
@@ -272,5 +295,5 @@ def test_a_kill_in_the_middle_leaves_whole_minutes(tmp_path):
             assert file.execute("PRAGMA integrity_check").fetchone() == ("ok",)
             assert {each for (each,) in file.execute("SELECT count(*) FROM minutes GROUP BY step")} == {count}
             assert file.execute("SELECT max(step) FROM minutes").fetchone()[0] >= done, "what was done is there"
-    HistoryFile(path, 7, BIG).put(done + 2, [(CONTAINER, row(3.0))])
+    HistoryFile(path, 7, BIG).put(done + 2, [row(CONTAINER, 3.0)])
     assert cpus(HistoryFile(path, 7, BIG), DAY_MINUTES, done + 2) == {done + 2: 3.0}

@@ -9,7 +9,7 @@ import math
 from array import array
 from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 from tsbus.dashboard.state import Model
@@ -44,6 +44,8 @@ class Lines:
     step_ms: int
     figures: "dict[str, array[float]]"
     """By name, all of one length; NaN where nothing is known."""
+    highest: "dict[str, array[float]]" = field(default_factory=dict)
+    """The same of steps that stand for many points, whose means `figures` are; else nothing."""
 
 
 class _Ring:
@@ -62,10 +64,12 @@ class _Ring:
         return len(self._points) * self._points.itemsize
 
     def put(self, step: int, values: Sequence[float]) -> None:
-        if step < self._last:  # the clock was set back: what is there is of another time
+        if step < self._last or step - self._last >= POINTS:
+            # The clock was set back, or nothing is of the last hour: what is there is of another time.
             self._points = array("f", [_GAP]) * len(self._points)
-        for missed in range(max(self._last + 1, step - POINTS + 1), step):
-            self._write(missed, [_GAP] * self._width)
+        else:
+            for missed in range(self._last + 1, step):
+                self._write(missed, [_GAP] * self._width)
         self._last = step
         self._write(step, values)
 

@@ -5,6 +5,7 @@ only is told as a problem, is no reason to end, and is used again as soon as it 
 """
 
 import asyncio
+import itertools
 import os
 import sqlite3
 from array import array
@@ -20,19 +21,20 @@ from tsbus.dashboard.rollup import (
     MINUTES,
     QUARTERS,
     TIERS,
+    Rolled,
     Span,
     Tier,
     Values,
     first_kept,
     first_left,
-    means,
+    rolled,
     steps_of,
     tier_for,
 )
 from tsbus.dashboard.views import Trouble
 from tsbus.log import Log
 
-SCHEMA: Final = 1
+SCHEMA: Final = 2
 """Version of the tables; in the file as its `user_version`."""
 APPLICATION: Final = 0x54534849
 """By this the file is known to be ours ("TSHI")."""
@@ -45,7 +47,9 @@ RING_MINUTES: Final = POINTS * STEP_S // 60
 _AT_ONCE: Final = 1000
 """Rows that are taken back in one turn of the loop."""
 
-_COLUMNS: Final = tuple(f"f{number}" for number in range(6))
+_MEANS: Final = tuple(f"f{number}" for number in range(6))
+_HIGHEST: Final = tuple(f"h{number}" for number in range(6))
+_COLUMNS: Final = _MEANS + _HIGHEST
 _ROWS: Final = (
     f"(step INTEGER NOT NULL, series INTEGER NOT NULL, {' REAL, '.join(_COLUMNS)} REAL, "
     "PRIMARY KEY (step, series)) WITHOUT ROWID"
@@ -62,11 +66,13 @@ _SEEN: Final = (
     " ON CONFLICT DO UPDATE SET day = excluded.day WHERE day <> excluded.day"
 )
 _PUT: Final = (
-    "INSERT OR REPLACE INTO minutes SELECT ?, id, ?, ?, ?, ?, ?, ? FROM series WHERE node = ? AND container = ?"
+    f"INSERT OR REPLACE INTO minutes SELECT ?, id, {', '.join('?' for _ in _COLUMNS)} FROM series"  # noqa: S608
+    " WHERE node = ? AND container = ?"
 )
 _ROLL: Final = (
     f"INSERT OR REPLACE INTO quarters SELECT step / {QUARTERS.minutes}, series, "  # noqa: S608  (nothing from outside)
-    f"{', '.join(f'avg({column})' for column in _COLUMNS)} FROM minutes WHERE step BETWEEN ? AND ? GROUP BY series"
+    f"{', '.join([f'avg({column})' for column in _MEANS] + [f'max({column})' for column in _HIGHEST])}"
+    " FROM minutes WHERE step BETWEEN ? AND ? GROUP BY series"
 )
 _log = Log("dashboard.history")
 
@@ -87,7 +93,7 @@ class HistoryFile:
         self.path, self.days = path, days
         self._max_bytes = max_bytes
 
-    def put(self, minute: int, rows: Sequence[tuple[Key, Values]]) -> None:
+    def put(self, minute: int, rows: Sequence[Rolled]) -> None:
         """Write a minute of all series, and let go what is too old or too much: in one transaction."""
         day, quarter = minute // DAY_MINUTES, minute // QUARTERS.minutes * QUARTERS.minutes
         with self._open() as file:
@@ -95,9 +101,8 @@ class HistoryFile:
             for tier in TIERS:  # first, so that the new rows take the place of the old ones
                 _drop(file, tier, first_kept(tier, minute, self.days))
             file.execute("DELETE FROM series WHERE day < ?", (day - self.days,))
-            file.executemany(_SEEN, ((*key, day) for key, _ in rows))
-            wide = (None,) * len(_COLUMNS)
-            file.executemany(_PUT, ((minute, *(values + wide)[: len(wide)], *key) for key, values in rows))
+            file.executemany(_SEEN, ((*key, day) for key, *_ in rows))
+            file.executemany(_PUT, ((minute, *_wide(means), *_wide(highest), *key) for key, means, highest in rows))
             file.execute(_ROLL, (quarter, quarter + QUARTERS.minutes - 1))
             while _used(file) > self._max_bytes and (goes := first_left(_spans(file))):
                 _drop(file, *goes)
@@ -109,7 +114,7 @@ class HistoryFile:
     def minutes(self, first: int, last: int) -> list[tuple[int, Key, Values]]:
         """Return all rows of these minutes, oldest first."""
         select = (
-            f"SELECT step, node, container, {', '.join(_COLUMNS)} FROM minutes JOIN series ON id = series"  # noqa: S608
+            f"SELECT step, node, container, {', '.join(_MEANS)} FROM minutes JOIN series ON id = series"  # noqa: S608
             " WHERE step BETWEEN ? AND ? ORDER BY step"
         )
         with self._open(write=False) as file:
@@ -120,19 +125,21 @@ class HistoryFile:
         tier = tier_for(minutes)
         span = steps_of(tier, minutes, now_ms)
         names = figures_of(key[1])
-        figures = {name: array("f", [float("nan")]) * span.steps for name in names}
+        means, highest = ({name: array("f", [float("nan")]) * span.steps for name in names} for _ in range(2))
+        columns = ", ".join(_MEANS[: len(names)] + _HIGHEST[: len(names)])
+        lines = [*((means, name) for name in names), *((highest, name) for name in names)]
         # A range of steps has the rows of all series: to look for each step by itself is much less to read.
         select = (
             "WITH RECURSIVE steps (step) AS (SELECT ? UNION ALL SELECT step + 1 FROM steps WHERE step < ?)"  # noqa: S608
-            f" SELECT step, {', '.join(_COLUMNS[: len(names)])} FROM steps CROSS JOIN {tier.name} USING (step)"
+            f" SELECT step, {columns} FROM steps CROSS JOIN {tier.name} USING (step)"
             " WHERE series = (SELECT id FROM series WHERE node = ? AND container = ?)"
         )
         with self._open(write=False) as file:
             for step, *values in file.execute(select, (span.first, span.last, *key)):
-                for name, value in zip(names, values, strict=True):
+                for (of, name), value in zip(lines, values, strict=True):
                     if value is not None:
-                        figures[name][step - span.first] = value
-        return Lines(span.first * tier.step_ms, tier.step_ms, figures)
+                        of[name][step - span.first] = value
+        return Lines(span.first * tier.step_ms, tier.step_ms, means, highest)
 
     @contextmanager
     def _open(self, *, write: bool = True) -> Iterator[sqlite3.Connection]:
@@ -161,7 +168,9 @@ class HistoryFile:
             _make(file)
         elif _number(file, "PRAGMA application_id") != APPLICATION:
             raise HistoryError(f"{self.path} belongs to another program", "name another history_file")
-        elif (version := _number(file, "PRAGMA user_version")) != SCHEMA:
+        elif (version := _number(file, "PRAGMA user_version")) == SCHEMA - 1:
+            _widen(file)
+        elif version != SCHEMA:
             mend = "name another history_file, or move this one away: a new one is made"
             raise HistoryError(f"{self.path} is of another release (version {version} of its tables)", mend)
 
@@ -189,6 +198,20 @@ def _make(file: sqlite3.Connection) -> None:
     for statement in _TABLES:
         file.execute(statement)
     file.execute("COMMIT")
+
+
+def _widen(file: sqlite3.Connection) -> None:
+    """Give the tables of the release before, which had means alone, their columns for the highest."""
+    file.execute("BEGIN IMMEDIATE")
+    if _number(file, "PRAGMA user_version") != SCHEMA:  # else somebody has done it meanwhile
+        for tier, column in itertools.product(TIERS, _HIGHEST):
+            file.execute(f"ALTER TABLE {tier.name} ADD COLUMN {column} REAL")
+        file.execute(f"PRAGMA user_version = {SCHEMA}")
+    file.execute("COMMIT")
+
+
+def _wide(values: Values) -> Values:
+    return (values + (None,) * len(_MEANS))[: len(_MEANS)]
 
 
 def _drop(file: sqlite3.Connection, tier: Tier, first: int) -> None:
@@ -272,7 +295,7 @@ class Keeper:
         return self._clock() // MINUTES.step_ms
 
     def _write(self, minute: int, points: "list[tuple[Key, list[array[float]]]]") -> None:
-        self._file.put(minute, means(points))
+        self._file.put(minute, rolled(points))
 
     @contextmanager
     def _telling(self) -> Iterator[None]:

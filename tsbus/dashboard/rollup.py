@@ -1,5 +1,7 @@
 """Roll-up: what becomes of figures that are older than an hour: rows of a minute, then of a quarter of an hour. Pure.
 
+A row has the mean of what it stands for, and the highest point: a mean hides what hurt for a moment.
+
 history.py has the last hour in steps of five seconds; historyfile.py keeps what is decided here.
 """
 
@@ -16,6 +18,8 @@ LEAST: Final = 60
 
 Values = tuple[float | None, ...]
 """The figures of one series in one step, in the order of `history.figures_of`; None where nothing is known."""
+Rolled = tuple[Key, Values, Values]
+"""A series with its means and its highest points."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +40,7 @@ class Tier:
 MINUTES: Final = Tier("minutes", 1)
 """They are kept for a day."""
 QUARTERS: Final = Tier("quarters", 15)
-"""Each is the mean of its minutes."""
+"""Each is the mean of its minutes, and the highest of them."""
 TIERS: Final = (MINUTES, QUARTERS)
 
 
@@ -53,10 +57,10 @@ class Span:
         return self.last - self.first + 1
 
 
-def means(series: "Iterable[tuple[Key, Sequence[Sequence[float]]]]") -> list[tuple[Key, Values]]:
+def rolled(series: "Iterable[tuple[Key, Sequence[Sequence[float]]]]") -> list[Rolled]:
     """Return the row of each series from its points of a minute; a series of which nothing is known has none."""
-    rows = ((key, tuple(map(_mean, lines))) for key, lines in series)
-    return [(key, values) for key, values in rows if any(value is not None for value in values)]
+    rows = ((key, tuple(map(_mean, lines)), tuple(map(_highest, lines))) for key, lines in series)
+    return [row for row in rows if any(value is not None for value in row[1])]
 
 
 def _mean(points: Sequence[float]) -> float | None:
@@ -65,6 +69,10 @@ def _mean(points: Sequence[float]) -> float | None:
         points = [point for point in points if math.isfinite(point)]
         total = math.fsum(points)
     return total / len(points) if points else None
+
+
+def _highest(points: Sequence[float]) -> float | None:
+    return max((point for point in points if math.isfinite(point)), default=None)
 
 
 def tier_for(minutes: int) -> Tier:

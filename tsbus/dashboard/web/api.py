@@ -151,11 +151,14 @@ class _Api:
                 name, short, unix_ms(), minutes)  # fmt: skip
         except HistoryError as error:
             raise Refusal(HTTPStatus.SERVICE_UNAVAILABLE, str(error), error.mend) from None
-        figures = {name: [_known(point) for point in points] for name, points in lines.figures.items()}
+        figures, highest = (
+            {name: [_known(point) for point in points] for name, points in told.items()}
+            for told in (lines.figures, lines.highest)
+        )
         is_there = not short or short in model.containers.get(name, {})
         if not is_there and all(point is None for points in figures.values() for point in points):
             raise Refusal(HTTPStatus.NOT_FOUND, "no such container there", "GET /api/v1/containers lists them")
-        return _json(Series(start_ms=lines.start_ms, step_ms=lines.step_ms, figures=figures))
+        return _json(Series(start_ms=lines.start_ms, step_ms=lines.step_ms, figures=figures, highest=highest))
 
     async def containers(self, filters: Annotated[list[str], Query(alias="filter", max_length=32)] = []) -> Response:  # noqa: B006
         """List containers. Filters are like `image=nginx`, `label=tier=web`, `state=running`, `node=web*`."""

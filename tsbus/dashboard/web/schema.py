@@ -80,6 +80,8 @@ class Series(_Body, frozen=True):
     step_ms: int
     figures: dict[str, list[float | None]]
     """By name, all of one length; null where nothing is known."""
+    highest: dict[str, list[float | None]] = {}
+    """Of more than an hour, where each step stands for many points: the highest of them, and `figures` are means."""
 
 
 class Publish(_Order, frozen=True):

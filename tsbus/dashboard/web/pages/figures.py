@@ -2,6 +2,7 @@
 
 import asyncio
 import math
+from array import array
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -114,14 +115,13 @@ class Drawing:
             return None
         self._drawn = state
         lines = past or self._page.feed.history.lines(self._node, self._container, now_ms, minutes)
-        times = [lines.start_ms + lines.step_ms * number for number in range(len(next(iter(lines.figures.values()))))]
         drawn: dict[str, Any] = {
             "from": now_ms - minutes * 60_000,
             "to": now_ms,
             "lines": [
                 (
                     WORDS.get(name, name),
-                    [(at, _known(value)) for at, value in zip(times, lines.figures[name], strict=True)],
+                    *(self._points(lines, points[name]) for points in (lines.figures, lines.highest) if points),
                 )
                 for name in self._names
             ],
@@ -131,6 +131,12 @@ class Drawing:
         if "memory" in self._names and limit:
             drawn["limit"] = limit
         return drawn
+
+    def _points(self, lines: Lines, values: "array[float]") -> list[tuple[int, float | None]]:
+        """Return moments and values; the CPU of a machine as a share of all its cores, as everywhere on the pages."""
+        node = self._page.model.nodes.get(self._node)
+        scale = 1 / max(node.cpus, 1) if node and not self._container and self._names == ("cpu",) else 1
+        return [(lines.start_ms + lines.step_ms * number, _known(value * scale)) for number, value in enumerate(values)]
 
 
 def _known(value: float) -> float | None:

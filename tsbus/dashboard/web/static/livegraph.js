@@ -14,6 +14,7 @@ function scale(top, binary) {
 }
 
 const WORDS = { percent, bytes, rate: (value) => `${bytes(value)}/s` };
+const STROKES = ["—", "- -"]; // as the lines are drawn, so that nobody has to tell colours apart
 const DAY_MS = 86400000;
 const day = (at) => new Date(at).toLocaleDateString([], { day: "numeric", month: "short" });
 const LIGHT = matchMedia("(prefers-color-scheme: light)");
@@ -39,7 +40,7 @@ export default {
     this.chart.dispose();
   },
   methods: {
-    /** `from`, `to` in ms; `lines`: [name, [[ms, value]...]]; `limit`: a line to stay below; `marks`: [ms, word, tone]. */
+    /** `from`, `to` in ms; `lines`: [name, [[ms, value]...]], of means with the highest as a third; `limit`: a line to stay below; `marks`: [ms, word, tone]. */
     put(drawn) {
       this.drawn = drawn;
       const { from, to, lines, limit, marks } = drawn;
@@ -51,9 +52,10 @@ export default {
       const newest = lines.map(([name, points]) => [name, points.findLast(([, value]) => value !== null)?.[1]]);
       this.last = newest
         .filter(([, value]) => value !== undefined)
-        .map(([name, value]) => (lines.length > 1 ? `${name} ${words(value)}` : words(value)))
+        .map(([name, value], index) => (lines.length > 1 ? `${STROKES[index]} ${name} ${words(value)}` : words(value)))
         .join(" · ");
-      const highest = Math.max(0, ...lines.flatMap(([, points]) => points.map(([, value]) => value ?? 0)));
+      if (lines.some(([, , above]) => above)) this.last += " · dots: the highest";
+      const highest = Math.max(0, ...lines.flatMap(([, ...each]) => each.flat().map(([, value]) => value ?? 0)));
       const top = limit && highest > limit / 2 ? Math.max(highest, limit) : highest;
       const markLines = marks.map(([at, word, tone]) => ({
         xAxis: at,
@@ -94,19 +96,19 @@ export default {
             renderMode: "richText",
             valueFormatter: (value) => (value === null || value === undefined ? "–" : words(value)),
           },
-          series: lines.map(([name, data], index) => ({
-            name,
+          series: lines.flatMap(([name, ...each], index) => each.map((data, above) => ({
+            name: each.length < 2 ? name : `${name}, ${above ? "highest" : "mean"}`,
             data,
             type: "line",
             showSymbol: data.filter(([, value]) => value !== null).length < 3,
             symbol: "circle",
             symbolSize: 4,
             connectNulls: false,
-            lineStyle: { width: 1.5, color: colours[index] },
+            lineStyle: { width: above ? 1 : 1.5, color: colours[index], type: above ? "dotted" : index ? "dashed" : "solid" },
             itemStyle: { color: colours[index] },
-            areaStyle: lines.length > 1 ? undefined : { color: colours[index], opacity: 0.08 },
-            markLine: index ? undefined : { silent: true, symbol: "none", data: markLines },
-          })),
+            areaStyle: lines.length > 1 || above ? undefined : { color: colours[index], opacity: 0.08 },
+            markLine: index || above ? undefined : { silent: true, symbol: "none", data: markLines },
+          }))),
         },
         { replaceMerge: ["series"] },
       );

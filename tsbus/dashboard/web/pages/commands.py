@@ -2,7 +2,6 @@
 
 import asyncio
 import shlex
-from collections import Counter
 from collections.abc import Iterator
 from contextlib import suppress
 from typing import Any, Final
@@ -30,40 +29,37 @@ RUN_S: Final = 3600.0
 _JOBS_S: Final = 5.0
 AUDITED: Final = 100
 """Entries of each node."""
-_JOBS: Final[tuple[Column, ...]] = (
-    {"id": "command", "title": "Command", "width": "minmax(160px, 2fr)"},
+_RAN: Final[tuple[Column, ...]] = (
+    {"id": "what", "title": "What", "width": "minmax(160px, 2fr)"},
     {"id": "how", "title": "Ended", "kind": "state", "width": "120px"},
-    {"id": "node", "title": "Node", "width": "minmax(80px, 0.7fr)", "line": 2, "label": False},
-    {"id": "who", "title": "Who", "width": "minmax(100px, 1fr)", "line": 2, "label": False, "dim": True},
+    {"id": "node", "title": "Node", "width": "minmax(80px, 0.7fr)", "line": 2, "label": ""},
+    {"id": "who", "title": "Who", "width": "minmax(100px, 1fr)", "line": 2, "label": "", "dim": True},
+    {"id": "why", "title": "Why", "width": "minmax(100px, 1fr)", "line": 0, "dim": True},
     {"id": "took", "title": "Took", "kind": "ms", "width": "80px", "end": True, "line": 0},
-    {
-        "id": "when",
-        "title": "Started",
-        "kind": "age",
-        "width": "90px",
-        "end": True,
-        "dim": True,
-        "line": 2,
-        "label": False,
-    },
+    {"id": "when", "title": "Began", "kind": "age", "width": "90px", "end": True, "dim": True, "line": 2, "label": ""},
 )
+_TONES: Final[dict[str, Tone]] = {"ok": "ok", "failed": "warn", "refused": "bad", "open": "busy"}
 
 
 def jobs(node: str, told: dict[str, Any]) -> Iterator[Row]:
     """Return the rows of what a node's executor told of its jobs."""
     for job in (*told.get("running", ()), *reversed(told.get("finished", ()))):
-        person, who = job.get("person"), job.get("who", "")
         yield Row(
             key=f"{node} {job.get('job')}",
             cells=(
                 cut(job.get("shell") or shlex.join(job.get("argv", ()))),
                 _how(job),
                 node,
-                cut(f"{person} by {who}" if person else f"{who} at {job.get('origin', '')}"),
+                _who(job.get("person", ""), job.get("who", ""), job.get("origin", "")),
+                None,
                 job.get("duration_ms"),
                 job.get("started_ms"),
             ),
         )
+
+
+def _who(person: str, who: str, origin: str) -> str:
+    return cut(f"{person} by {who}" if person else f"{who} at {origin}")
 
 
 def _how(job: dict[str, Any]) -> tuple[str, str]:
@@ -74,30 +70,9 @@ def _how(job: dict[str, Any]) -> tuple[str, str]:
     return ("ok", "exit 0") if job.get("exit") == 0 else ("warn", f"exit {job.get('exit')}")
 
 
-_TONES: Final[dict[str, Tone]] = {"ok": "ok", "failed": "warn", "refused": "bad", "open": "busy"}
-_AUDIT: Final[tuple[Column, ...]] = (
-    {"id": "what", "title": "What", "width": "minmax(160px, 2fr)"},
-    {"id": "outcome", "title": "Outcome", "kind": "state", "width": "120px"},
-    {"id": "node", "title": "Node", "width": "minmax(80px, 0.7fr)", "line": 2, "label": False},
-    {"id": "who", "title": "Who", "width": "minmax(100px, 1fr)", "line": 2, "label": False, "dim": True},
-    {"id": "why", "title": "Why", "width": "minmax(100px, 1fr)", "line": 0, "dim": True},
-    {
-        "id": "when",
-        "title": "When",
-        "kind": "age",
-        "width": "90px",
-        "end": True,
-        "dim": True,
-        "line": 2,
-        "label": False,
-    },
-)
-
-
 def audit(node: str, told: list[Entry], first: int) -> Iterator[Row]:
     """Return the rows of entries of a node's audit log; `first` is the number of the first one."""
     for number, entry in enumerate(told, first):
-        who = f"{entry.who} at {entry.origin}"
         what = entry.what if entry.command == "exec.run" else f"{entry.command} {entry.what}"
         yield Row(
             key=f"{node} {number}",
@@ -105,8 +80,9 @@ def audit(node: str, told: list[Entry], first: int) -> Iterator[Row]:
                 cut(what),
                 (_TONES[entry.outcome], "no end yet" if entry.outcome == "open" else entry.outcome),
                 node,
-                cut(f"{entry.person} by {entry.who}" if entry.person else who),
+                _who(entry.person, entry.who, entry.origin),
                 cut(entry.why),
+                entry.took_ms,
                 entry.time_ms,
             ),
         )
@@ -132,13 +108,9 @@ def build(page: Page, target: str = "", command: str = "") -> None:
         go._props.update({"aria-disabled": "true", "title": refused})
     empty = "What the program writes is shown here, nodes that wrote the same put together."
     output = Lines("Output", empty, grows=True)
-    table = Table(
-        "What ran last", _JOBS, title="What ran last", filter="Filter", empty="No executor has told of a job."
-    )
-    log = None
-    if not refused:
-        log = Table("Audit log", _AUDIT, title="Audit log", filter="Filter", empty="No executor has told of anything.")
-    run = _Run(page, output, said, table, log)
+    empty = "No executor has told of anything. What is run here, or by treescale exec, is listed."
+    table = Table("What ran last", _RAN, title="What ran last", filter="Filter", empty=empty)
+    run = _Run(page, output, said, table)
 
     async def submit(event: Any) -> None:
         fields = event.args or {}
@@ -152,19 +124,27 @@ def build(page: Page, target: str = "", command: str = "") -> None:
     page.start(run.refresh())
 
 
-async def _read_audit(page: Page) -> list[Row]:
-    """Return the rows of all audit logs. Raises BusError, DecodeError, NotAllowed and SessionEnded."""
-    counts: Counter[str] = Counter()
-    rows: list[Row] = []
+async def _read_jobs(page: Page) -> dict[str, list[Row]]:
+    """Return, by node, what its executor remembers of programs. Raises BusError and DecodeError."""
+    rows: dict[str, list[Row]] = {}
+    async with page.site.client.request("*", "exec.jobs", timeout_s=_JOBS_S) as call:
+        async for reply in call:
+            if reply.status is Outcome.OK and reply.body:
+                rows[reply.node] = list(jobs(reply.node, msgspec.json.decode(reply.body)))
+    return rows
+
+
+async def _read_audit(page: Page) -> dict[str, list[Row]]:
+    """Return, by node, what its audit logs have. Raises BusError, DecodeError, NotAllowed and SessionEnded."""
+    rows: dict[str, list[Row]] = {}
     client = page.site.actions.client_for(page.visitor.must_operate())
     async with client.request("*", "exec.audit", Wish(last=AUDITED), timeout_s=_JOBS_S) as call:
         async for reply in call:
-            if reply.last or reply.node not in counts:
-                counts[reply.node] += 0  # the first piece is its head
-            else:
+            if reply.node not in rows:
+                rows[reply.node] = []  # the first piece is its head
+            elif not reply.last:
                 told = msgspec.json.decode(reply.body, type=list[Entry])
-                rows += audit(reply.node, told, counts[reply.node])
-                counts[reply.node] += len(told)
+                rows[reply.node] += audit(reply.node, told, len(rows[reply.node]))
     return rows
 
 
@@ -174,9 +154,8 @@ _FIELDS: Final = "(event) => emit(Object.fromEntries(new FormData(event.target))
 class _Run:
     """The program that this page runs, if it does."""
 
-    def __init__(self, page: Page, output: Lines, said: ui.element, table: Table, log: Table | None) -> None:
-        """`log` is for who may see the audit logs."""
-        self._page, self._output, self._said, self._table, self._log = page, output, said, table, log
+    def __init__(self, page: Page, output: Lines, said: ui.element, table: Table) -> None:
+        self._page, self._output, self._said, self._table = page, output, said, table
         self._task: asyncio.Task[None] | None = None
 
     def ask(self, target: str, command: str) -> None:
@@ -236,22 +215,14 @@ class _Run:
         self._said.update()
 
     async def refresh(self) -> None:
-        """Ask the executors what runs and what ran, and for the audit logs."""
-        rows: list[Row] = []
+        """Ask what was done last: the audit logs for who may see them, else what executors remember."""
+        rows: dict[str, list[Row]] = {}
         try:
-            async with self._page.site.client.request("*", "exec.jobs", timeout_s=_JOBS_S) as call:
-                async for reply in call:
-                    if reply.status is Outcome.OK and reply.body:
-                        rows += jobs(reply.node, msgspec.json.decode(reply.body))
+            rows = await _read_jobs(self._page)
+            with suppress(NotAllowed, SessionEnded):
+                # A log has all that its executor remembers, and more.
+                rows |= {node: told for node, told in (await _read_audit(self._page)).items() if told}
         except (BusError, msgspec.DecodeError) as error:
             self._say(str(error), "bad")
-        _put(self._table, rows)
-        if self._log is not None:
-            with suppress(BusError, msgspec.DecodeError, NotAllowed, SessionEnded):
-                _put(self._log, await _read_audit(self._page))
-
-
-def _put(table: Table, rows: list[Row]) -> None:
-    """Show rows whose last cell is their time, the newest first."""
-    rows.sort(key=lambda row: -(row.cells[-1] or 0))
-    table.put({"now": unix_ms(), "set": rows, "order": [row.key for row in rows]})
+        newest = sorted((row for told in rows.values() for row in told), key=lambda row: -(row.cells[-1] or 0))
+        self._table.put({"now": unix_ms(), "set": newest, "order": [row.key for row in newest]})

@@ -46,6 +46,7 @@ CONTESTANTS = {
     "swarm-uml stop": "bench.balancer:SwarmPlain",
     "swarm-uml scale": "bench.balancer:SwarmScale",
     "ours-dashboard": "bench.dashboard:OursDashboard",
+    "ours-dashboard-pages": "bench.dashboard_pages:OursDashboardPages",
     "nobody": "bench.watchers:Nobody",
     "ours-statistics": "bench.watchers:OursStatistics",
     "ours-monitor": "bench.watchers:OursMonitor",

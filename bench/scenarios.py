@@ -300,6 +300,7 @@ SCENARIOS: dict[str, list[Scenario]] = {
     "statistics": [watchers("200 containers watched, 20 of them awake each second", awake=20)],
     "statistics-idle": [watchers("200 idle containers watched", awake=0)],
     "dashboard": [Scenario("111 nodes with 18 containers each, watched", ("ours-dashboard",), promises, ())],
+    "dashboard-pages": [Scenario("the same with five pages, then closed", ("ours-dashboard-pages",), promises, ())],
     "forest": [Scenario("111 nodes on this machine, a 10-10 tree", ("ours-forest",), forest, (), restarts=False)],
     "salt": [crowds("20 nodes told to answer and to run /bin/true", "salt", ("ping", "exec"))],
     "serf": [crowds("20 nodes: event to the last handler, killed node known", "serf", ("event", "killed known"))],

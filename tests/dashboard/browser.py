@@ -143,6 +143,8 @@ class Tab:
         """Addresses that the page asked for."""
         self._disturbed = False
         """Requests were given up because a device came or went: other tests make some."""
+        self._trace: list[dict[str, Any]] = []
+        self._tracing = False
 
     def call(self, method: str, **params: Any) -> Any:
         """Send a command of the DevTools protocol."""
@@ -161,6 +163,10 @@ class Tab:
             self.errors.append(f"{params['entry']['text']} {params['entry'].get('url', '')}")
         elif event == "Network.requestWillBeSent":
             self.fetched.append(params["request"]["url"])
+        elif event == "Tracing.dataCollected":
+            self._trace += params["value"]
+        elif event == "Tracing.tracingComplete":
+            self._tracing = False
 
     def look(self, width: int, height: int = 900, dark: bool = False) -> None:
         """Set the size of the page and whether the system is dark."""
@@ -201,6 +207,17 @@ class Tab:
                 body = self.js("document.body.innerText.slice(0, 2000)")
                 raise AssertionError(f"this did not come: {what} {why}\nerrors: {self.errors}\npage: {body}")
             time.sleep(0.03)
+
+    @contextlib.contextmanager
+    def traced(self, *categories: str) -> Iterator[list[dict[str, Any]]]:
+        """Trace all of the browser, other tabs included, while the block lasts; the list is full at its end."""
+        self._trace, self._tracing = [], True
+        chosen = {"includedCategories": categories, "excludedCategories": ["*"]}
+        self.call("Tracing.start", transferMode="ReportEvents", traceConfig=chosen)
+        yield self._trace
+        self.call("Tracing.end")
+        while self._tracing:
+            self.js("1")
 
     def text(self) -> str:
         """Return what can be read on the page."""

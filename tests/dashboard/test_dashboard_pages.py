@@ -185,14 +185,14 @@ def test_a_lost_node_keeps_its_figures():
     assert after.cells[1] == ("lost", "lost")
     assert after.cells[6] == (NOW + 14_000, "last seen ")
     assert (before.tone, after.tone) == ("", "lost")
-    assert by_key(containers.rows(told, NOW))[f"a1/{short(1)}"].tone == "lost"
+    assert by_key(containers.Rows()(told, NOW))[f"a1/{short(1)}"].tone == "lost"
 
 
 def test_texts_from_outside_are_cut():
     """A name or an image of any length takes no more room than a cell has."""
     told = model()
     Node(told, "a", container(1, name="n" * 5000, command=EVIL, labels={"x": "y" * 5000}))
-    row = next(containers.rows(told, NOW))
+    row = next(containers.Rows()(told, NOW))
     assert len(row.cells[0]) == MAX_CELL
     assert len(row.hay) <= 1000
     facts = by_key(page_of_container.facts(told, NOW, "a", short(1)))
@@ -205,7 +205,7 @@ def test_figures_that_nobody_told_are_not_zero():
     """A container without a sample has no figures at all."""
     told = model()
     Node(told, "a", container(1))
-    row = next(containers.rows(told, NOW))
+    row = next(containers.Rows()(told, NOW))
     assert row.cells[4:8] == (None, None, None, None)
     assert by_key(tree.rows(told, NOW))["a"].cells[3:5] == (None, None)
     assert by_key(tree.totals(told, NOW))["cpu"].value is None
@@ -260,7 +260,7 @@ def test_jobs_tell_who_ran_what():
     (running,) = commands.jobs("a", {"running": [job], "finished": []})
     (ended,) = commands.jobs("a", {"finished": [job | {"exit": 2, "duration_ms": 5, "person": "alice"}]})
     assert running.cells[:4] == ("echo 'a b'", ("busy", "runs"), "a", "uid:7 at root")
-    assert ended.cells[1:5] == (("warn", "exit 2"), "a", "alice by uid:7", 5)
+    assert ended.cells[1:6] == (("warn", "exit 2"), "a", "alice by uid:7", None, 5)
 
 
 # Events.
@@ -372,5 +372,5 @@ def test_rows_are_plain_values():
 
     told = model()
     Node(told, "a", container(1, name=EVIL, image=records.Image(given=EVIL), labels={EVIL: EVIL}))
-    rows: list[Row] = [*tree.rows(told, NOW), *containers.rows(told, NOW)]
+    rows: list[Row] = [*tree.rows(told, NOW), *containers.Rows()(told, NOW)]
     assert all(is_plain(cell) for row in rows for cell in row.cells)

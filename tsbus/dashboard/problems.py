@@ -177,7 +177,10 @@ _OF_NODES: Final[tuple[Callable[[NodeView], Iterator[Problem]], ...]] = (
 
 def of_container(view: ContainerView, now_ms: int) -> Iterator[Problem]:
     """Return what is wrong with a container: at most one thing, the one that explains the others."""
-    record, where = view.record, f"{view.name} on {view.node}"
+    record = view.record
+    if record.state == "running" and record.health != "unhealthy" and not record.oom and not view.marks:
+        return  # as nearly all do: there is nothing to look for
+    where = f"{view.name} on {view.node}"
     starts = starts_since(view, now_ms - LOOP_MS)
     is_looping = len(starts) >= LOOP_STARTS
     ended_ms = record.finished_ns // 1_000_000

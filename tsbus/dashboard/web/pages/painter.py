@@ -17,6 +17,8 @@ PAUSE_S: Final = 0.15
 IDLE_S: Final = 1.0
 """A page hears at least so often that all is as it was."""
 
+Items = Callable[..., Iterable[Item]]
+"""Makes what a part shows from the model, the time in ms, and what else it is given."""
 Drawing = Callable[[Model, int], dict[str, Any] | None]
 """What a part is sent, made from the model and the time in ms; None: nothing."""
 
@@ -29,12 +31,16 @@ class Painter:
         self._sheets: dict[tuple[Any, ...], tuple[Sheet[Any], list[Part]]] = {}
         self._drawings: list[tuple[Part, Drawing]] = []
 
-    def show(self, part: Part, items: Callable[..., Iterable[Item]], *arguments: Any) -> None:
-        """Keep `part` up with `items(model, now_ms, *arguments)`; who shows the same shares it."""
+    def show(self, part: Part, items: Items | Callable[[], Items], *arguments: Any) -> None:
+        """Keep `part` up with `items(model, now_ms, *arguments)`; who shows the same shares it.
+
+        Where `items` is a class, one of it is made for all who share: it remembers what it has made.
+        """
         key = (items, *arguments)
         now_ms = unix_ms()
         if key not in self._sheets:
-            sheet: Sheet[Any] = Sheet(lambda model, now_ms: items(model, now_ms, *arguments))
+            make: Any = items() if isinstance(items, type) else items
+            sheet: Sheet[Any] = Sheet(lambda model, now_ms: make(model, now_ms, *arguments))
             sheet.refresh(self._feed.model, now_ms)
             self._sheets[key] = (sheet, [])
         sheet, parts = self._sheets[key]

@@ -79,7 +79,7 @@ class Sheet(Generic[ItemT]):
         """Work them out anew; return what is different."""
         before, self._shown = self._shown, {item.key: item for item in self._items(model, now_ms)}
         difference = Difference(
-            [item for key, item in self._shown.items() if before.get(key) != item],
+            [item for key, item in self._shown.items() if (was := before.get(key)) is not item and was != item],
             [key for key in before if key not in self._shown],
         )
         if list(before) != (order := list(self._shown)):

@@ -1,11 +1,12 @@
 """The first screen: totals, what is wrong now, and the tree."""
 
 from collections.abc import Iterator
+from functools import lru_cache
 from typing import Final
 
 from nicegui import ui
 
-from tsbus.dashboard.problems import problems
+from tsbus.dashboard.problems import Problem, problems
 from tsbus.dashboard.state import Model
 from tsbus.dashboard.views import NodeView
 from tsbus.dashboard.web.pages import tones
@@ -16,20 +17,11 @@ from tsbus.dashboard.web.pages.sheets import Fact, Row, cut
 _TREE: Final[tuple[Column, ...]] = (
     {"id": "name", "title": "Node", "width": "minmax(170px, 1.6fr)"},
     {"id": "state", "title": "State", "kind": "state", "width": "76px"},
-    {"id": "rtt", "title": "Round trip", "kind": "ms", "width": "76px", "end": True, "line": 2, "label": False},
+    {"id": "rtt", "title": "Round trip", "kind": "ms", "width": "76px", "end": True, "line": 2, "label": ""},
     {"id": "cpu", "title": "CPU", "kind": "meter", "width": "minmax(96px, 0.8fr)", "end": True, "line": 2},
     {"id": "memory", "title": "Memory", "kind": "meter", "width": "minmax(110px, 0.9fr)", "end": True, "line": 2},
-    {"id": "count", "title": "Containers", "width": "100px", "end": True, "line": 2, "label": False},
-    {
-        "id": "data",
-        "title": "Data",
-        "kind": "age",
-        "width": "108px",
-        "end": True,
-        "dim": True,
-        "line": 2,
-        "label": False,
-    },
+    {"id": "count", "title": "Containers", "width": "100px", "end": True, "label": "Containers"},
+    {"id": "age", "title": "Age", "kind": "age", "width": "108px", "end": True, "dim": True, "line": 2},
 )
 PROBLEMS: Final[tuple[Column, ...]] = (
     {"id": "text", "width": "minmax(0, 2fr)"},
@@ -39,10 +31,16 @@ PROBLEMS: Final[tuple[Column, ...]] = (
 )
 
 
+@lru_cache(maxsize=1)
+def _found(model: Model, revision: int, now_ms: int) -> list[Problem]:
+    """Return all problems; several parts of several pages show them at one turn."""
+    return problems(model, now_ms)
+
+
 def totals(model: Model, now_ms: int) -> Iterator[Fact]:
     """Return the line above everything."""
     sums = model.totals()
-    found = problems(model, now_ms)
+    found = _found(model, model.revision, now_ms)
     tone = "bad" if any(one.severe for one in found) else "warn" if found else ""
     yield Fact("problems", "Problems", "text", str(len(found)) if found else "none", tone)
     yield Fact("nodes", "Nodes up", "text", str(sums.up), "bad" if sums.lost else "", f"of {sums.nodes}")
@@ -102,7 +100,7 @@ def _count(node: NodeView) -> str | tuple[str, str] | None:
 
 def troubles(model: Model, now_ms: int, node: str = "") -> Iterator[Row]:
     """Return what is wrong now, everywhere or on one node, the worst first."""
-    for one in problems(model, now_ms):
+    for one in _found(model, model.revision, now_ms):
         if node in ("", one.node):
             kind = ("bad" if one.severe else "warn", one.kind.replace("-", " "))
             yield Row(

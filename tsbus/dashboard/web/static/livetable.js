@@ -111,10 +111,7 @@ export default {
       this.soon(Boolean(order || drop.length || this.words));
     },
     take(rows) {
-      for (const row of rows) {
-        row.text = `${row.hay ?? ""} ${row.cells.flat().join(" ")}`.toLowerCase();
-        this.rows.set(row.key, row);
-      }
+      for (const row of rows) this.rows.set(row.key, row);
     },
     /** Of a feed: take rows that came, newest first. While somebody reads further down or has paused it, they wait. */
     add(rows) {
@@ -151,7 +148,8 @@ export default {
     /** Decide which rows there are, in which order. Rows do not move below a pointer. */
     arrange() {
       const terms = this.words.toLowerCase().split(/\s+/).filter(Boolean);
-      const fits = (row) => row && terms.every((term) => row.text.includes(term));
+      const text = (row) => (row.text ??= `${row.hay ?? ""} ${row.cells.flat().join(" ")}`.toLowerCase());
+      const fits = (row) => row && terms.every((term) => text(row).includes(term));
       if (this.tree && !terms.length) {
         let hidden = Infinity;
         this.shown = this.keys.filter((key) => {
@@ -172,9 +170,9 @@ export default {
         }
         const { kind } = this.columns[index];
         const sign = this.down ? -1 : 1;
-        const value = (key) => rank(kind, this.rows.get(key).cells[index]);
+        const ranks = new Map(this.shown.map((key) => [key, rank(kind, this.rows.get(key).cells[index])]));
         this.shown.sort((a, b) => {
-          const [one, other] = [value(a), value(b)];
+          const [one, other] = [ranks.get(a), ranks.get(b)];
           if (one === other) return 0;
           if (one === null || one === undefined) return 1;
           if (other === null || other === undefined) return -1;
@@ -235,7 +233,8 @@ export default {
         cell.setAttribute("role", "cell");
         cell.style.order = index;
         if (column.line === 0) cell.classList.add("wide-only");
-        if (column.line === 2 && column.title && column.label !== false) cell.dataset.label = column.title;
+        const word = column.label ?? (column.line === 2 ? column.title : "");
+        if (word) cell.dataset.label = word;
         lines[column.line === 2 ? 1 : 0].append(cell);
         return cell;
       });

@@ -50,6 +50,8 @@ class Site(Background):
     """The tree, and the dashboard of its root at `url`."""
 
     spec = SPEC
+    people = tuple(PASSWORDS)
+    """Who may sign in; with nobody the dashboard is open, to see."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -70,7 +72,7 @@ class Site(Background):
     @asynccontextmanager
     async def live(self, folder: Path) -> AsyncIterator[None]:
         self.users = UsersFile(folder / "users.json")
-        for name in PASSWORDS:
+        for name in self.people:
             self.admit(name)
         self.tree = tree = Tree(self.spec, folder, tags=TAGS)
         self.bus = tree.bus("root")
@@ -122,9 +124,10 @@ class Site(Background):
 
 
 class Alone(Site):
-    """A tree of one node, with nothing on it."""
+    """A tree of one node, with nothing on it, and a dashboard that is open."""
 
     spec = "root"
+    people = ()
 
     def configure(self, tree: Tree) -> None:
         pass

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import pytest
 from browser import Browser
 from live import Alone
-from visit import signed_in, tour
+from visit import WIDE, tour
 
 
 @pytest.fixture(scope="module")
@@ -16,12 +16,15 @@ def site() -> Iterator[Alone]:
 
 
 def test_every_screen_without_anything_on_it(site: Alone, browser: Browser, axe: str) -> None:
-    """A tree of one node without services says what to run for more nodes, containers and a balancer."""
+    """A tree of one node says what to run for more nodes, containers, a balancer, and to let people sign in."""
     screens = {
         "empty-tree": ("/", "treescale build"), "empty-containers": ("/containers", "treescale container run"),
         "empty-balancers": ("/balancers", "[servers.node1.balancers.web]"),
         "empty-commands": ("/commands", "No executor"), "gone": ("/node/nobody", "There is no node nobody"),
     }  # fmt: skip
-    with signed_in(browser, site) as tab:
+    with browser.tab(*WIDE) as tab:
         faults = tour(tab, site, axe, screens)
-    assert faults == {}, json.dumps(faults, indent=1)
+        assert faults == {}, json.dumps(faults, indent=1)
+        tab.click(".me a")
+        tab.shows("Nobody has to sign in here")
+        assert tab.errors == []

@@ -17,22 +17,22 @@ from tsbus.dashboard.web.pages.sheets import Row, cut
 _ALARMS: Final[tuple[Column, ...]] = (
     {"id": "text", "title": "What", "width": "minmax(180px, 3fr)"},
     {"id": "state", "title": "State", "kind": "state", "width": "100px"},
-    {"id": "rule", "title": "Rule", "width": "minmax(90px, 1fr)", "line": 2, "label": False},
-    {"id": "since", "title": "Since", "kind": "age", "width": "90px", "end": True, "line": 2, "label": False},
+    {"id": "rule", "title": "Rule", "width": "minmax(90px, 1fr)", "line": 2, "label": ""},
+    {"id": "since", "title": "Since", "kind": "age", "width": "90px", "end": True, "line": 2, "label": ""},
 )
 _RULES: Final[tuple[Column, ...]] = (
     {"id": "rule", "title": "Rule", "width": "minmax(110px, 1fr)"},
     {"id": "state", "title": "State", "kind": "state", "width": "110px"},
-    {"id": "when", "title": "When", "width": "minmax(140px, 2fr)", "line": 2, "label": False, "dim": True},
+    {"id": "when", "title": "When", "width": "minmax(140px, 2fr)", "line": 2, "label": "", "dim": True},
     {"id": "to", "title": "Tells", "width": "minmax(100px, 1.4fr)", "line": 0, "dim": True},
     {"id": "acts", "title": "Do", "kind": "actions", "width": "70px", "sort": False},
 )
 _TOLD: Final[tuple[Column, ...]] = (
     {"id": "to", "title": "To", "width": "minmax(140px, 1fr)"},
     {"id": "how", "title": "How it went", "kind": "state", "width": "minmax(120px, 2fr)"},
-    {"id": "rule", "title": "Rule", "width": "minmax(90px, 1fr)", "line": 2, "label": False},
-    {"id": "what", "title": "What", "width": "90px", "line": 2, "label": False, "dim": True},
-    {"id": "when", "title": "When", "kind": "time", "width": "80px", "end": True, "line": 2, "label": False},
+    {"id": "rule", "title": "Rule", "width": "minmax(90px, 1fr)", "line": 2, "label": ""},
+    {"id": "what", "title": "What", "width": "90px", "line": 2, "label": "", "dim": True},
+    {"id": "when", "title": "When", "kind": "time", "width": "80px", "end": True, "line": 2, "label": ""},
 )
 _STATES: Final[dict[str, tones.Tone]] = {"firing": "bad", "pending": "busy", "ending": "warn"}
 

@@ -21,7 +21,7 @@ _COLUMNS: Final[tuple[Column, ...]] = (
     {"id": "name", "title": "Server", "width": "minmax(150px, 1.4fr)"},
     {"id": "state", "title": "State", "kind": "state", "width": "104px"},
     {"id": "since", "title": "Since", "kind": "age", "width": "90px", "dim": True, "line": 0},
-    {"id": "reason", "title": "Reason", "width": "minmax(120px, 1.6fr)", "dim": True, "line": 2, "label": False},
+    {"id": "reason", "title": "Reason", "width": "minmax(120px, 1.6fr)", "dim": True, "line": 2, "label": ""},
     {"id": "weight", "title": "Weight", "kind": "share", "width": "130px", "end": True, "line": 0},
     {"id": "connections", "title": "Connections", "kind": "count", "width": "90px", "end": True, "line": 0},
     {"id": "rate", "title": "New", "kind": "each", "width": "70px", "end": True, "line": 2},

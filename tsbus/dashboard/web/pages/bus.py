@@ -12,7 +12,7 @@ from tsbus.dashboard.web.pages.sheets import Fact, Row, cut
 _LINKS: Final[tuple[Column, ...]] = (
     {"id": "link", "title": "Link", "width": "minmax(150px, 1.5fr)"},
     {"id": "state", "title": "State", "kind": "state", "width": "84px"},
-    {"id": "rtt", "title": "Round trip", "kind": "ms", "width": "82px", "end": True, "line": 2, "label": False},
+    {"id": "rtt", "title": "Round trip", "kind": "ms", "width": "82px", "end": True, "line": 2},
     {"id": "queued", "title": "Waiting", "kind": "bytes", "width": "82px", "end": True, "line": 2},
     {"id": "dropped", "title": "Dropped", "kind": "count", "width": "76px", "end": True, "line": 2},
     {"id": "in", "title": "Frames in", "kind": "count", "width": "80px", "end": True, "line": 0, "dim": True},
@@ -22,7 +22,7 @@ _LINKS: Final[tuple[Column, ...]] = (
 _WORKERS: Final[tuple[Column, ...]] = (
     {"id": "worker", "title": "Worker", "width": "minmax(140px, 1.5fr)"},
     {"id": "state", "title": "State", "kind": "state", "width": "84px"},
-    {"id": "node", "title": "Node", "width": "minmax(80px, 0.8fr)", "line": 2, "label": False},
+    {"id": "node", "title": "Node", "width": "minmax(80px, 0.8fr)", "line": 2, "label": ""},
     {"id": "who", "title": "Who", "width": "110px", "dim": True, "line": 0},
     {"id": "services", "title": "Services", "width": "minmax(80px, 1fr)", "dim": True, "line": 0},
     {

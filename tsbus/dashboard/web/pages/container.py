@@ -19,16 +19,16 @@ from tsbus.errors import BusError
 from tsbus.records import Endpoint
 
 _GRAPHS: Final = (
-    ("CPU", "percent", ("cpu",)),
+    ("CPU, share of one core", "percent", ("cpu",)),
     ("Memory", "bytes", ("memory",)),
     ("Network", "rate", ("net_rx", "net_tx")),
     ("Disk", "rate", ("block_read", "block_write")),
 )
 _MARKS: Final[tuple[Column, ...]] = (
     {"id": "what", "title": "What", "kind": "state", "width": "minmax(130px, 1fr)"},
-    {"id": "how", "title": "How", "width": "minmax(0, 2fr)", "line": 2, "label": False, "dim": True},
+    {"id": "how", "title": "How", "width": "minmax(0, 2fr)", "line": 2, "label": "", "dim": True},
     {"id": "when", "title": "When", "kind": "time", "width": "70px", "end": True},
-    {"id": "ago", "title": "Ago", "kind": "age", "width": "80px", "end": True, "dim": True, "line": 2, "label": False},
+    {"id": "ago", "title": "Ago", "kind": "age", "width": "80px", "end": True, "dim": True, "line": 2, "label": ""},
 )
 _TONES: Final[dict[str, tones.Tone]] = {
     "started": "ok", "healthy": "ok", "died": "warn", "oom": "bad", "unhealthy": "bad", "draining": "busy",
@@ -46,9 +46,8 @@ def facts(model: Model, now_ms: int, node: str, short: str) -> Iterator[Fact]:
         return
     record = view.record
     lost = model.nodes[node].state == "lost"
-    yield Fact(
-        "state", "State", "state", tones.of_container(view), note="as of before its node was lost" if lost else ""
-    )
+    seen = "as of before its node was lost" if lost else ""
+    yield Fact("state", "State", "state", tones.of_container(view), note=seen)
     running = record.state == "running"
     at_ns = record.started_ns if running else record.finished_ns or record.created_ns
     yield Fact(

@@ -22,8 +22,8 @@ SHOWN: Final = 500
 """Of what came before the page was opened."""
 _COLUMNS: Final[tuple[Column, ...]] = (
     {"id": "topic", "title": "Topic", "kind": "state", "width": "minmax(150px, 220px)"},
-    {"id": "what", "title": "What", "width": "minmax(0, 1fr)", "dim": True, "line": 2, "label": False},
-    {"id": "node", "title": "Node", "width": "110px", "line": 2, "label": False},
+    {"id": "what", "title": "What", "width": "minmax(0, 1fr)", "dim": True, "line": 2, "label": ""},
+    {"id": "node", "title": "Node", "width": "110px", "line": 2, "label": ""},
     {"id": "time", "title": "Time", "kind": "time", "width": "70px", "end": True},
 )
 _WORDS: Final = (

@@ -104,7 +104,8 @@ def _person(page: Page) -> None:
             text("input", type="hidden", name="csrf", value=page.visitor.csrf)
             text("button", "Sign out", type="submit")
     elif page.refused:
-        text("a", "Sign in", href=SIGN_IN, target="_self", onclick="event.stopPropagation()")
+        # Else NiceGUI would look for a screen of this path.
+        text("a", "Sign in", href=SIGN_IN).on("click", js_handler="(event) => event.stopPropagation()")
 
 
 def _screen(page: Page, build: Callable[..., None], heading: str) -> Callable[..., None]:

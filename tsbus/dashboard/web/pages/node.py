@@ -12,7 +12,10 @@ from tsbus.dashboard.web.pages.page import Page, missing
 from tsbus.dashboard.web.pages.parts import Facts, Table, text
 from tsbus.dashboard.web.pages.sheets import Fact
 
-_GRAPHS = (("CPU of the machine", "percent", ("cpu",)), ("Memory of its containers", "bytes", ("containers_memory",)))
+_GRAPHS = (
+    ("CPU, share of the machine", "percent", ("cpu",)),
+    ("Memory of its containers", "bytes", ("containers_memory",)),
+)
 
 
 def facts(model: Model, now_ms: int, name: str) -> Iterator[Fact]:

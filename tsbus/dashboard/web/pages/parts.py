@@ -30,8 +30,8 @@ class Column(TypedDict, total=False):
     dim: bool
     line: int
     """On a narrow page: the first (default) or the second line; 0: left out."""
-    label: bool
-    """On a second line: whether the title stands before it (default)."""
+    label: str
+    """On a narrow page: the word before it; by default the title on a second line, and none on the first."""
     sort: bool
 
 

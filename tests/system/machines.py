@@ -1,8 +1,10 @@
-"""Machines: two Docker hosts in a guest, with all that TreeScale runs on them, and a client elsewhere.
+"""Machines: Docker hosts with all that TreeScale runs on them, and a client elsewhere; two in a guest, with IPVS.
 
     client 10.0.0.2 --+
                       switch -- eth0 10.0.0.1, top: the guest itself, with the guest's engine
     low    10.0.0.3 --+         low: below top in the tree, in a namespace, with an engine of its own
+
+With nftables it is top alone, in a namespace of this machine's kernel.
 
 On each are a router, a monitor and a balancer, as processes. Docker runs the containers.
 """
@@ -22,13 +24,16 @@ from ipaddress import ip_address
 from pathlib import Path
 from typing import Any, Final, Self, TypeVar
 
+import dockerd
 import waiting
 from answerer import PORT
 from ipvsadm import run
-from lan import Box
+from lan import Box, inside
 from tree import Tree
 
 from tsbus import BusError, Event, connect_blocking
+from tsbus.balancer.nftables import Table
+from tsbus.balancer.table import Protocol, Virtual
 from tsbus.blocking import BlockingClient
 from tsbus.config import Balancer, Balancing, BusSettings, DockerPolicy
 from tsbus.containers.engine import Engine
@@ -54,6 +59,9 @@ ANSWER: Final = " ".join(_PYTHON)
 """The command of a container that answers, for a shell."""
 
 
+STORM: Final = Balancer("storm", "10.0.0.1:85", "wrr", drain_timeout_s=3600)
+
+
 def balancers() -> dict[str, dict[str, Balancer]]:
     """Of each machine, one port for each way to use them."""
     own = Balancer("own", "10.0.0.3:80", "wrr", start_grace_s=0)
@@ -63,7 +71,7 @@ def balancers() -> dict[str, dict[str, Balancer]]:
         Balancer("labelled", "10.0.0.1:81", "wrr"),
         Balancer("quick", "10.0.0.1:84", start_grace_s=0.5),
         Balancer("patient", "10.0.0.1:86", start_grace_s=15),
-        Balancer("storm", "10.0.0.1:85", "wrr", drain_timeout_s=3600),
+        STORM,
         Balancer("below", "10.0.0.1:82", panic=1, **below),
         Balancer("trusting", "10.0.0.1:83", **below),
     )
@@ -158,6 +166,13 @@ class Machine:
         self.monitor = Service(self, "docker", *options, "--audit-dir", tree.folder)
         self.balancer = Service(self, "balancer", *options, "--run-dir", tree.folder / name)
 
+    def end(self) -> None:
+        """End what was started."""
+        self.bus.close()
+        self.api.close()
+        self.balancer.end()
+        self.monitor.end()
+
     # Its containers.
 
     def docker(self, *words: str) -> str:
@@ -251,83 +266,107 @@ class Machine:
         """Tell what the monitor thinks of the engine."""
         return bool(self.bus.call_one(self.name, "containers.stats")["engine_up"])
 
+    def rules(self) -> list[str]:
+        """The helper rules, as iptables has them."""
+        saved = self.box.run("iptables-save").splitlines()
+        return [line for line in saved if line.startswith("-A") and "TREESCALE" in line]
+
     def saved(self) -> str:
         """The kernel's whole table, as ipvsadm saves it."""
         return self.box.run("ipvsadm", "--save", "--numeric")
 
 
-class Machines:
-    """All of it, while this is entered. For a guest with Docker."""
+class NftMachine(Machine):
+    """One whose kernel balances with nftables."""
+
+    def __init__(self, name: str, box: Box, engine: str, tree: Tree) -> None:
+        super().__init__(name, box, engine, tree)
+        self._table = Table()
+
+    def table(self, port: int) -> dict[str, int]:
+        """What the table of nft says, which is read again only when it has changed."""
+        entries = self.box.call(self._table.services, counted=False)
+        entry = entries.get(Virtual(Protocol.TCP, ip_address(self.ip), port))
+        return {str(address): one.weight for address, one in entry.destinations.items()} if entry else {}
+
+    def rules(self) -> list[str]:
+        """The helper rules, as nft has them."""
+        return self.box.run("nft", "--stateless", "list", "table", "inet", "treescale").splitlines()
+
+    def end(self) -> None:
+        """End what was started."""
+        super().end()
+        self.box.call(self._table.close)
+
+
+class Site:
+    """Machines with all that runs on them, and a client elsewhere, while this is entered."""
+
+    calm_ports: tuple[int, ...] = (85,)
+    """Of the balancers that the calm containers are in."""
+    top: Machine
+    client: Box
 
     def __init__(self) -> None:
         self._stack = ExitStack()
         self.events: list[Event] = []
-        """The `lb.*` events of both balancers."""
+        """The `lb.*` events of all balancers."""
         self.calm: dict[str, int]
         """What the table has of the calm containers."""
 
     def __enter__(self) -> Self:
-        try:
-            self._build()
-        except BaseException:
-            sys.stderr.write(json.dumps(self.logs(), indent=1))
-            raise
+        with ExitStack() as stack:
+            self._folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="ts-")))
+            stack.push(self._judge)
+            self._build(stack)
+            self._stack = stack.pop_all()
         return self
 
-    def _build(self) -> None:
-        folder = Path(self._stack.enter_context(tempfile.TemporaryDirectory(prefix="ts-")))
-        self.switch, self.client, top, low = Box("switch"), Box("client"), Here("top"), Box("low")
-        self._wire({"top": top, "client": self.client, "low": low})
-        self.dockerd = Dockerd(low)
-        tree = self._tree = Tree("top:low", folder, bus=PATIENT)
-        hosts = {"top": os.environ["DOCKER_HOST"], "low": Dockerd.host}
-        balanced = balancers()
-        servers = {
-            name: replace(one, ip=ADDRESSES[name], balancers=balanced[name], docker=DockerPolicy(host=hosts[name]))
-            for name, one in tree.config.servers.items()
-        }
-        tree.config = replace(tree.config, balancing=Balancing(reconcile_s=10), servers=servers)
-        self.top, self.low = (Machine(name, box, hosts[name], tree) for name, box in (("top", top), ("low", low)))
-        image = "tar -C /run/busybox -c . | docker --host {} import - {}"  # made by uml-docker
-        run("sh", "-c", image.format(Dockerd.host, IMAGE))
-        self.top.docker("tag", IMAGE, SHOP)
-        self.low.docker("tag", IMAGE, SHOP)
-        for each in (self.top, self.low):
-            each.box.call(tree.start, each.name)
-        for each in (self.top, self.low):
-            each.start()
-        self.top.bus.wait_for(self._listen())
-        for each in (self.top, self.low):
-            wait(f"the balancer of {each.name}", each.balances)
-        for name in CALM:
-            self.top.run(name, "--label=treescale.balancer=quick,patient,storm")
-        self.top.listens(*CALM)
-        self.calm = {self.top.place(name): 1 for name in CALM}
-        for port in (84, 85, 86):
-            self.top.wait_table(port, self.calm)
-
     def __exit__(self, *_: object) -> None:
-        self.top.remove(*CALM)
-        for each in (self.low, self.top):
-            each.bus.close()
-            each.api.close()
-            each.balancer.end()
-            each.monitor.end()
-        self._tree.kill("top", "low")
-        self.dockerd.end()
-        logs = self.logs()
         self._stack.close()
-        assert not [name for name, text in logs.items() if any("Traceback" in line for line in text)], logs
+
+    def _build(self, stack: ExitStack) -> None:
+        """Make all of it; what ends it goes to the stack."""
+        raise NotImplementedError
+
+    def _judge(self, kind: type[BaseException] | None, *_: object) -> None:
+        """Look at what all have logged, when they have ended."""
+        logs = self.logs()
+        if kind is not None:
+            sys.stderr.write(json.dumps(logs, indent=1))
+        else:
+            assert not [name for name, text in logs.items() if any("Traceback" in line for line in text)], logs
+
+    def _start(self, stack: ExitStack, tree: Tree, *machines: Machine) -> None:
+        """Run everything on these, the first of which is the top, and its calm containers."""
+        self.top = top = machines[0]
+        for each in machines:
+            each.box.call(tree.start, each.name)
+            stack.callback(tree.kill, each.name)
+        for each in machines:
+            each.start()
+            stack.callback(each.end)
+        top.bus.wait_for(self._listen())
+        for each in machines:
+            wait(f"the balancer of {each.name}", each.balances)
+        stack.callback(top.remove, *CALM)
+        for name in CALM:
+            top.run(name, "--label=treescale.balancer=quick,patient,storm")
+        top.listens(*CALM)
+        self.calm = {top.place(name): 1 for name in CALM}
+        for port in self.calm_ports:
+            top.wait_table(port, self.calm)
 
     async def _listen(self) -> None:
         await self.top.bus.client.subscribe("lb.*", callback=self.events.append)
 
     def logs(self) -> dict[str, list[str]]:
         """The end of what each program has logged."""
-        return {file.name: file.read_text().splitlines()[-100:] for file in self._tree.folder.glob("*.log")}
+        return {file.name: file.read_text().splitlines()[-100:] for file in self._folder.glob("*.log")}
 
     def _wire(self, boxes: dict[str, Box]) -> None:
-        switch = self.switch
+        """Connect these by a switch."""
+        switch = self.switch = Box("switch")
         switch.ip("link add lan type bridge", "link set lan up")
         for name, box in boxes.items():
             namespace = f"/proc/{os.getpid()}/fd/{box.fd}"
@@ -337,10 +376,6 @@ class Machines:
             )
             box.ip("link set lo up", f"address add {ADDRESSES[name]}/24 dev eth0", "link set eth0 up")
 
-    def cable(self, *, plugged: bool) -> None:
-        """Pull the cable of low, or plug it in."""
-        self.switch.ip(f"link set to-low {'up' if plugged else 'down'}")
-
     def told(self, balancer: str, name: str = "") -> list[str]:
         """The topics of the events about a balancer, or about one server of it, without `lb.`, in their order."""
         bodies = [(event.topic, event.json()) for event in list(self.events)]
@@ -349,3 +384,62 @@ class Machines:
             for topic, body in bodies
             if body.get("balancer") == balancer and (not name or body.get("server", {}).get("name") == name)
         ]
+
+
+class NftMachines(Site):
+    """A Docker host that balances with nftables, in a namespace of this machine's kernel, and the client in another."""
+
+    def _build(self, stack: ExitStack) -> None:
+        top, self.client = Box("top"), Box("client")
+        self._wire({"top": top, "client": self.client})
+        for each in (top, self.client, self.switch):
+            stack.callback(each.close)
+        with inside(top):
+            engine = dockerd.Dockerd()
+            stack.callback(_stop, top, engine)
+            engine.start()
+        engine.image(IMAGE)
+        tree = Tree("top", self._folder, bus=PATIENT)
+        server = replace(
+            tree.config.servers["top"],
+            ip=ADDRESSES["top"],
+            balancers={"storm": STORM},
+            docker=DockerPolicy(host=engine.host),
+        )
+        tree.config = replace(tree.config, balancing=Balancing("nftables", reconcile_s=10), servers={"top": server})
+        self._start(stack, tree, NftMachine("top", top, engine.host, tree))
+
+
+def _stop(box: Box, engine: dockerd.Dockerd) -> None:
+    with inside(box):
+        engine.stop()
+
+
+class Machines(Site):
+    """The two machines. For a guest with Docker."""
+
+    calm_ports = (84, 85, 86)
+
+    def _build(self, stack: ExitStack) -> None:
+        self.client, top, low = Box("client"), Here("top"), Box("low")
+        self._wire({"top": top, "client": self.client, "low": low})
+        self.dockerd = Dockerd(low)
+        stack.callback(self.dockerd.end)
+        tree = Tree("top:low", self._folder, bus=PATIENT)
+        hosts = {"top": os.environ["DOCKER_HOST"], "low": Dockerd.host}
+        balanced = balancers()
+        servers = {
+            name: replace(one, ip=ADDRESSES[name], balancers=balanced[name], docker=DockerPolicy(host=hosts[name]))
+            for name, one in tree.config.servers.items()
+        }
+        tree.config = replace(tree.config, balancing=Balancing(reconcile_s=10), servers=servers)
+        first, self.low = (Machine(name, box, hosts[name], tree) for name, box in (("top", top), ("low", low)))
+        image = "tar -C /run/busybox -c . | docker --host {} import - {}"  # made by uml-docker
+        run("sh", "-c", image.format(Dockerd.host, IMAGE))
+        for each in (first, self.low):
+            each.docker("tag", IMAGE, SHOP)
+        self._start(stack, tree, first, self.low)
+
+    def cable(self, *, plugged: bool) -> None:
+        """Pull the cable of low, or plug it in."""
+        self.switch.ip(f"link set to-low {'up' if plugged else 'down'}")

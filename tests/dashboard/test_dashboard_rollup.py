@@ -1,7 +1,6 @@
 """The roll-up of history in a real SQLite file: the mean of what was, within its bounds, whatever happens to it."""
 
 import asyncio
-import itertools
 import math
 import os
 import signal
@@ -183,21 +182,6 @@ def damage(path: Path) -> None:
 def be_of_later_release(path: Path) -> None:
     with sqlite3.connect(path) as file:
         file.execute(f"PRAGMA user_version = {SCHEMA + 1}")
-
-
-def test_a_file_of_the_release_before_is_read_and_written_on(tmp_path):
-    """Its means stay, and what is added has the highest too, also in a quarter that was begun without."""
-    file = HistoryFile(tmp_path / "history.db", 7, BIG)
-    file.put(FIRST, [row(CONTAINER, 3.0)])
-    with sqlite3.connect(file.path) as raw:
-        for table, number in itertools.product(("minutes", "quarters"), range(6)):
-            raw.execute(f"ALTER TABLE {table} DROP COLUMN h{number}")
-        raw.execute(f"PRAGMA user_version = {SCHEMA - 1}")
-    assert cpus(file, DAY_MINUTES, FIRST + 1) == {FIRST: 3.0}
-    file.put(FIRST + 1, [row(CONTAINER, 5.0, 9.0)])
-    assert cpus(file, DAY_MINUTES, FIRST + 2) == {FIRST: 3.0, FIRST + 1: 5.0}
-    assert cpus(file, DAY_MINUTES, FIRST + 2, highest=True) == {FIRST + 1: 9.0}
-    assert cpus(file, 2 * DAY_MINUTES, FIRST + 2, highest=True) == {FIRST // QUARTERS.minutes: 9.0}
 
 
 def be_of_others(path: Path) -> None:

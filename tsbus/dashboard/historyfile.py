@@ -5,7 +5,6 @@ only is told as a problem, is no reason to end, and is used again as soon as it 
 """
 
 import asyncio
-import itertools
 import os
 import sqlite3
 from array import array
@@ -168,9 +167,7 @@ class HistoryFile:
             _make(file)
         elif _number(file, "PRAGMA application_id") != APPLICATION:
             raise HistoryError(f"{self.path} belongs to another program", "name another history_file")
-        elif (version := _number(file, "PRAGMA user_version")) == SCHEMA - 1:
-            _widen(file)
-        elif version != SCHEMA:
+        elif (version := _number(file, "PRAGMA user_version")) != SCHEMA:
             mend = "name another history_file, or move this one away: a new one is made"
             raise HistoryError(f"{self.path} is of another release (version {version} of its tables)", mend)
 
@@ -197,16 +194,6 @@ def _make(file: sqlite3.Connection) -> None:
     file.execute("BEGIN IMMEDIATE")
     for statement in _TABLES:
         file.execute(statement)
-    file.execute("COMMIT")
-
-
-def _widen(file: sqlite3.Connection) -> None:
-    """Give the tables of the release before, which had means alone, their columns for the highest."""
-    file.execute("BEGIN IMMEDIATE")
-    if _number(file, "PRAGMA user_version") != SCHEMA:  # else somebody has done it meanwhile
-        for tier, column in itertools.product(TIERS, _HIGHEST):
-            file.execute(f"ALTER TABLE {tier.name} ADD COLUMN {column} REAL")
-        file.execute(f"PRAGMA user_version = {SCHEMA}")
     file.execute("COMMIT")
 
 

@@ -197,7 +197,7 @@ class Site:
 
     def server(self, name: str) -> dict[str, Any]:
         """What is known of a server now, in what the keeper has; {} when it is not there."""
-        report = self.service.keeper.reports.get("web")
+        report = self.service.keeper.standing.reports.get("web")
         found = [each for each in report.servers if each.name == name] if report else []
         shown = {"state": found[0].state.value, "connections": found[0].connections} if found else {}
         return {key: value for key, value in shown.items() if value is not None}

@@ -223,7 +223,7 @@ async def test_a_drain_of_who_may_be_in_the_kernel(tmp_path: Path) -> None:
         await one.stop()
         await one.memory.kill(one.monitors["n2"])
         await one.start()
-        await one.until(lambda: one.service.keeper.reports and one.server("c2"))
+        await one.until(lambda: one.service.keeper.standing.reports and one.server("c2"))
         error = await one.fails("lb.drain", {"servers": [far.id], "if_here": True})
         assert "may be 192.168.0.2:8080: its node has not told yet" in error
         assert await one.call("lb.drain", {"servers": [C2.id], "if_here": True})
@@ -534,7 +534,7 @@ async def test_a_restart_tells_nothing_twice(tmp_path: Path) -> None:
         await one.stop()
         one.events.clear()
         await one.start()
-        await one.until(lambda: one.service.keeper.reports)
+        await one.until(lambda: one.service.keeper.standing.reports)
         assert await one.call("lb.sync") == [{"steps": []}]
         await one.advance(12)
         await one.servers(**{each.name: 100 for each in boxes})
@@ -546,7 +546,7 @@ async def test_a_stop_is_heard(tmp_path: Path, moments: int) -> None:
     """A keeper that is told to end while a turn becomes due ends, whichever comes first."""
     keeper = Keeper(tree(KEYS).with_current("n1"), "n1", tmp_path, MemoryMachine, lambda *_: None)
     task = asyncio.create_task(keeper.run())
-    while not keeper.reports:
+    while not keeper.standing.reports:
         await keeper.in_thread(lambda: None)
     await keeper.turn()
     await keeper.in_thread(lambda: None)

@@ -107,8 +107,10 @@ async def stage(
         balancers = one.config.servers["n1"].balancers
         balancers["web"] = replace(balancers["web"], **more)
         await one.start()
-        keeper = one.service.keeper
-        await one.until(lambda: keeper.reports["web"].state == "ok" if "web" in keeper.reports else keeper.unusable)
+        standing = one.service.keeper.standing
+        await one.until(
+            lambda: standing.reports["web"].state == "ok" if "web" in standing.reports else standing.unusable
+        )
         if right:
             await one.call("lb.sync")
         yield Stage(lan, one)
@@ -310,14 +312,14 @@ async def test_servers(lan: Lan, backend: str, tmp_path: Path) -> None:
         boxes = dict(monitor.boxes)
         for each in boxes.values():
             await monitor.has(each, "destroyed")
-        await one.site.until(lambda: one.site.service.keeper.reports["web"].state == "empty")
+        await one.site.until(lambda: one.site.service.keeper.standing.reports["web"].state == "empty")
         await one.site.call("lb.sync")
         found = await one.failing()
         assert (found["name"], "nginx" in found["text"]) == ("servers", True)
         assert isinstance(await one.asks(), OSError)
         for each in boxes.values():
             await monitor.has(each, "started")
-        await one.site.until(lambda: one.site.service.keeper.reports["web"].state == "ok")
+        await one.site.until(lambda: one.site.service.keeper.standing.reports["web"].state == "ok")
         await one.site.call("lb.sync")
         assert (await one.why())["works"] is True
 

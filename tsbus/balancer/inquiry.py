@@ -46,9 +46,9 @@ def _question(keeper: Keeper, order: Why) -> Question | None:
         return None
     balancer = keeper.balancers[name]
     protocol = Protocol[balancer.protocol.upper()]
-    report = keeper.reports.get(name)
+    report = keeper.standing.reports.get(name)
     machine = keeper.machine
-    wanted = keeper.front(name)
+    wanted = keeper.standing.front(name)
     return Question(
         node=keeper.node,
         balancer=balancer,
@@ -59,10 +59,10 @@ def _question(keeper: Keeper, order: Why) -> Question | None:
         backend=machine.backend if machine else keeper.likely,
         report=report if wanted else None,
         loopback=loopback,
-        unusable=keeper.unusable,
+        unusable=keeper.standing.unusable,
         unable=machine.why_not(wanted.pool) if machine and wanted else None,
-        problems=tuple(keeper.lasting(name) or keeper.problems()),
-        clash=report is not None and keeper.state(report) == "clash",
+        problems=tuple(keeper.standing.lasting(name) or keeper.problems()),
+        clash=report is not None and keeper.standing.state(report) == "clash",
         containers=keeper.containers,
     )
 

@@ -132,15 +132,6 @@ class Missing(IpvsError):
     """What should be changed or deleted, or the service it belongs to, is not there."""
 
 
-def why_unavailable() -> str | None:
-    """Return why this process cannot use IPVS here, and what to do about it; None when it can."""
-    try:
-        Kernel().close()
-    except IpvsError as error:
-        return str(error)
-    return None
-
-
 def remove(keys: Container[Key]) -> bool:
     """Delete those services among `keys` that have our mark, and return whether there were any. Raises IpvsError."""
     if not _AT_WORK.exists():

@@ -17,15 +17,14 @@ from tsbus.balancer import answers, statefile
 from tsbus.balancer.carrier import Carried, Carrier
 from tsbus.balancer.deaths import Deaths
 from tsbus.balancer.facts import Facts
-from tsbus.balancer.life import State
 from tsbus.balancer.machine import Machine, MachineError, Unusable
 from tsbus.balancer.plan import Named, Plan, Planner
-from tsbus.balancer.pool import virtual
-from tsbus.balancer.report import Problem, Report, ServerReport
-from tsbus.balancer.rules import Backend, Front, front, published
+from tsbus.balancer.report import Problem, Report
+from tsbus.balancer.rules import Backend, front, published
+from tsbus.balancer.standing import Standing, Where
 from tsbus.balancer.statefile import StateError
 from tsbus.balancer.steps import words
-from tsbus.balancer.table import Address, Entry, Key, Mark
+from tsbus.balancer.table import Entry, Key
 from tsbus.balancer.tally import Tally
 from tsbus.balancer.telling import Telling
 from tsbus.balancer.world import Override, Reading, Run
@@ -49,8 +48,6 @@ MAX_TOLD_STEPS: Final = 100
 _log = Log("lb")
 T = TypeVar("T")
 Publish = Callable[[str, LbEvent | CapacityEvent], object]
-Where = tuple[str, str, Address]
-"""Balancer, id and address of a server."""
 
 
 class NotReady(Exception):
@@ -73,8 +70,8 @@ class Keeper:
         """`run_dir` is where the state file is; `open_machine` raises Unusable."""
         self.facts = Facts(tree, node)
         self.balancers: Mapping[str, Balancer] = tree.servers[node].balancers
+        self.standing = Standing(self.balancers)
         self.backend = ""
-        self.reports: dict[str, Report] = {}
         self._tree, self.node = tree, node
         self._settings = tree.balancing_for(node)
         self._path = run_dir / statefile.NAME
@@ -83,15 +80,10 @@ class Keeper:
         self._thread = ThreadPoolExecutor(1, "kernel")
         self._carrier: Carrier | None = None
         self._planner: Planner | None = None
-        self._plan: Plan | None = None
-        self._carried = Carried()
         self._telling = Telling()
         self.tally = Tally()
         self._deaths = Deaths(self._died)
         self._carried_plan: Mapping[Key, object] | None = None
-        self._fronts: tuple[Front, ...] = ()
-        self._start_problems: tuple[Problem, ...] = ()
-        self._told: dict[tuple[str, Problem], None] = {}
         self._capacity: CapacityEvent | None = None
         self._due = asyncio.Event()
         self._anew = False
@@ -134,16 +126,20 @@ class Keeper:
             self.facts.overrides = overrides
         await self.turn()
         for name in balancers:
-            if self.reports[name].key in self._carried.undone:
-                why = next((each.text for each in self.lasting(name) or self.lasting("")), "see lb.check")
+            if name in self.standing.undone:
+                why = next(
+                    (each.text for each in self.standing.lasting(name) or self.standing.lasting()), "see lb.check"
+                )
                 raise NotReady(f"it is noted, but not so in the kernel yet: {why}")
 
     async def wait_begun(self) -> None:
         """Wait until it is known what should be balanced. Raises NotReady where that cannot be."""
         async with self._turned:
-            await self._turned.wait_for(lambda: self._plan is not None or self._start_problems)
+            await self._turned.wait_for(lambda: self.standing.plan is not None or self.standing.unusable)
             self._require()
-            await self._turned.wait_for(lambda: self._plan is not None and self._plan.wanted is not None)
+            await self._turned.wait_for(
+                lambda: self.standing.plan is not None and self.standing.plan.wanted is not None
+            )
 
     async def wait_settled(self, look: Callable[[Sequence[Report], Collection[str]], T | None]) -> T:
         """Wait until `look` returns something, and return it.
@@ -169,18 +165,10 @@ class Keeper:
         them by what their clients sent, and with them who has the port by then (conntrack.py).
         """
         async with self._turned:
-            await self._turned.wait_for(lambda: not all(map(self._drains, places)))
+            await self._turned.wait_for(lambda: not all(map(self.standing.drains, places)))
         if self._finishing:
             await asyncio.wait(self._finishing)
-        return next(place for place in places if not self._drains(place))
-
-    def find(self, place: Where) -> ServerReport | None:
-        """Return what is known of a server; None when it is gone."""
-        balancer, id_, address = place
-        report = self.reports.get(balancer)
-        return (
-            next((one for one in report.servers if (one.id, one.address) == (id_, address)), None) if report else None
-        )
+        return next(place for place in places if not self.standing.drains(place))
 
     async def counts(self) -> dict[Key, Entry]:
         """Return what the kernel has, with its counts. Raises NotReady, MachineError."""
@@ -195,11 +183,6 @@ class Keeper:
         return self._carrier.machine if self._carrier else None
 
     @property
-    def unusable(self) -> Problem | None:
-        """Why nothing can balance, where that is so."""
-        return None if self._carrier else next(iter(self._start_problems), None)
-
-    @property
     def likely(self) -> Backend:
         """What should balance here by the configuration."""
         return "nftables" if self._settings.backend == "nftables" else "ipvs"
@@ -210,41 +193,15 @@ class Keeper:
         own = self.facts.mirror.nodes.get(self.node)
         return tuple(own.containers.values()) if own else ()
 
-    def front(self, name: str) -> Front | None:
-        """Return a balancer as the host should have it; None while that is not known."""
-        return next((each for each in self._fronts if each.name == name), None)
-
     @property
     def now_ns(self) -> int:
         """Unix time."""
         return self._wall_ns()
 
-    def unknown(self, name: str) -> Report:
-        """Return the report of a balancer of which nothing is known yet."""
-        return Report(name, virtual(self.balancers[name]) or Mark(0), "waiting")
-
-    def state(self, report: Report) -> str:
-        """Return the state of a balancer: the planner's, or a clash."""
-        return "clash" if report.key in self._carried.clashes else report.state
-
     def problems(self, name: str = "") -> list[Problem]:
         """Return the problems of a balancer, or of the host."""
-        if not name:
-            planned = self._plan.problems if self._plan else ()
-            return [*self._start_problems, *planned, *self.lasting("")]
-        report = self.reports.get(name)
-        waiting = report is None or report.state == "waiting"
-        return [*(() if report is None or waiting else report.problems), *self.lasting(name), *self._published(name)]
-
-    def lasting(self, name: str) -> list[Problem]:
-        """Return the problems that carrying out the plan had, of a balancer or of the host; a clash is the last."""
-        key = self.reports[name].key if name in self.reports else None
-        found = [problem for each, problem in self._carried.problems if each == key and (key is not None or not name)]
-        if name and key in self._carried.clashes:
-            text = f"{key} is in the kernel's table already, made by somebody else: nothing is done there"
-            mend = f"remove it there, or set adopt = true in balancer {name} to take it over"
-            found.append(Problem(text, mend))
-        return found
+        fronts = [each for each in self.standing.fronts if each.name == name and self.backend == "ipvs"]
+        return [*self.standing.problems(name), *published(fronts, self.containers)]
 
     @property
     def capacity(self) -> CapacityEvent:
@@ -290,14 +247,14 @@ class Keeper:
         except (MachineError, StateError) as error:
             problem = Problem(str(error), f"see the text; it is tried again every {RETRY_S:g} s")
         else:
-            self._carrier, self.backend, self._start_problems = carrier, carrier.machine.backend, ()
+            self._carrier, self.backend, self.standing.unusable = carrier, carrier.machine.backend, None
             self.facts.overrides = carrier.overrides
             self._planner = Planner(self._tree, self.node, found, self._loop.time())
             self.soon()
             return
-        if self._start_problems != (problem,):
+        if self.standing.unusable != problem:
             _log.error("lb.unusable", error=problem.text, mend=problem.mend)
-        self._start_problems = (problem,)
+        self.standing.unusable = problem
         self._tell_problems()
         async with self._turned:
             self._turned.notify_all()
@@ -317,12 +274,13 @@ class Keeper:
         """Wait until a turn is due."""
         now = self._loop.time()
         times = [self._compared + self._settings.reconcile_s if self._compared else now + RETRY_S]
-        if self._plan is not None and self._plan.wake is not None and self._plan.wake > self._planned:
-            times.append(self._plan.wake)
-        if self._plan is not None and self._plan.watched:
+        plan = self.standing.plan
+        if plan is not None and plan.wake is not None and plan.wake > self._planned:
+            times.append(plan.wake)
+        if plan is not None and plan.watched:
             self._count_at = self._count_at or now + COUNT_S
             times.append(self._count_at)
-        if self._carried.failed:
+        if self.standing.carried.failed:
             times.append(now + RETRY_S)
         with suppress(TimeoutError):
             async with asyncio.timeout(max(0.0, min(times) - now)):  # wait_for loses a cancel at an event
@@ -337,11 +295,11 @@ class Keeper:
         finally:
             for future in waiting:
                 if not future.done():
-                    future.set_result(self._carried)
+                    future.set_result(self.standing.carried)
         self.tally.turned(time.monotonic() - began)
         _log_carried(carried)
         self._tell_problems()
-        self._settled = tuple(self.reports.values()), self._undone
+        self._settled = tuple(self.standing.reports.values()), self.standing.undone
         async with self._turned:
             self._turned.notify_all()
 
@@ -350,10 +308,9 @@ class Keeper:
         assert carrier is not None and planner is not None  # noqa: S101  (run has begun)
         await self._count(carrier)
         now, time_ns = self._planned, _ = self._loop.time(), self._wall_ns()
-        plan = self._plan = planner.plan(self.facts.world(now, time_ns))
+        plan = planner.plan(self.facts.world(now, time_ns))
+        changed = self.standing.take(plan)
         self.facts.watch(plan.watched)
-        changed = [report for report in plan.reports if self.reports.get(report.name) is not report]
-        self.reports = {report.name: report for report in plan.reports}
         if plan.spent:
             async with self._ordering:
                 self.facts.overrides = tuple(each for each in self.facts.overrides if each not in plan.spent)
@@ -361,9 +318,9 @@ class Keeper:
         carried = Carried()
         if plan.wanted is not None:
             anew, self._anew = self._anew or now >= self._compared + self._settings.reconcile_s, False
-            if anew or plan.wanted != self._carried_plan or self._carried.failed:
+            if anew or plan.wanted != self._carried_plan or self.standing.carried.failed:
                 carried = await self._carry(carrier, plan, anew=anew)
-        for event in self._telling.take(plan.events, self._undone):
+        for event in self._telling.take(plan.events, self.standing.undone):
             self._publish(f"lb.{event.topic}", answers.event(event, self.node, time_ns, now))
         if carried.repaired:
             steps = tuple(words(step) for step in carried.repaired[:MAX_TOLD_STEPS])
@@ -376,17 +333,18 @@ class Keeper:
     async def _carry(self, carrier: Carrier, plan: Plan, *, anew: bool) -> Carried:
         wanted = plan.wanted or {}
         by_name = {report.name: report.key for report in plan.reports}
-        self._fronts = tuple(front(each, wanted[by_name[name]]) for name, each in self.balancers.items())
+        fronts = tuple(front(each, wanted[by_name[name]]) for name, each in self.balancers.items())
+        self.standing.fronts = fronts
         adopt = [by_name[name] for name, each in self.balancers.items() if each.adopt]
         began, done = time.monotonic(), True
         try:
-            carried = await self.in_thread(carrier.carry, self._fronts, adopt, anew=anew)
+            carried = await self.in_thread(carrier.carry, fronts, adopt, anew=anew)
             if carried.steps:
                 self._finish_later(carrier)
         except MachineError as error:
             problem = Problem(str(error), "see what the kernel says")
             carried, done = Carried(problems=((None, problem),), failed=frozenset(wanted)), False
-        self._carried, self._carried_plan = carried, wanted if done else None
+        self.standing.carried, self._carried_plan = carried, wanted if done else None
         self.tally.carried(carried, time.monotonic() - began, anew=anew and done)
         if anew and done:
             self._compared = self._loop.time()
@@ -406,14 +364,14 @@ class Keeper:
 
     async def _count(self, carrier: Carrier) -> None:
         """Count the connections of the servers that drain, if it is time: other turns do not wait for it."""
-        watched = self._plan.watched if self._plan else ()
+        watched = self.standing.plan.watched if self.standing.plan else ()
         at, began = self._loop.time(), time.monotonic()
         if not watched:
             self._count_at = 0.0
         if not 0 < self._count_at <= at:
             return
         try:
-            counted = await self.in_thread(carrier.count, watched, self._fronts)
+            counted = await self.in_thread(carrier.count, watched, self.standing.fronts)
         except MachineError as error:
             _log.warning("lb.not-counted", error=str(error))
             counted = {}
@@ -426,45 +384,24 @@ class Keeper:
 
     def _require(self) -> Carrier:
         if self._carrier is None:
-            why = self._start_problems[0].text if self._start_problems else "the balancer is just starting"
-            raise NotReady(why)
+            unusable = self.standing.unusable
+            raise NotReady(unusable.text if unusable else "the balancer is just starting")
         return self._carrier
-
-    @property
-    def _undone(self) -> frozenset[str]:
-        """The balancers that the kernel has otherwise."""
-        keys = self._carried.undone
-        return frozenset(name for name, report in self.reports.items() if report.key in keys)
-
-    def _drains(self, place: Where) -> bool:
-        server = self.find(place)
-        return server is not None and server.state is State.DRAINING
 
     # What is told.
 
-    def _published(self, name: str) -> list[Problem]:
-        fronts = [each for each in self._fronts if each.name == name and self.backend == "ipvs"]
-        return list(published(fronts, self.containers))
-
     def _tell_problems(self) -> None:
-        """Tell what is a problem now and was not before, and what is solved."""
-        now = {("", problem): None for problem in (*self._start_problems, *self.lasting(""))}
-        now |= {(name, problem): None for name in self.reports for problem in self.lasting(name)}
-        for topic, some in (("problem", now.keys() - self._told.keys()), ("solved", self._told.keys() - now.keys())):
-            for name, problem in sorted(some):
-                if topic == "problem":
-                    _log.warning("lb.problem", balancer=name, text=problem.text, mend=problem.mend)
-                body = LbEvent(
-                    node=self.node, balancer=name, time_ns=self._wall_ns(), text=problem.text, mend=problem.mend
-                )
-                self._publish(f"lb.{topic}", body)
-        self._told = now
+        for topic, name, (text, mend, _) in self.standing.news():
+            if topic == "problem":
+                _log.warning("lb.problem", balancer=name, text=text, mend=mend)
+            told = LbEvent(node=self.node, balancer=name, time_ns=self._wall_ns(), text=text, mend=mend)
+            self._publish(f"lb.{topic}", told)
 
     def _tell_capacity(self, plan: Plan) -> None:
         if plan.wanted is None:
             return
         pairs = [(self.balancers[report.name], report) for report in plan.reports]
-        told = answers.capacity(self.node, pairs, self._undone, self._capacity)
+        told = answers.capacity(self.node, pairs, self.standing.undone, self._capacity)
         if told != self._capacity:
             self._capacity = told
             self._publish("lb.capacity", told)

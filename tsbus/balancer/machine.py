@@ -130,7 +130,7 @@ def open_machine(backend: str, sysctls: SysctlPolicy, node: str = "") -> Machine
 def _opened(backend: str, sysctls: SysctlPolicy, lock: Lock) -> Machine:
     if backend in ("ipvs", "auto"):
         try:
-            return IpvsMachine(Kernel(), _Preparation("ipvs", sysctls, lock))
+            return _Ipvs(sysctls, lock)
         except IpvsError as error:
             if backend == "ipvs":
                 first = "run the balancer as root" if isinstance(error, NoPermission) else "`modprobe ip_vs`"
@@ -138,13 +138,14 @@ def _opened(backend: str, sysctls: SysctlPolicy, lock: Lock) -> Machine:
                 raise Unusable(str(error), mend) from error
     if why := nftables.why_unavailable():
         raise Unusable(f"neither IPVS nor nftables can be used: {why}", "load ip_vs, or install nftables; run as root")
-    return NftablesMachine(Table(), _Preparation("nftables", sysctls, lock))
+    return _Nftables(sysctls, lock)
 
 
-class _Preparation:
+class _OnHost:
     """The host's rules, settings and addresses, written when the needs change and compared when asked to."""
 
     def __init__(self, backend: Backend, sysctls: SysctlPolicy, lock: Lock) -> None:
+        self.backend = backend
         self._edge = HostEdge(backend)
         self._sysctls, self._lock = sysctls, lock
         self._host: Host | None = None
@@ -153,11 +154,11 @@ class _Preparation:
         """What the host was made to have."""
         self._problems: tuple[Problem, ...] = ()
 
-    def apply(self, fronts: Sequence[Front], *, anew: bool) -> Done:
-        done = self._apply(fronts, anew=anew)
+    def prepare(self, fronts: Sequence[Front], *, anew: bool) -> Done:
+        done = self._prepared(fronts, anew=anew)
         return replace(done, problems=(*done.problems, self._lock.problem)) if self._lock.problem else done
 
-    def _apply(self, fronts: Sequence[Front], *, anew: bool) -> Done:
+    def _prepared(self, fronts: Sequence[Front], *, anew: bool) -> Done:
         try:
             if self._host is None or anew or self._needed(fronts, self._host) != self._needs:
                 self._host = self._edge.read()
@@ -181,29 +182,25 @@ class _Preparation:
         self._lock.close()
 
 
-class IpvsMachine:
+class _Ipvs(_OnHost):
     """IPVS: one step at a time."""
 
-    backend: Backend = "ipvs"
-
-    def __init__(self, kernel: Kernel, preparation: _Preparation) -> None:
-        self._kernel, self._preparation = kernel, preparation
+    def __init__(self, sysctls: SysctlPolicy, lock: Lock) -> None:
+        self._kernel = Kernel()
+        super().__init__("ipvs", sysctls, lock)
         try:
-            self._schedulers = kernel.schedulers()
+            self._schedulers = self._kernel.schedulers()
         except IpvsError:
             self._schedulers = frozenset()  # without IPv6 they cannot be probed; the kernel will say it of each
 
     def services(self, keys: Collection[Key] | None = None, *, counted: bool = True) -> dict[Key, Entry]:
-        """See Machine."""
         with _unreadable():
             return self._kernel.services(keys, counted=counted)
 
     def untouched(self) -> bool:
-        """See Machine: this kernel tells nobody of changes."""
-        return False
+        return False  # this kernel tells nobody of changes
 
     def why_not(self, pool: Pool) -> Problem | None:
-        """See Machine."""
         scheduler = pool.service.scheduler
         if self._schedulers and scheduler not in self._schedulers:
             there = ", ".join(sorted(self._schedulers))
@@ -211,7 +208,6 @@ class IpvsMachine:
         return None
 
     def apply(self, steps: Sequence[Step], listens: Listens) -> list[Refusal]:
-        """See Machine."""
         refusals: dict[Key, Refusal] = {}
         for step in steps:
             key = key_of(step)
@@ -224,10 +220,9 @@ class IpvsMachine:
         return list(refusals.values())
 
     def finish(self) -> None:
-        """See Machine."""
+        pass
 
     def connections(self, watched: Iterable[tuple[Key, Address]], listens: Listens) -> dict[tuple[Key, Address], int]:
-        """See Machine."""
         places = list(watched)
         table = self.services({key for key, _ in places})
         counts = {(key, at): table[key].counts[at] for key, at in places if key in table and at in table[key].counts}
@@ -242,19 +237,13 @@ class IpvsMachine:
             for (key, at), each in counts.items()
         }
 
-    def prepare(self, fronts: Sequence[Front], *, anew: bool) -> Done:
-        """See Machine."""
-        return self._preparation.apply(fronts, anew=anew)
-
     def retire_other(self, ours: Container[Key]) -> tuple[str, ...]:
-        """See Machine."""
         with _unreadable():
             gone = nftables.remove()
         return ("IPVS balances now: the table of nftables is gone",) if gone else ()
 
     def close(self) -> None:
-        """See Machine."""
-        self._preparation.close()
+        super().close()
         self._kernel.close()
 
     def _take(self, step: Step) -> None:
@@ -273,30 +262,25 @@ class IpvsMachine:
                 self._kernel.delete_destination(key, address)
 
 
-class NftablesMachine:
+class _Nftables(_OnHost):
     """A table of nft: all steps at once."""
 
-    backend: Backend = "nftables"
-
-    def __init__(self, table: Table, preparation: _Preparation) -> None:
-        self._table, self._preparation = table, preparation
+    def __init__(self, sysctls: SysctlPolicy, lock: Lock) -> None:
+        self._table = Table()
+        super().__init__("nftables", sysctls, lock)
 
     def services(self, keys: Collection[Key] | None = None, *, counted: bool = True) -> dict[Key, Entry]:
-        """See Machine."""
         with _unreadable():
             return self._table.services(keys, counted=counted)
 
     def untouched(self) -> bool:
-        """See Machine."""
         return self._table.untouched()
 
     def why_not(self, pool: Pool) -> Problem | None:
-        """See Machine."""
         why = impossible(pool.service, pool.destinations.values())
         return Problem(why, 'or set backend = "ipvs" in [balancing]') if why else None
 
     def apply(self, steps: Sequence[Step], listens: Listens) -> list[Refusal]:
-        """See Machine."""
         try:
             self._table.apply(steps, listens)
             return []
@@ -307,26 +291,18 @@ class NftablesMachine:
         return [Refusal(key, problem) for key in dict.fromkeys(map(key_of, steps))]
 
     def finish(self) -> None:
-        """See Machine."""
         with _unreadable():
             self._table.finish()
 
     def connections(self, watched: Iterable[tuple[Key, Address]], listens: Listens) -> dict[tuple[Key, Address], int]:
-        """See Machine."""
         with _unreadable():
             return self._table.connections(watched)
 
-    def prepare(self, fronts: Sequence[Front], *, anew: bool) -> Done:
-        """See Machine."""
-        return self._preparation.apply(fronts, anew=anew)
-
     def retire_other(self, ours: Container[Key]) -> tuple[str, ...]:
-        """See Machine."""
         with _unreadable():
             left = ipvs.remove(ours)
         return ("nftables balances now: the services of IPVS are gone",) if left else ()
 
     def close(self) -> None:
-        """See Machine."""
-        self._preparation.close()
+        super().close()
         self._table.close()

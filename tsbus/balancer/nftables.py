@@ -11,13 +11,12 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from itertools import product
-from typing import Final, Self
+from typing import Final
 
 from tsbus.balancer import conntrack
 from tsbus.balancer.nft import News, Nft
 from tsbus.balancer.programs import Failed, HostError, NoFeature, NoProgram, run
 from tsbus.balancer.rules import Listen
-from tsbus.balancer.slots import SCHEDULERS
 from tsbus.balancer.steps import (
     AddDestination,
     AddService,
@@ -72,12 +71,6 @@ class Table:
         self._measured: dict[tuple[Key, Address], tuple[float, Tally]] = {}
         self._rates: dict[tuple[Key, Address], Tally] = {}
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
     def close(self) -> None:
         """End what works for this; the table stays in force."""
         with suppress(HostError):
@@ -85,10 +78,6 @@ class Table:
         self._nft.close()
         if self._news is not None:
             self._news.close()
-
-    def schedulers(self) -> frozenset[str]:
-        """Return those that can be had without IPVS."""
-        return SCHEDULERS
 
     def services(self, keys: Collection[Key] | None = None, *, counted: bool = True) -> dict[Key, Entry]:
         """Return those of `keys` that are in the table, without `keys` everything. Raises HostError."""

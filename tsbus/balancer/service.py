@@ -13,7 +13,7 @@ import msgspec
 
 from tsbus import BufferFull, BusError, Client, CommandError, Event, Request, Worker
 from tsbus.balancer import answers, inquiry
-from tsbus.balancer.keeper import Keeper, NotReady, Where
+from tsbus.balancer.keeper import Keeper, NotReady
 from tsbus.balancer.machine import Machine, MachineError, open_machine
 from tsbus.balancer.naming import (
     Meant,
@@ -28,6 +28,7 @@ from tsbus.balancer.naming import (
 )
 from tsbus.balancer.programs import HostError
 from tsbus.balancer.report import Report
+from tsbus.balancer.standing import Where
 from tsbus.balancer.statefile import NAME as STATE_FILE
 from tsbus.balancer.statefile import StateError
 from tsbus.balancer.steps import words
@@ -231,18 +232,18 @@ class _Desk:
     async def ls(self, _: Request) -> Any:
         keeper = self._keeper
         found = [
-            answers.summary(each, keeper.backend, report, keeper.state(report), keeper.problems(each.name))
-            for each, report in ((keeper.balancers[name], self._report(name)) for name in keeper.balancers)
+            answers.summary(each, keeper.backend, report, keeper.standing.state(report), keeper.problems(each.name))
+            for each, report in ((keeper.balancers[name], keeper.standing.report(name)) for name in keeper.balancers)
         ]
         return {"balancers": msgspec.to_builtins(found)}
 
     async def show(self, call: Request) -> AsyncIterator[Any]:
         keeper, order = self._keeper, _order(Show, call)
         for name in self._names(order):
-            report, now = only(self._report(name), order.servers), asyncio.get_running_loop().time()
+            report, now = only(keeper.standing.report(name), order.servers), asyncio.get_running_loop().time()
             problems = keeper.problems(name)
             for piece in answers.details(
-                keeper.balancers[name], keeper.backend, report, keeper.state(report), problems, now
+                keeper.balancers[name], keeper.backend, report, keeper.standing.state(report), problems, now
             ):
                 yield msgspec.to_builtins(piece)
 
@@ -330,7 +331,7 @@ class _Desk:
         if order.balancers and not known:
             return [], ()
         await keeper.wait_begun()
-        reports = keeper.reports.values()
+        reports = keeper.standing.reports.values()
         find = keeper.facts.mirror.find
         heard = (lambda name: bool(find(name))) if isinstance(order, Drain) else (lambda _: True)
         nodes = keeper.facts.nodes
@@ -338,7 +339,7 @@ class _Desk:
 
     def _touched(self, place: Where, meant: Sequence[Meant]) -> Any:
         balancer, id_, address = place
-        now = self._keeper.find(place)
+        now = self._keeper.standing.find(place)
         if now is not None:
             return msgspec.to_builtins(answers.touched(balancer, now))
         before = next(
@@ -353,12 +354,9 @@ class _Desk:
         check_balancers(order.balancers, self._keeper.balancers)
         return order.balancers or tuple(self._keeper.balancers)
 
-    def _report(self, name: str) -> Report:
-        return self._keeper.reports.get(name) or self._keeper.unknown(name)
-
     async def _traffic(self, names: Sequence[str]) -> list[Any]:
         keeper, table = self._keeper, await self._keeper.counts()
-        reports = ((name, self._report(name)) for name in names)
+        reports = ((name, keeper.standing.report(name)) for name in names)
         found = [answers.traffic(keeper.balancers[name], report, table.get(report.key)) for name, report in reports]
         return [msgspec.to_builtins(each) for each in found]
 

@@ -6,7 +6,7 @@ from functools import cache
 from pathlib import Path
 
 from tsbus.build import distros
-from tsbus.build.facts import Facts, Python, Release, Stat, Unit, parse
+from tsbus.build.facts import Facts, Python, Release, Stat, parse
 from tsbus.build.places import FILES, KEY
 
 PROBES = {path.stem: path for path in sorted((Path(__file__).parent / "probes").glob("*.txt"))}
@@ -65,13 +65,12 @@ def apply(step, facts: Facts, name: str = "a", config: str = "") -> Facts:
             stats = {path: FILES[path] for path in digests}
             return replace(facts, digests={**facts.digests, **digests}, stats={**facts.stats, **stats})
         case "unit":
-            units = {**facts.units, "treescale": facts.units["treescale"]._replace(loaded=True, enabled=True)}
+            unit = facts.unit._replace(loaded=True, enabled=True)
             digests = {**facts.digests, data["path"]: data["digest"]} if data["digest"] else facts.digests
-            return replace(facts, units=units, digests=digests)
+            return replace(facts, unit=unit, digests=digests)
         case "activate":
-            unit = facts.units["treescale"]
-            units = {**facts.units, "treescale": Unit(unit.loaded, unit.enabled, facts.init != "none")}
-            return replace(facts, current=data["release"], units=units, ours=facts.ours | {4711}, pending="")
+            unit = facts.unit._replace(active=facts.init != "none")
+            return replace(facts, current=data["release"], unit=unit, ours=facts.ours | {4711}, pending="")
         case "prune":
             return replace(facts, releases=tuple(each for each in facts.releases if each.name not in data["releases"]))
     raise AssertionError(step.kind)

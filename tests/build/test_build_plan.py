@@ -271,9 +271,9 @@ def test_only_what_has_changed_is_done():
     assert changed(other, built()) == [("config", None), ("activate", "reload")]
     newer = replace(want(keys=keys), release=replace(RELEASE, name="0.3.0-def"))
     assert changed(newer, built()) == [("release", None), ("activate", "restart")]
-    stopped = built(units={"treescale": Unit(True, True, False)})
+    stopped = built(unit=Unit(True, True, False))
     assert changed(want(keys=keys), stopped) == [("activate", "start")]
-    off = built(units={"treescale": Unit(True, False, True)})
+    off = built(unit=Unit(True, False, True))
     assert changed(want(keys=keys), off) == [("unit", None), ("activate", "restart")]
     readable = {**built().stats, CONFIG: Stat(0o644, "root", "root")}
     assert changed(want(keys=keys), built(stats=readable)) == [("config", None), ("activate", "reload")]
@@ -471,7 +471,7 @@ def servers(draw):
         key=draw(st.sampled_from(["", key_of("a")])) if has_key else "",
         releases=tuple(releases),
         current=draw(st.sampled_from(["", *(each.name for each in releases)])),
-        units={"treescale": Unit(draw(flags), draw(flags), draw(flags)), "docker": Unit()},
+        unit=Unit(draw(flags), draw(flags), draw(flags)),
         digests={path: draw(st.sampled_from(["", "f" * 64])) for path in (CONFIG, MODULES_FILE) if draw(flags)},
         modules_loaded=draw(st.sampled_from([frozenset(), frozenset({"ip_vs"})])),
         tools=draw(st.sampled_from([frozenset(), frozenset({"nft"}), frozenset({"iptables"})])),

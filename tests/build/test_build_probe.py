@@ -43,11 +43,9 @@ def test_the_probe_tells_what_this_machine_is(shell):
     system = platform.freedesktop_os_release()
     assert (found.os_id, found.os_version, found.os_name) == (
         system["ID"], system.get("VERSION_ID", ""), system["PRETTY_NAME"])  # fmt: skip
-    assert (found.machine, found.kernel, found.hostname) == (
-        platform.machine(), platform.release(), platform.node())  # fmt: skip
+    assert (found.machine, found.kernel) == (platform.machine(), platform.release())
     assert (found.libc, ".".join(map(str, found.libc_version))) == platform.libc_ver()
     assert found.uid == os.geteuid()
-    assert found.boot == Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     assert abs(found.disks["/var"].free_mb - (shutil.disk_usage("/var").free >> 20)) < 2048
     assert found.disks["/var"].writable
     assert {"127.0.0.1"} <= found.addresses
@@ -73,7 +71,7 @@ def test_nothing_is_written():
     found = probe(["unshare", "-m", "sh", "-c", script, "sh"])
     usual = probe(["dash"])
     assert not found.disks["/opt"].writable
-    for name in ("missing", "pythons", "packages", "modules", "kernel", "groups", "units", "tools"):
+    for name in ("missing", "pythons", "packages", "modules", "kernel", "groups", "unit", "tools"):
         assert getattr(found, name) == getattr(usual, name)
 
 
@@ -182,7 +180,7 @@ def test_a_system_of_busybox_alone_is_read(cell):
     assert found.missing == ("the C library", "the free disk space")
     assert found.locks[0] == Holder(os.getpid(), Path("/proc/self/comm").read_text().strip())
     assert (found.accounts, found.groups["treescale"]) == ({"treescale"}, {"treescale-docker", "me"})
-    assert found.units["treescale"] == (True, True, False)
+    assert found.unit == (True, True, False)
 
 
 def test_what_a_build_has_made_is_told(cell):
@@ -308,13 +306,6 @@ def test_a_python_says_what_it_can_do():
         Python("/usr/local/bin/python3.13t", (3, 13, 1), abi="t"),
         Python("/usr/bin/python3.11", (3, 11, 2), bits=32, missing=("asyncio", "zlib")),
     )
-
-
-def test_the_clock_is_judged_by_when_it_was_asked():
-    """A time between question and answer is right; otherwise it is off by at least the rest."""
-    for told, offset in ((100.5, 0.0), (99.0, -1.0), (103.0, 2.0)):
-        assert parse(f"treescale-probe=1\ntime={told}\nend=1".encode()).offset_s(100.0, 101.0) == offset
-    assert parse(b"").offset_s(1.0, 2.0) == 0.0
 
 
 @pytest.mark.parametrize(

@@ -91,7 +91,7 @@ class Stat(NamedTuple):
 
 
 class Unit(NamedTuple):
-    """A service of the init system."""
+    """The node's service of the init system."""
 
     loaded: bool = False
     enabled: bool = False
@@ -111,15 +111,12 @@ class Facts:
     ubuntu_codename: str = ""
     os_name: str = ""
     """As it calls itself before people."""
-    hostname: str = ""
     machine: str = ""
     kernel: str = ""
     libc: str = ""
     """glibc or musl."""
     libc_version: tuple[int, ...] = ()
     init: Init | None = None
-    boot: str = ""
-    """Another one after each start of the machine."""
     memory_mb: int = 0
     settings: Mapping[str, str] = field(default_factory=dict)
     """Of the kernel, by their sysctl name."""
@@ -158,15 +155,9 @@ class Facts:
     key: str = ""
     """Its public key."""
     key_error: str = ""
-    units: Mapping[str, Unit] = field(default_factory=dict)
+    unit: Unit = field(default_factory=Unit)
     missing: tuple[str, ...] = ()
     """What the probe could not tell, in words."""
-
-    def offset_s(self, sent_s: float, received_s: float) -> float:
-        """Return how far its clock is ahead, at least, when it was asked between these times of the console's clock."""
-        if self.time_s is None or sent_s <= self.time_s <= received_s:
-            return 0.0
-        return self.time_s - (received_s if self.time_s > received_s else sent_s)
 
 
 def parse(output: bytes) -> Facts:
@@ -212,13 +203,11 @@ class _Reading:
             codename=self._os("VERSION_CODENAME"),
             ubuntu_codename=self._os("UBUNTU_CODENAME"),
             os_name=self._os("PRETTY_NAME"),
-            hostname=self._line("hostname"),
             machine=_MACHINES.get(self._line("machine"), self._line("machine")),
             kernel=self._line("kernel"),
             libc=libc,
             libc_version=libc_version,
             init=self._init(),
-            boot=self._line("boot"),
             memory_mb=_number(self._one("memory.MemTotal")) >> 10,
             settings={key[7:]: self._line(key) for key in self._values if key.startswith("sysctl.")},
             tools=frozenset(self._one("tools").split()),
@@ -246,7 +235,7 @@ class _Reading:
             digests={path: digest for digest, path in self._pairs("digest")},
             key=self._line("key"),
             key_error=clean(self._one("key.error")).strip(),
-            units={name: self._unit(name) for name in ("treescale", "docker")},
+            unit=self._unit(),
         )
         return _with_missing(facts, complete="end" in self._values)
 
@@ -332,9 +321,9 @@ class _Reading:
         mode, _, group = self._one("docker.socket").partition(" ")
         return Stat(int(mode, 8), "root", group) if re.fullmatch("[0-7]{1,4}", mode) else None
 
-    def _unit(self, name: str) -> Unit:
+    def _unit(self) -> Unit:
         def says(key: str, *words: str) -> bool:
-            return self._one(f"unit.{name}.{key}") in words
+            return self._one(f"unit.treescale.{key}") in words
 
         return Unit(
             loaded=says("LoadState", "loaded"),

@@ -155,7 +155,7 @@ def _config(wanted: Wanted, facts: Facts, *, gets_key: bool) -> Iterator[Step]:
 
 
 def _unit(wanted: Wanted, facts: Facts) -> Iterator[Step | Trouble]:
-    init, unit = facts.init or "none", facts.units["treescale"]
+    init, unit = facts.init or "none", facts.unit
     if init not in UNITS:
         mend = f"start it yourself: {ROOT}/current/bin/supervisord -c {SUPERVISOR}"
         yield warning("platform", "there is no init system that starts the node at boot", mend)
@@ -171,7 +171,7 @@ def _unit(wanted: Wanted, facts: Facts) -> Iterator[Step | Trouble]:
 
 def _activation(wanted: Wanted, facts: Facts, steps: list[Step]) -> Iterator[Step]:
     name = wanted.release.name
-    runs = bool(facts.ours) if facts.init == "none" else facts.units["treescale"].active
+    runs = bool(facts.ours) if facts.init == "none" else facts.unit.active
     if not runs:
         how, words, why = "start", f"start release {name}", "the node does not run"
     elif facts.current != name:

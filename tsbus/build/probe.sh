@@ -47,7 +47,6 @@ system() {
     done <"$file"
     break
   done
-  say hostname "$(uname -n)"
   say machine "$(uname -m)"
   say kernel "$(uname -r)"
   if libc=$(getconf GNU_LIBC_VERSION 2>/dev/null); then
@@ -58,7 +57,6 @@ system() {
     done
   fi
   if [ -d /run/systemd/system ]; then say init systemd; elif [ -d /run/openrc ]; then say init openrc; else say init none; fi
-  say_line boot /proc/sys/kernel/random/boot_id
   while read -r name size _; do
     [ "$name" != MemTotal: ] || say memory.MemTotal "$size"
   done </proc/meminfo
@@ -208,15 +206,15 @@ network() {
   done
 }
 
-# unit NAME: of systemd or OpenRC
+# Of systemd or OpenRC.
 unit() {
   if [ -d /run/systemd/system ]; then
-    $limit systemctl show -p LoadState -p UnitFileState -p ActiveState "$1.service" 2>/dev/null |
-      while IFS= read -r line; do say "unit.$1.${line%%=*}" "${line#*=}"; done
+    $limit systemctl show -p LoadState -p UnitFileState -p ActiveState treescale.service 2>/dev/null |
+      while IFS= read -r line; do say "unit.treescale.${line%%=*}" "${line#*=}"; done
   elif [ -d /run/openrc ]; then
-    [ -e "/etc/init.d/$1" ] && say "unit.$1.LoadState" loaded
-    [ -e "/etc/runlevels/default/$1" ] && say "unit.$1.UnitFileState" enabled
-    [ -e "/run/openrc/started/$1" ] && say "unit.$1.ActiveState" active
+    [ -e /etc/init.d/treescale ] && say unit.treescale.LoadState loaded
+    [ -e /etc/runlevels/default/treescale ] && say unit.treescale.UnitFileState enabled
+    [ -e /run/openrc/started/treescale ] && say unit.treescale.ActiveState active
   fi
 }
 
@@ -264,11 +262,9 @@ probe() {
   limit=
   has timeout && limit='timeout 5'
   echo treescale-probe=1
-  for part in system rights pythons packages docker_engine kernel_modules disks network treescale; do
+  for part in system rights pythons packages docker_engine kernel_modules disks network treescale unit; do
     $part
   done
-  unit treescale
-  unit docker
   echo end=1
 }
 

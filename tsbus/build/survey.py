@@ -37,7 +37,7 @@ def by_ssh(name: str, facts: Facts, wish: Wanted) -> Standing:
     """Return what a look at the server has found."""
     if not facts.current:
         return Standing(name, False, "", ("it is no node yet",))
-    runs = bool(facts.ours) if facts.init == "none" else facts.units["treescale"].active
+    runs = bool(facts.ours) if facts.init == "none" else facts.unit.active
     silent = "it does not answer over the bus" if runs else "its node does not run"
     digests = facts.digests.get(CONFIG, ""), facts.digests.get(SUPERVISOR, "")
     return Standing(name, False, facts.current, (silent, *_drift(wish, facts.current, *digests, facts.pending)))

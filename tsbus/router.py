@@ -31,7 +31,8 @@ _IDLE_TICK_MS = 250
 """The same for a router that has neither; each time costs it a wake-up."""
 _CACHE_BYTES = 1024 * 1024
 _DECISION_BYTES = 256
-_MALFORMED_LIMIT = 100
+MALFORMED_LIMIT = 100
+"""A connection that has sent so many messages that the protocol does not know is ended."""
 
 _log = Log("router")
 
@@ -394,7 +395,7 @@ class Router:
         peer.conn.malformed += 1
         if peer.conn.malformed == 1:
             _log.warning("peer.malformed", peer=peer.name or peer.conn.name, text=str(error))
-        if peer.conn.malformed >= _MALFORMED_LIMIT:
+        if peer.conn.malformed >= MALFORMED_LIMIT:
             self.cut(peer, "malformed", f"{peer.conn.malformed} malformed messages; the last: {error}")
 
     def reload(self, tree: Tree, names: Mapping[str, str]) -> None:

@@ -8,9 +8,11 @@ from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
+import pytest
 import zmq
 from raw import RawWorker
 from tree import HOST, QUICK, Cutter, Grow, bodies, until
+from waiting import LIMIT_S
 
 from tsbus import Request, Worker
 from tsbus.config import Operator
@@ -19,7 +21,7 @@ from tsbus.core.message import MAX_FRAME, Type
 from tsbus.core.roles import Role
 from tsbus.transport import new_keypair
 from tsbus.transport.dial import REDIAL_MS
-from tsbus.transport.options import new_socket
+from tsbus.transport.options import new_socket, next_event, shut
 
 ALONE = replace(QUICK, adopt_after_s=600.0)
 
@@ -264,6 +266,30 @@ async def test_p12_order_over_changing_paths(grow: Grow) -> None:
     await publishing
     numbers = [event.seq for event in heard]
     assert numbers == sorted(set(numbers))
+
+
+@pytest.mark.parametrize(("immediate", "heard"), [(0, [b"answer", b"bye"]), (1, [])])
+def test_p12_what_is_unread_goes_with_the_connection(immediate: int, heard: list[bytes]) -> None:
+    """P12: with IMMEDIATE, the end of a connection takes along what came over it and was not read."""
+    server, client = (new_socket(zmq.Context.instance(), kind) for kind in (zmq.ROUTER, zmq.DEALER))
+    monitor = client.get_monitor_socket(zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_CONNECT_RETRIED)
+    client.setsockopt(zmq.IMMEDIATE, immediate)
+    client.connect(f"tcp://{HOST}:{server.bind_to_random_port(f'tcp://{HOST}')}")
+    assert monitor.poll(LIMIT_S * 1000)
+    assert next_event(monitor)[0] == zmq.EVENT_HANDSHAKE_SUCCEEDED
+    client.send(b"question")
+    assert server.poll(LIMIT_S * 1000)
+    identity, _ = server.recv_multipart()
+    for word in (b"answer", b"bye"):
+        server.send_multipart([identity, word])
+    server.close(linger=int(LIMIT_S * 1000))
+    assert monitor.poll(LIMIT_S * 1000)
+    assert next_event(monitor)[0] == zmq.EVENT_CONNECT_RETRIED  # DISCONNECTED comes shortly before the loss
+    read = []
+    while client.poll(0):
+        read.append(client.recv())
+    assert read == heard
+    shut(client, monitor)
 
 
 async def test_p13_too_large_a_message(grow: Grow) -> None:

@@ -288,7 +288,16 @@ def test_version_for_people_and_machines():
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
-def test_completion_scripts_serve_all_three_programs(shell):
+def test_completion_scripts_serve_all_programs(shell):
     """One file for each shell."""
     script = run("completion", shell).stdout
-    assert all(variable in script for variable in ("_TREESCALE_COMPLETE", "_TS_PUB_COMPLETE", "_TS_SUB_COMPLETE"))
+    names = ("treescale", "ts_build", "ts_pub", "ts_sub")
+    assert all(f"_{name.upper()}_COMPLETE" in script and f"_{name}_completion" in script for name in names)
+
+
+def test_the_script_for_zsh_completes_the_program_that_is_typed():
+    """A file in fpath is called for whichever program: it names all of them, and asks none but that one."""
+    first, *rest = run("completion", "zsh").stdout.splitlines()
+    assert first == "#compdef treescale ts-build ts-pub ts-sub"
+    assert not [line for line in rest if line.startswith("#compdef")]
+    assert [line.strip() for line in rest if line.endswith('_completion "$@"')] == ['_${service//-/_}_completion "$@"']

@@ -5,7 +5,7 @@ import json
 import msgspec
 import pytest
 
-from tsbus.cli.check import lines_of
+from tsbus.cli.check import away, cut_off, lines_of, mended
 from tsbus.cli.eventlines import told
 from tsbus.cli.output import MAX_LINE, Kept, Lines
 from tsbus.cli.report import Ending, account, exit_code, summary
@@ -17,6 +17,7 @@ from tsbus.core.body import body_json
 from tsbus.core.events import Event
 from tsbus.core.message import EventMeta, Route, Type
 from tsbus.dashboard.problems import Problem
+from tsbus.dashboard.views import NodeView, PeerView, RouterView
 
 
 def thousand(**changed):
@@ -76,10 +77,14 @@ def test_what_happens_to_processes_handlers_and_alerts_is_told_in_words(topic, f
 
 def test_what_is_wrong_is_told_with_its_age_and_what_to_do():
     """Problems know what mends them, or the check does; doubtful things are warnings."""
-    found = [
+    nodes = {"a": seen("a", cause="closed"), "c": seen("c", cause="bye")}
+    stopped = mended(Problem(kind="node-lost", node="c", text="c is lost (bye)"), nodes)
+    assert stopped.mend.startswith("its router was stopped: start it there")
+    problems = [
         Problem(kind="node-lost", node="a", text="a is lost (closed)", since_ms=86_000),
         Problem(kind="clock-skew", node="b", text="the clock of b is 9 s behind the one here", mend="check it"),
     ]
+    found = [mended(one, nodes) for one in problems]
     assert list(lines_of(found, 3, 100_000, None)) == [
         "3 nodes: 1 problem, 1 warning",
         "  problem: a is lost (closed) (14 s)",
@@ -88,6 +93,36 @@ def test_what_is_wrong_is_told_with_its_age_and_what_to_do():
         "    mend: check it",
     ]
     assert list(lines_of([], 1, 0, None)) == ["1 node: nothing is wrong"]
+
+
+def seen(name, *workers, **facts):
+    peers = tuple(PeerView(name=each, kind="worker") for each in workers)
+    return NodeView(revision=0, name=name, state="up", router=RouterView(heard_ms=1, workers=peers), **facts)
+
+
+def test_a_program_that_is_away_is_told_once_with_all_its_nodes():
+    """Every node has these programs; who has not told of his workers is not judged."""
+    nodes = [seen("a", "exec", "process"), seen("b", "exec", "process"), seen("c", "exec", "process", "containers")]
+    nodes.append(NodeView(revision=0, name="d", state="up"))
+    (problem,) = away(nodes)
+    assert (problem.node, problem.subject, problem.severe) == ("a,b", "docker", True)
+    assert "docker.log" in problem.mend
+
+
+@pytest.mark.parametrize(
+    ("facts", "words"),
+    [
+        ({"link": "lost", "cause": "closed", "home": "top", "parent": "top"}, ["top, the node above it: closed"]),
+        ({"link": "up", "home": "east", "parent": "top"}, ["east, the node above it: top has adopted it"]),
+        ({"link": "up", "home": "top", "parent": "top"}, []),
+        ({"link": "up"}, []),
+    ],
+)
+def test_a_node_that_is_cut_off_from_above_says_so(facts, words):
+    """All below it may be well: whoever asks there must learn that the rest of the tree is out of reach."""
+    found = list(cut_off(seen("a", **facts)))
+    assert [problem.text.removeprefix("a is not linked to ") for problem in found] == words
+    assert all("treescale check on" in problem.mend for problem in found)
 
 
 def test_a_lost_node_speaks_for_all_below_it():

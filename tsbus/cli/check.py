@@ -6,11 +6,12 @@ somebody begins to look: nodes where a program is away that every node has.
 
 import json
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from typing import TYPE_CHECKING, Final
 
 import click
 import msgspec
+from msgspec.structs import replace
 
 from tsbus.cli.completion import complete_target
 from tsbus.cli.containers.words import count
@@ -22,25 +23,31 @@ from tsbus.core.target import TargetError, fold
 from tsbus.dashboard.problems import Kind, Problem, problems
 
 if TYPE_CHECKING:
-    from tsbus.client import Client
     from tsbus.dashboard.feed import Feed
+    from tsbus.dashboard.views import NodeView
 
 SETTLE_S: Final = 5.0
 """Patience with nodes that have not told their containers and balancers."""
 ROUTERS_S: Final = 3.0
 """Patience with routers that have not told their queues and their clocks."""
 PROGRAMS: Final = {
-    "exec.stats": ("executor", "no program can be run there"),
-    "process.stats": ("events", "nobody hears what its processes do, and it takes no new tree"),
+    "containers": ("docker", "its containers are not seen"),
+    "exec": ("executor", "no program can be run there"),
+    "process": ("events", "nobody hears what its processes do, and it takes no new tree"),
 }
-"""What each node serves -> the program that does, and what is missing without it."""
+"""Name of a worker that each node's router has -> the program of supervisord that it is, and what it is for."""
 MENDS: Final[dict[Kind, str]] = {
     "node-lost": "see that the machine runs and can be reached, then its router: supervisorctl status, router.log",
     "node-torpid": "see there what keeps its router busy: top, router.log; supervisorctl restart router ends it",
     "slow-reader": "see what it waits for; what it has missed does not come again",
-    "engine-down": "start Docker there",
+    "engine-down": "start Docker there; if there is to be none, say enabled = false in its [docker]",
 }
 """What to do about problems that do not say so themselves."""
+LOST_MENDS: Final = {
+    "bye": "its router was stopped: start it there, with supervisorctl start router or treescale up",
+    "never": "start it; if it runs, its address or its key is not what the tree here says: see router.log there",
+}
+"""The same of lost nodes, by cause."""
 
 
 @click.command()
@@ -74,11 +81,13 @@ async def _check(bus: str | None, target: str, as_json: bool) -> int:
         live = [name for name in nodes if feed.model.nodes[name].state == "up"]
         await _wait_routers(feed, live)
         now_ms = time.time_ns() // 1_000_000
-        found = [one for one in problems(feed.model, now_ms) if not one.node or one.node in nodes]
-        found += await _away(client, live)
+        views = feed.model.nodes
+        found = [*cut_off(views[client.node])] if client.node in live else []
+        found += (mended(one, views) for one in problems(feed.model, now_ms) if not one.node or one.node in nodes)
+        found += away([views[name] for name in live])
     if as_json:
         for one in found:
-            click.echo(json.dumps({"severe": one.severe} | msgspec.to_builtins(one) | {"mend": _mend(one)}))
+            click.echo(json.dumps({"severe": one.severe} | msgspec.to_builtins(one)))
     else:
         click.echo("\n".join(lines_of(found, len(nodes), now_ms, columns())))
     return Code.FAILED if found else Code.OK
@@ -91,21 +100,35 @@ async def _wait_routers(feed: "Feed", live: Collection[str]) -> None:
             await feed.wait_change(feed.model.revision, left)
 
 
-async def _away(client: "Client", live: Collection[str]) -> list[Problem]:
+def cut_off(here: "NodeView") -> Iterator[Problem]:
+    """Return what is wrong above the node that is asked: it sees only what is below, and all of that may be well."""
+    if here.home and (here.link == "lost" or here.adopted):
+        how = f"{here.parent} has adopted it" if here.parent and here.adopted else f"{here.cause or 'no link'}"
+        text = f"{here.name} is not linked to {here.home}, the node above it: {how}"
+        mend = f"treescale check on {here.home}; if nothing is wrong there, see the network in between"
+        yield Problem(kind="node-lost", node=here.name, text=text, mend=mend, since_ms=here.since_ms)
+
+
+def away(live: Collection["NodeView"]) -> Iterator[Problem]:
     """Return the problems of nodes where one of PROGRAMS does not run."""
-    found = []
-    for command, (program, missing) in PROGRAMS.items() if live else ():
-        told = await client.call(fold(live), command, timeout_s=ROUTERS_S)
-        if told.no_such_service:
-            names = fold(told.no_such_service)
+    for worker, (program, missing) in PROGRAMS.items():
+        without = [
+            node.name
+            for node in live
+            if node.router is not None and worker not in (peer.name for peer in node.router.workers)
+        ]
+        if without:
+            text = f"the program {program} does not run on {fold(without)}: {missing}"
             mend = f"see there why: supervisorctl status, {program}.log"
-            text = f"the program {program} does not run on {names}: {missing}"
-            found.append(Problem(kind="process-fatal", node=names, subject=program, text=text, mend=mend))
-    return found
+            yield Problem(kind="process-fatal", node=fold(without), subject=program, text=text, mend=mend)
 
 
-def _mend(problem: Problem) -> str:
-    return problem.mend or MENDS.get(problem.kind, "")
+def mended(problem: Problem, nodes: "Mapping[str, NodeView]") -> Problem:
+    """Return the problem with what to do."""
+    mend = problem.mend or MENDS.get(problem.kind, "")
+    if problem.kind == "node-lost":
+        mend = LOST_MENDS.get(nodes[problem.node].cause, mend)
+    return replace(problem, mend=mend)
 
 
 def lines_of(found: Collection[Problem], nodes: int, now_ms: int, width: int | None) -> Iterator[str]:
@@ -115,4 +138,4 @@ def lines_of(found: Collection[Problem], nodes: int, now_ms: int, width: int | N
     yield f"{count(nodes, 'node')}: {', '.join(parts) or 'nothing is wrong'}"
     for one in found:
         age = f" ({duration(max(now_ms - one.since_ms, 0) / 1000)})" if one.since_ms else ""
-        yield from trouble("problem" if one.severe else "warning", one.text + age, _mend(one), 2, width)
+        yield from trouble("problem" if one.severe else "warning", one.text + age, one.mend, 2, width)

@@ -3,6 +3,7 @@ containers, images, balancers and their servers."""
 
 import asyncio
 import contextlib
+import re
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,12 @@ PROGRAMS = ("treescale", "ts-build", "ts-pub", "ts-sub")
 BUILT_IN = ("router.ping", "router.resolve", "router.stats", "router.status")
 PATIENCE_S = 0.2
 """A shell that waits for a word must not feel it."""
+_ZSH_END = """
+if (( $+compstate )); then
+    _${service//-/_}_completion "$@"
+else
+"""
+"""From fpath, the script is the body of one function for all programs; read by a shell, it registers one for each."""
 
 
 @click.command()
@@ -34,9 +41,20 @@ def completion(shell: str) -> None:
 
     kind = get_completion_class(shell)
     assert kind is not None  # noqa: S101  (click has all three)
-    for program in PROGRAMS:
-        variable = f"_{program.replace('-', '_').upper()}_COMPLETE"
-        click.echo(kind(click.Command(program), {}, program, variable).source())
+    names = {program: program.replace("-", "_") for program in PROGRAMS}
+    scripts = [
+        kind(click.Command(program), {}, program, f"_{name.upper()}_COMPLETE").source()
+        for program, name in names.items()
+    ]
+    if shell == "zsh":
+        functions = (re.search(r"^_\w+\(\) \{.*?^\}", script, re.DOTALL | re.MULTILINE) for script in scripts)
+        register = (f"    compdef _{name}_completion {program}" for program, name in names.items())
+        scripts = [
+            f"#compdef {' '.join(PROGRAMS)}\n",
+            *(found.group() for found in functions if found),
+            "\n".join([_ZSH_END.rstrip(), *register, "fi"]),
+        ]
+    click.echo("\n".join(scripts))
 
 
 def complete_target(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:

@@ -93,7 +93,7 @@ def up(
     except SupervisionError as error:
         raise Fault(str(error), Code.USAGE) from error
     except OSError as error:
-        if error.filename or not error.strerror:
+        if error.filename or not error.strerror or isinstance(error, BrokenPipeError):
             raise
         raise Fault(f"cannot write in {folder}: {error.strerror}") from error  # a full disk does not say where
 

@@ -98,6 +98,18 @@ def test_old_runs_go(store):
     assert mine.exists()
 
 
+def test_looks_push_out_no_run_that_changed_servers(store):
+    """However often somebody only looks, the transcripts of the last runs that changed something stay."""
+    changing = []
+    for _ in range(RUNS + 2):
+        transcripts = store.transcripts(str)
+        transcripts.mark()
+        changing.append(transcripts.folder)
+    for _ in range(RUNS + 2):
+        store.transcripts(str)
+    assert [each.exists() for each in changing] == [False] * 3 + [True] * (RUNS - 1)
+
+
 def test_the_files_are_plain_json(store):
     """A person can read them."""
     store.save_states(STATES)

@@ -200,6 +200,7 @@ class Run:
 
     def take_lock(self) -> Iterator[Report]:
         """Keep everybody else from building until `close`; then `outcome.locked` says if somebody does already."""
+        self.transcripts.mark()
         root = self.topology.root
         trouble = self.unusable.get(root) or (None if root in self.facts else self.course.failed.get(root))
         if trouble is None:

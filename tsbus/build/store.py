@@ -22,7 +22,9 @@ from tsbus.config import Console
 
 FOLDER: Final = ".treescale"
 RUNS: Final = 20
-"""Runs whose transcripts are kept."""
+"""Runs whose transcripts are kept: of those that change servers, and of those that only look."""
+_CHANGES: Final = ".changes"
+"""Is among the transcripts of a run of the first kind: a `status` every minute must not push them out."""
 MAX_BYTES: Final = 4 << 20
 """Of the transcript of one server in one run."""
 _FORMAT: Final = 1
@@ -105,8 +107,10 @@ class Store:
         try:
             self._make()
             logs.mkdir(0o700, exist_ok=True)
-            for old in sorted(each for each in logs.iterdir() if _RUN.fullmatch(each.name))[: 1 - RUNS]:
-                shutil.rmtree(old)
+            runs = sorted(each for each in logs.iterdir() if _RUN.fullmatch(each.name))
+            for changing in (True, False):
+                for old in [each for each in runs if (each / _CHANGES).exists() is changing][: 1 - RUNS]:
+                    shutil.rmtree(old)
             return Transcripts(_new_folder(logs), mask)
         except OSError as error:
             raise StoreError(f"{error.filename or logs} cannot be written: {error.strerror}") from error
@@ -155,6 +159,10 @@ class Transcripts:
     def path(self, name: str) -> Path:
         """Return where the transcript of a server is."""
         return self.folder / f"{name}.log"
+
+    def mark(self) -> None:
+        """Note that the run changes servers."""
+        (self.folder / _CHANGES).touch(0o600)
 
     def add(self, name: str, text: str) -> None:
         """Write down one more line of a server. What it says beyond MAX_BYTES is left out."""

@@ -31,12 +31,13 @@ from tsbus.balancer.firewall import (
     without,
 )
 from tsbus.balancer.life import State
+from tsbus.balancer.question import Question, nobody
 from tsbus.balancer.report import Problem, Report, ServerReport
 from tsbus.balancer.rules import Host, Listen, Network, Route, front
 from tsbus.balancer.steps import Pool
 from tsbus.balancer.table import Address, Destination, Entry, Forward, Protocol, Service, Virtual
 from tsbus.balancer.ways import TRACKING, Evidence
-from tsbus.balancer.why import Question, judge, nobody
+from tsbus.balancer.why import judge
 from tsbus.lb_records import Check, Origin, WhyAnswer
 
 # ---- The walk: any rules, any packet ----

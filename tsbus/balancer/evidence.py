@@ -20,8 +20,7 @@ from tsbus.balancer.netfilter import read_host, read_sysctl
 from tsbus.balancer.programs import HostError, NoFeature, NoProgram, run
 from tsbus.balancer.rules import FORWARDING, Backend
 from tsbus.balancer.table import IP, Address, Entry, Key, Protocol
-from tsbus.balancer.ways import TRACKING, Evidence
-from tsbus.balancer.why import COUNT, MAX
+from tsbus.balancer.ways import COUNT, MAX, TRACKING, Evidence
 
 CONNECT_S: Final = 1.0
 """How long a server may take to accept a connection."""

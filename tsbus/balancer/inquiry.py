@@ -11,10 +11,11 @@ from tsbus.balancer.evidence import Knocks
 from tsbus.balancer.keeper import Keeper
 from tsbus.balancer.naming import NotOne
 from tsbus.balancer.plan import keys_of
+from tsbus.balancer.question import Question, nobody, servers_of
 from tsbus.balancer.rules import Front, Listen, front
 from tsbus.balancer.steps import Pool
 from tsbus.balancer.table import Address, Forward, Protocol, Service
-from tsbus.balancer.why import Question, judge, nobody, servers_of
+from tsbus.balancer.why import judge
 from tsbus.config.address import Address as Place
 from tsbus.config.address import parse_address
 from tsbus.lb_records import Why, WhyAnswer

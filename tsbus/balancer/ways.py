@@ -29,6 +29,7 @@ from tsbus.balancer.table import IP, Destination, Entry, Forward, Key, Protocol
 from tsbus.lb_records import Origin
 
 TRACKING: Final = "net.ipv4.vs.conntrack"
+COUNT, MAX = "net.netfilter.nf_conntrack_count", "net.netfilter.nf_conntrack_max"
 CLIENT: Final = "the client's own address"
 _CLIENT_PORTS: Final = (1024, 65535)
 _SYN, _SYN_ACK = 2, 18

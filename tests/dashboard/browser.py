@@ -1,7 +1,7 @@
 """A real browser for tests: Debian's Chromium without a window, spoken to in its own DevTools protocol.
 
-One process serves all tests of a module; each takes a `Tab` with cookies and a cache of its own. What the page writes
-to the console as an error, and every exception in it, is kept in `Tab.errors`.
+One process serves all tests of a module; each takes a `Tab`, with cookies and a cache of its own or those of others.
+What the page writes to the console as an error, and every exception in it, is kept in `Tab.errors`.
 """
 
 import base64
@@ -75,6 +75,7 @@ class Browser:
         )
         self._number = 0
         self._tabs: dict[str, Tab] = {}
+        self._contexts: dict[str, str] = {}
 
     def _address(self) -> str:
         deadline = time.monotonic() + LIMIT_S
@@ -117,9 +118,11 @@ class Browser:
                 tab.happened(answer["method"], answer["params"])
 
     @contextlib.contextmanager
-    def tab(self, width: int = 1400, height: int = 900, dark: bool = False) -> Iterator["Tab"]:
-        """Open a page with nothing remembered."""
-        context = self.call("Target.createBrowserContext")["browserContextId"]
+    def tab(self, width: int = 1400, height: int = 900, dark: bool = False, known: str = "") -> Iterator["Tab"]:
+        """Open a page with nothing remembered, or with what pages that were `known` by the same name remembered."""
+        context = self._contexts.get(known) or self.call("Target.createBrowserContext")["browserContextId"]
+        if known:
+            self._contexts[known] = context
         target = self.call("Target.createTarget", url="about:blank", browserContextId=context)["targetId"]
         session = self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
         tab = self._tabs[session] = Tab(self, session)
@@ -130,7 +133,10 @@ class Browser:
             yield tab
         finally:
             del self._tabs[session]
-            self.call("Target.disposeBrowserContext", browserContextId=context)
+            if known:
+                self.call("Target.closeTarget", targetId=target)
+            else:
+                self.call("Target.disposeBrowserContext", browserContextId=context)
 
 
 class Tab:

@@ -408,6 +408,20 @@ def test_exec_of_nothing(engine, ticker):
     assert program.exit_code() in (126, 127)
 
 
+def test_a_program_that_ends_at_once_has_a_terminal(engine, ticker):
+    """Its output and its exit code come, though it is over before its terminal gets a size."""
+    for _ in range(10):
+        program = engine.exec(ticker, ["sh", "-c", "echo done; exit 3"], tty=True, size=(24, 80))
+        assert (both(program), program.exit_code()) == ((b"done\r\n", b""), 3)
+
+
+def test_words_for_people_have_short_ids(engine, make):
+    """What the engine refuses is told with the first digits of an id: the others say nothing."""
+    container = make(start=False)
+    text = failure(lambda: engine.exec(container, ["true"]))[1]
+    assert (container[:12] in text, container in text) == (True, False)
+
+
 @pytest.mark.parametrize("address", ["host", "tls_host"])
 def test_input(dockerd, ticker, address):
     """Megabytes go in while they come out, and the program sees the end of its input while its output still comes."""

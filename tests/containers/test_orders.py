@@ -32,6 +32,7 @@ from tsbus.core.roles import Role
         (orders.Exec, {"container": "a", "argv": ["a"], "size": [0, 80]}, "size[0]: Expected `int` >= 1"),
         (orders.Pull, {"image": "a b"}, "image: write the image as for docker run"),
         (RunOrder, {"image": "a", "health": {"cmd": "x"}}, "health: there is no key `cmd`"),
+        (RunOrder, {"image": "a", "names": {"n": ["x"]}}, "names[0]: a name has letters"),
         (RunOrder, {"image": "a", "names": {"n": ["web"]}, "count": 2}, "give either names or count"),
         (RunOrder, {"image": "a", "names": {"n": ["web", "web"]}}, "names.n: a name stands there twice"),
         (RunOrder, {"image": "a", "names": {"n": ["web", "db"]}, "attach": True}, "attach: the output of one"),

@@ -257,6 +257,30 @@ async def test_run_that_cannot_start(site: Site) -> None:
     assert site.audit("end")[0]["ok"] is False
 
 
+@pytest.mark.parametrize("more", [{}, {"attach": True}])
+@pytest.mark.parametrize("action", ["create", "start"])
+async def test_run_that_is_interrupted(
+    site: Site, engine: Engine, dockerd: Dockerd, more: dict[str, Any], action: str
+) -> None:
+    """Of a container that was made and not told of nothing is left, whether its caller went before or in its start."""
+    events = engine.events()
+    name = f"half-{action}-{len(more)}"
+    body = {"image": "box:1", "argv": ["sleep", "1000"], "names": {"a": [name]}, **more}
+    call = site.operate.request("a", "containers.run", body)
+    await until("its audit line", lambda: site.audit("start"))
+    if action == "start":
+        await asyncio.to_thread(lambda: next(event for event in events if event.action == "create"))
+    dockerd.pause()
+    try:
+        events.close()
+        assert not site.audit("end"), "the engine was faster than we"
+        call.cancel()
+        await until("its end", lambda: site.audit("end"))
+    finally:
+        dockerd.resume()
+    await site.seen("container.destroyed", name)
+
+
 async def test_run_without_the_image(site: Site) -> None:
     """A missing image is fetched with progress unless that is forbidden; where it cannot be had the reason is told."""
     registry = Registry()

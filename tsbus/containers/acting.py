@@ -6,8 +6,8 @@ what all commands share.
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -188,8 +188,12 @@ class Acting:
         """Make a container and return its id; fetch its image if it is missing. Raises CommandError."""
 
         async def create(pull: str) -> str | None:
+            creating = asyncio.ensure_future(self._desk.calls.run(self._engine.create, name, making.spec))
             try:
-                return await self._desk.calls.run(self._engine.create, name, making.spec)
+                return await asyncio.shield(creating)
+            except asyncio.CancelledError:
+                self._writings.later(self._take_back(creating))
+                raise
             except EngineError as error:
                 if (
                     pull == "never"
@@ -213,15 +217,31 @@ class Acting:
     async def _begin(self, container: str, name: str | None, *, start: bool) -> Done:
         """Start a container that was made, or remove it again."""
         try:
-            if start:
-                await self._start_or_remove(container)
-            # The engine has invented a name where none was given.
-            seen = await self._desk.calls.run(self._engine.inspect, container)
+            async with self._kept(container):
+                if start:
+                    await self._start_or_remove(container)
+                # The engine has invented a name where none was given.
+                seen = await self._desk.calls.run(self._engine.inspect, container)
         except CommandError as error:
             return Done(id=container, name=name or "", ok=False, error=str(error), state="removed")
         except EngineError:  # with `rm` it may have come and gone
             return Done(id=container, name=name or "", state="removed")
         return Done(id=container, name=seen.name, state=seen.state)
+
+    @asynccontextmanager
+    async def _kept(self, container: str) -> AsyncIterator[None]:
+        """Take a container away if its caller goes before it was told of it."""
+        try:
+            yield
+        except asyncio.CancelledError:
+            self._writings.later(self._take_back(container))
+            raise
+
+    async def _take_back(self, made: "str | asyncio.Future[str]") -> None:
+        """Remove a container that nobody was told of."""
+        with suppress(EngineError, RuntimeError):  # it could not be made; the service stops
+            container = made if isinstance(made, str) else await made
+            await self._desk.calls.run(self._engine.rm, container, force=True, volumes=True)
 
     async def _start_or_remove(self, container: str) -> None:
         try:
@@ -236,9 +256,14 @@ class Acting:
     async def _attached(self, call: Request, container: str) -> int | None:
         """Start a container, send what it writes, and return its exit code."""
         with self._desk.stream():
-            output = await self._writings.attached(container)
+            async with self._kept(container):
+                output = await self._writings.attached(container)
+                try:
+                    await self._start_or_remove(container)
+                except BaseException:
+                    output.close()
+                    raise
             try:
-                await self._start_or_remove(container)
                 await self._writings.pass_on(output, call)
             finally:
                 output.close()

@@ -10,6 +10,7 @@ import random
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any, Final
 
 from tsbus.containers.api import PATIENCE_S, Api, Auth, as_object, check_name
@@ -239,7 +240,8 @@ class Engine:
         wire = self._api.stream("POST", f"/exec/{exec_id}/start", hijack=True, body=body)
         program = Exec(exec_id, wire, tty, self._api.explain, lambda: self._exit_code(exec_id))
         if size and tty:
-            self.resize(exec_id, *size)
+            with suppress(EngineError):  # it may be over already
+                self.resize(exec_id, *size)
         return program
 
     def exec_pid(self, exec_id: str) -> int:

@@ -291,7 +291,7 @@ def _texts(value: object) -> Iterator[str]:
 def _in_words(said: str, kind: type[Order]) -> str:
     """Return what msgspec says about a body, the place first."""
     text, _, place = said.partition(" - at `$")
-    place = place.removesuffix("`").removeprefix(".")
+    place = place.removesuffix("`").removeprefix(".").replace("[...]", "")  # of an object: any of its keys
     if (key := text.removeprefix("Object contains unknown field ")) != text:
         known = "" if place else f"; the keys are {', '.join(cast(Any, kind).__struct_encode_fields__)}"
         return f"{place + ': ' if place else ''}there is no key {key}{known}"

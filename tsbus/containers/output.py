@@ -107,7 +107,7 @@ class Writings:
                 code = record["exit"] = await self._exit_code(program)
             except BaseException:
                 # The caller does not wait for that; it is over when the service ends.
-                self._later(self._end(program, targets[0].id))
+                self.later(self._end(program, targets[0].id))
                 raise
             finally:
                 program.close()
@@ -119,7 +119,8 @@ class Writings:
         """Wait until all that is being ended has ended. The workers have cancelled every call before."""
         await asyncio.gather(*self._endings, return_exceptions=True)
 
-    def _later(self, work: Coroutine[Any, Any, None]) -> None:
+    def later(self, work: Coroutine[Any, Any, None]) -> None:
+        """Do what is left to do when a caller has gone; the service waits for it before it ends."""
         task = asyncio.create_task(work)
         self._endings.add(task)
         task.add_done_callback(self._endings.discard)

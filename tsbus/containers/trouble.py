@@ -4,6 +4,7 @@ import grp
 import json
 import os
 import pwd
+import re
 import socket
 import ssl
 from collections.abc import Iterator
@@ -17,6 +18,7 @@ from tsbus.containers.wire import Address, AnswerError
 
 MAX_TEXT: Final = 1000
 """Characters of what an engine says about an error."""
+_ID: Final = re.compile(r"\b([0-9a-f]{12})[0-9a-f]{52}\b")
 
 
 class ErrorKind(Enum):
@@ -80,7 +82,7 @@ def _refusal(status: int, text: str, address: Address) -> EngineError:
     if status == 400 and "HTTPS server" in text:
         hint = "give the certificates (tls_ca, tls_cert, tls_key, or DOCKER_TLS_VERIFY and DOCKER_CERT_PATH)"
         return EngineError(ErrorKind.DENIED, f"the engine at {address} speaks TLS: {hint}")
-    said = " ".join(text.split())[:MAX_TEXT] or f"the engine answers with HTTP {status}"
+    said = _ID.sub(r"\1", " ".join(text.split()))[:MAX_TEXT] or f"the engine answers with HTTP {status}"
     return EngineError(_STATUS.get(status, ErrorKind.FAILED), said)
 
 

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from itertools import islice
 from typing import Final
 
+from tsbus.core.events import Event
 from tsbus.dashboard.views import EventRecord
 
 MAX_EVENTS: Final = 10_000
@@ -34,6 +35,21 @@ class EventLog:
     def first(self) -> int:
         """Number of the oldest event that is kept; one more than `last` when none is."""
         return self._events[0].number if self._events else self.last + 1
+
+    def take(self, event: Event, now_ms: int) -> EventRecord:
+        """Append an event that arrived now; returns its record."""
+        record = EventRecord(
+            number=self.last + 1,
+            topic=event.topic,
+            node=event.origin,
+            who=event.who,
+            time_ms=event.time_ms,
+            arrived_ms=now_ms,
+            body=event.body,
+            content=event.content,
+        )
+        self.append(record)
+        return record
 
     def append(self, event: EventRecord) -> None:
         """Take the event with the number `last` + 1; the oldest go where there is no room."""

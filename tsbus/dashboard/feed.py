@@ -137,17 +137,17 @@ class Feed:
 
     async def wait_change(self, revision: int, timeout_s: float | None = None) -> bool:
         """Wait until the model is newer than `revision`, `timeout_s` at most; tell whether it is."""
-        with suppress(TimeoutError):
-            async with asyncio.timeout(timeout_s):
-                await self._changed.until(lambda: self.model.revision > revision)
-        return self.model.revision > revision
+        return await self._wait(lambda: self.model.revision > revision, timeout_s)
 
     async def wait_event(self, number: int, timeout_s: float | None = None) -> bool:
         """Wait until the log has an event after the one with `number`, `timeout_s` at most; tell whether it has."""
+        return await self._wait(lambda: self.model.events.last > number, timeout_s)
+
+    async def _wait(self, is_so: Callable[[], bool], timeout_s: float | None) -> bool:
         with suppress(TimeoutError):
             async with asyncio.timeout(timeout_s):
-                await self._changed.until(lambda: self.model.events.last > number)
-        return self.model.events.last > number
+                await self._changed.until(is_so)
+        return is_so()
 
     async def wait_settled(self, timeout_s: float | None = None) -> bool:
         """Wait until each node has told its containers and balancers, or cannot, `timeout_s` at most."""

@@ -23,7 +23,6 @@ from tsbus.dashboard.views import (
     SHORT_ID,
     BalancerView,
     ContainerView,
-    EventRecord,
     Mark,
     NodeView,
     ProcessView,
@@ -201,25 +200,15 @@ class Model:
 
     def event(self, event: Event, now_ms: int) -> None:
         """Take any event into the log, and what some of them say of slow peers and programs into the node."""
-        topic, node, who, time_ms = event.topic, event.origin, event.who, event.time_ms
-        record = EventRecord(
-            number=self.events.last + 1,
-            topic=topic,
-            node=node,
-            who=who,
-            time_ms=time_ms,
-            arrived_ms=now_ms,
-            body=event.body,
-            content=event.content,
-        )
-        self.events.append(record)
+        node = event.origin
+        record = self.events.take(event, now_ms)
         self._next()
-        self.clock(node, time_ms, now_ms)
-        kind, _, happened = topic.partition(".")
-        if node in self.nodes and ((kind in ("bus", "worker") and who == "router") or kind == "process"):
+        self.clock(node, event.time_ms, now_ms)
+        kind, _, happened = event.topic.partition(".")
+        if node in self.nodes and ((kind in ("bus", "worker") and event.who == "router") or kind == "process"):
             told = record.json()
             if isinstance(told, dict):
-                self._learn(kind, happened, node, told, time_ms)
+                self._learn(kind, happened, node, told, event.time_ms)
 
     def _learn(self, kind: str, happened: str, node: str, told: Mapping[str, Any], time_ms: int) -> None:
         view = self.nodes[node]

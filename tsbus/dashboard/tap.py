@@ -15,7 +15,6 @@ from tsbus.core.events import Event
 from tsbus.core.message import Gap
 from tsbus.dashboard.eventlog import EventLog
 from tsbus.dashboard.feed import Feed, unix_ms
-from tsbus.dashboard.views import EventRecord
 from tsbus.errors import BusError
 
 MAX_TOPICS: Final = 1024
@@ -82,18 +81,7 @@ class Tap:
         if event is self._last:  # it is of several subscriptions
             return
         self._last = event
-        self.events.append(
-            EventRecord(
-                number=self.events.last + 1,
-                topic=event.topic,
-                node=event.origin,
-                who=event.who,
-                time_ms=event.time_ms,
-                arrived_ms=unix_ms(),
-                body=event.body,
-                content=event.content,
-            )
-        )
+        self.events.take(event, unix_ms())
         self._changed()
 
     def _miss(self, gap: Gap) -> None:

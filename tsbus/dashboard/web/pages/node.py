@@ -47,7 +47,8 @@ def _facts(model: Model, node: NodeView) -> Iterator[Fact]:
     yield Fact("tags", "Tags", "chips", node.tags or None)
     yield Fact("release", "TreeScale", "text", router.release if router else None)
     yield Fact("config", "Configuration", "mono", router.config[:12] if router else None)
-    yield Fact("monitor", "Cost of measuring", "percent", node.monitor_cpu if node.stats_ms else None, note="of a core")
+    if node.stats_ms:
+        yield Fact("monitor", "Cost of measuring", "percent", node.monitor_cpu, note="of a core")
     if abs(node.skew_ms) > 2000:
         yield Fact("skew", "Clock", "text", f"{node.skew_ms / 1000:+.1f} s", "warn", "against the one here")
 

@@ -100,7 +100,7 @@ export default {
             name: each.length < 2 ? name : `${name}, ${above ? "highest" : "mean"}`,
             data,
             type: "line",
-            showSymbol: data.filter(([, value]) => value !== null).length < 3,
+            showSymbol: data.filter(([, value]) => value !== null).length < Math.max(3, data.length / 60),
             symbol: "circle",
             symbolSize: 4,
             connectNulls: false,

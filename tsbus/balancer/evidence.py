@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Final
 
 from tsbus.balancer.devices import Devices
-from tsbus.balancer.machine import Machine, MachineError
 from tsbus.balancer.netfilter import read_host, read_sysctl
 from tsbus.balancer.programs import HostError, NoFeature, NoProgram, run
 from tsbus.balancer.rules import FORWARDING, Backend
@@ -31,14 +30,6 @@ _LISTENS: Final = {Protocol.TCP: "0A", Protocol.UDP: "07"}
 """The state of a socket that waits for anybody."""
 _KINDS: Final = ("nft", "legacy")
 """Of iptables. A host may have both, with rules in each."""
-
-
-def table_of(machine: Machine) -> dict[Key, Entry] | None:
-    """Return what balances now; None where it cannot be read."""
-    try:
-        return machine.services()
-    except MachineError:
-        return None
 
 
 def read(backend: Backend, ip: IP, servers: Iterable[IP], table: Mapping[Key, Entry] | None) -> Evidence:

@@ -4,11 +4,13 @@ It works as far as can be when nothing is balanced: without a kernel that balanc
 """
 
 import asyncio
+from contextlib import suppress
 from ipaddress import ip_address
 
 from tsbus.balancer import evidence
 from tsbus.balancer.evidence import Knocks
 from tsbus.balancer.keeper import Keeper
+from tsbus.balancer.machine import MachineError
 from tsbus.balancer.naming import NotOne
 from tsbus.balancer.plan import keys_of
 from tsbus.balancer.question import Question, nobody, servers_of
@@ -27,7 +29,9 @@ async def answer(keeper: Keeper, order: Why) -> WhyAnswer:
     if question is None:
         return nobody(order.address, order.protocol, order.client, keeper.balancers.values())
     # The table is read before anything else gets to the thread, so it belongs to what was wanted just now.
-    table = await keeper.in_thread(evidence.table_of, keeper.machine) if keeper.machine else None
+    table = None
+    with suppress(MachineError):
+        table = await keeper.in_thread(keeper.machine.services) if keeper.machine else None
     servers = servers_of(question, table)
     wanted = [each.address for each in servers if each.forward is Forward.NAT]
     addresses = [each if each.port else Address(each.ip, question.listen.first) for each in wanted]

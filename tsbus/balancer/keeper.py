@@ -125,21 +125,19 @@ class Keeper:
             await self.in_thread(carrier.keep, overrides)
             self.facts.overrides = overrides
         await self.turn()
+        standing = self.standing
         for name in balancers:
-            if name in self.standing.undone:
-                why = next(
-                    (each.text for each in self.standing.lasting(name) or self.standing.lasting()), "see lb.check"
-                )
+            if name in standing.undone:
+                why = next((each.text for each in standing.lasting(name) or standing.lasting()), "see lb.check")
                 raise NotReady(f"it is noted, but not so in the kernel yet: {why}")
 
     async def wait_begun(self) -> None:
         """Wait until it is known what should be balanced. Raises NotReady where that cannot be."""
+        standing = self.standing
         async with self._turned:
-            await self._turned.wait_for(lambda: self.standing.plan is not None or self.standing.unusable)
+            await self._turned.wait_for(lambda: standing.plan is not None or standing.unusable)
             self._require()
-            await self._turned.wait_for(
-                lambda: self.standing.plan is not None and self.standing.plan.wanted is not None
-            )
+            await self._turned.wait_for(lambda: standing.plan is not None and standing.plan.wanted is not None)
 
     async def wait_settled(self, look: Callable[[Sequence[Report], Collection[str]], T | None]) -> T:
         """Wait until `look` returns something, and return it.

@@ -10,11 +10,12 @@ packets to servers and from them, count.
 
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from ipaddress import ip_address
 from itertools import groupby
+from operator import itemgetter
 from typing import Any, Final, NamedTuple
 
 from tsbus.balancer.rules import Listen, Version
@@ -107,12 +108,9 @@ def script(found: Listing, wanted: Mapping[Key, Held]) -> Script:
         lines.append(f"add {kind} inet {TABLE} {name}")
     for key, pool in new.items():
         if key in different:
-            lines += _rules(key, pool, old.get(key))
+            lines += _rules(key, pool, old.get(key), old_objects)
     stale = old_elements - new_elements
-    lines += [f"delete element inet {TABLE} {name} {{ {element} }}" for name, element in sorted(stale)]
-    lines += [
-        f"add element inet {TABLE} {name} {{ {element} }}" for name, element in sorted(new_elements - old_elements)
-    ]
+    lines += [*_of_sets("delete", stale), *_of_sets("add", new_elements - old_elements)]
     gone = old_objects - new_objects
     chains = sorted((name for kind, name in gone if kind == "chain"))
     clean = [f"flush chain inet {TABLE} {name}" for name in chains]
@@ -174,7 +172,13 @@ def _elements(key: Key, pool: Held) -> Iterator[tuple[str, str]]:
                 yield f"{way}{version}", f"{place} . {address.ip} . {port}"
 
 
-def _rules(key: Key, pool: Held, before: Held | None) -> Iterator[str]:
+def _of_sets(verb: str, elements: Iterable[tuple[str, str]]) -> Iterator[str]:
+    """One command for all elements of a set: of 5,000 servers nft then takes two thirds of the time."""
+    for name, some in groupby(sorted(elements), key=itemgetter(0)):
+        yield f"{verb} element inet {TABLE} {name} {{ {', '.join(element for _, element in some)} }}"
+
+
+def _rules(key: Key, pool: Held, before: Held | None, there: Collection[tuple[str, str]]) -> Iterator[str]:
     known = before.destinations if before else {}
     for address, each in pool.destinations.items():
         if each != known.get(address):
@@ -182,12 +186,14 @@ def _rules(key: Key, pool: Held, before: Held | None) -> Iterator[str]:
             ip = f"[{address.ip}]" if address.port and address.ip.version == 6 else address.ip
             to = f"{_FAMILIES[key.version]} to {ip}" + (f":{address.port}" if address.port else "")
             protocol = int(pool.listens[0].protocol)
-            yield f"flush chain inet {TABLE} {name}"
+            if ("chain", name) in there:
+                yield f"flush chain inet {TABLE} {name}"
             yield (
                 f"add rule inet {TABLE} {name} meta l4proto {protocol} counter name {name} dnat {to} "
                 f'comment "weight {each.weight}"'
             )
-    yield f"flush chain inet {TABLE} {_name(key)}"
+    if ("chain", _name(key)) in there:
+        yield f"flush chain inet {TABLE} {_name(key)}"
     for rule in _choice(key, pool):
         yield f"add rule inet {TABLE} {_name(key)} {rule}"
 

@@ -20,6 +20,7 @@ from tsbus.cli.edge import Code, bus_option, connect, json_option, run
 from tsbus.cli.job import NO_LIMIT_S
 from tsbus.cli.lb.asking import Answers, Part, ask_parts, counted, parts, tree_of
 from tsbus.cli.lb.options import balancer_option, terminal_width
+from tsbus.cli.lb.words import address
 from tsbus.cli.report import Ending, ending_of, exit_code, summary
 from tsbus.cli.screen import Screen, within
 from tsbus.cli.table import Column, table
@@ -111,8 +112,8 @@ def _rows(node: str, one: BalancerTraffic, sort: str) -> Iterable[tuple[str, ...
     yield (f"{node}/{safe(one.name)}", "", *_cells(one))
     servers = sorted(one.servers, key=lambda server: (natural(server.name), natural(server.ip), server.port))
     for server in sorted(servers, key=lambda server: _order(sort, server, server.name)):
-        where = f"[{server.ip}]:{server.port}" if ":" in server.ip else f"{server.ip}:{server.port}"
-        yield (f"  {safe(server.name or where)}", safe(where), *_cells(server))
+        where = address(server)
+        yield (f"  {safe(server.name) or where}", where, *_cells(server))
 
 
 def _cells(one: Traffic) -> tuple[str, ...]:

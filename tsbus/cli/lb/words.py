@@ -7,7 +7,7 @@ from typing import Any
 
 from tsbus.cli.containers.words import count
 from tsbus.cli.terminal import safe
-from tsbus.lb_records import ServerRecord
+from tsbus.lb_records import ServerRecord, Traffic
 
 COLORS = {
     "ok": "green", "active": "green", "joining": "yellow", "out": "yellow", "draining": "yellow", "kept": "yellow",
@@ -27,7 +27,7 @@ def style(cell: str) -> dict[str, Any]:
     return {"fg": COLORS[cell]} if cell in COLORS else {}
 
 
-def address(server: ServerRecord) -> str:
+def address(server: ServerRecord | Traffic) -> str:
     """Return IP:PORT."""
     ip = f"[{server.ip}]" if ":" in server.ip else server.ip
     return f"{safe(ip)}:{server.port}"

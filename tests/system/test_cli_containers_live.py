@@ -123,6 +123,22 @@ def test_filters_go_to_the_nodes_and_wrong_ones_do_not(run, site):
     assert "nmae" in result.stderr
 
 
+@pytest.mark.parametrize("words", [("container", "run"), ("container", "create"), ("image", "pull"), ("image", "rm")])
+def test_a_target_without_any_monitor_is_told_as_such(run, words):
+    """Whoever wants something done there learns what to start, not which service is missing."""
+    result = run(*words, "root", "nginx")
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert "no container monitor runs on root: start ts-docker there" in result.stderr
+
+
+def test_where_there_is_no_monitor_there_is_no_image_to_remove(run):
+    """A tree whose root has no engine is no failure of what takes away; to fetch an image, all must."""
+    for words in (("prune", "root,a", "--yes"), ("rm", "root,a", "nginx")):
+        result = run("image", *words)
+        assert (result.exit_code, result.stderr) == (0, "")
+    assert run("image", "pull", "root,a", "nginx").exit_code == 3
+
+
 # Which is meant, and what is done.
 
 
@@ -351,6 +367,26 @@ def test_watch_draws_at_every_change(site):
         assert len(site.nodes["b"].asked) == asked
 
 
+@pytest.mark.parametrize(
+    ("words", "lines"), [(("stats", "@web", "--json"), 5), (("stats", "@web"), 8), (("ls", "@web", "--watch"), 8)]
+)
+def test_what_stays_ends_when_nobody_reads_it_any_more(site, words, lines):
+    """`... | head` is no fault of anybody: it ends with the next thing that happens, quietly and with 0."""
+    with started(site, "container", *words, stderr=subprocess.PIPE) as process:
+        for _ in range(lines):
+            process.stdout.readline()
+        process.stdout.close()
+        end = time.monotonic() + LIMIT_S
+        while process.poll() is None and time.monotonic() < end:
+            site.do(site.nodes["b"].change(site.nodes["b"]._match("solo")[0], "paused", state="paused"))
+            event = msgspec.to_builtins(site.nodes["b"].stats(full=False))
+            site.do(site.nodes["b"].worker.publish("containers.stats.b", event))
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(0.1)
+        assert process.returncode == 0
+        assert process.stderr.read() == ""
+
+
 # With a real engine.
 
 
@@ -466,9 +502,9 @@ def treescale(*args):
 
 
 @contextlib.contextmanager
-def started(site, *args):
+def started(site, *args, **more):
     """A command line as a process, which is ended."""
-    process = subprocess.Popen(treescale(*args), env=environment(site), stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(treescale(*args), env=environment(site), stdout=subprocess.PIPE, text=True, **more)
     try:
         yield process
     finally:

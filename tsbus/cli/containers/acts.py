@@ -9,7 +9,7 @@ import click
 import msgspec
 
 from tsbus.cli.containers.finding import Finding, Match, order_for
-from tsbus.cli.containers.words import SHORT_ID, shorten_ids
+from tsbus.cli.containers.words import SHORT_ID
 from tsbus.cli.edge import Code
 from tsbus.cli.job import conclude, follow, waiting
 from tsbus.cli.report import Ending, ending_of
@@ -51,7 +51,7 @@ class Acts:
         name = done.name or done.id[:SHORT_ID]
         label = match.label if match else f"{node}/{safe(name)}" if name else node
         outcome = Outcome.OK if done.ok else Outcome.FAILED
-        self.endings[label] = Ending(outcome, shorten_ids(safe(done.error)))
+        self.endings[label] = Ending(outcome, safe(done.error))
         self.progress.clear()
         if self._as_json:
             click.echo(json.dumps({"node": node} | msgspec.to_builtins(done)))
@@ -68,7 +68,6 @@ class Acts:
         ending = ending_of(reply)
         if ending.outcome is Outcome.OK:
             ending = Ending(Outcome.FAILED, "it is not there any more")
-        ending = Ending(ending.outcome, shorten_ids(ending.reason))
         for match in self._matches.values():
             if match.node == reply.node:
                 self.endings.setdefault(match.label, ending)

@@ -12,7 +12,7 @@ import click
 
 from tsbus.cli.containers.acts import Acts, act
 from tsbus.cli.containers.finding import Match
-from tsbus.cli.containers.words import count, natural, shorten_ids
+from tsbus.cli.containers.words import count, natural
 from tsbus.cli.edge import Fault, stacked
 from tsbus.cli.job import telling
 from tsbus.cli.report import Ending, exit_code
@@ -247,4 +247,4 @@ def ending_of_error(error: Exception, before: str = "") -> Ending:
         (outcome,) = set(error.outcomes.values())
     elif isinstance(error, CallFailed):
         (outcome,) = set(error.result.outcomes.values())
-    return Ending(outcome, before + shorten_ids(safe(reason(error))))
+    return Ending(outcome, before + safe(reason(error)))

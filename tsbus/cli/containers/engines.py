@@ -11,9 +11,9 @@ import msgspec
 
 from tsbus.cli import eventlines
 from tsbus.cli.containers.images import ask
-from tsbus.cli.containers.options import ASK_S, any_target_argument
+from tsbus.cli.containers.options import ASK_S, any_target_argument, awaited
 from tsbus.cli.containers.words import natural
-from tsbus.cli.edge import bus_option, json_option, run
+from tsbus.cli.edge import bus_option, json_option
 from tsbus.cli.screen import columns as wide
 from tsbus.cli.sub import Printer, Wanted, count_option, follow, timeout_option
 from tsbus.cli.table import Column, table
@@ -88,7 +88,8 @@ def _fits(key: str, value: str, kind: str, action: str, node: str, facts: Any) -
 @timeout_option
 @json_option
 @bus_option
-def events(
+@awaited
+async def events(
     target: str,
     filters: dict[str, list[str]],
     count: int | None,
@@ -108,7 +109,7 @@ def events(
     origins = None if target == "*" else target
     wanted = Wanted(bus, PATTERNS, origins=origins, count=count, timeout_s=timeout_s, accepts=accepts)
     line = eventlines.as_json if as_json else eventlines.told
-    return run(follow(wanted, "treescale-docker-events", lambda gate: Printer(gate, line)))
+    return await follow(wanted, "treescale-docker-events", lambda gate: Printer(gate, line))
 
 
 class _Info(msgspec.Struct, frozen=True):
@@ -139,17 +140,14 @@ _INFO = (
 @any_target_argument
 @json_option
 @bus_option
-def info(target: str, as_json: bool, bus: str | None) -> int:
+@awaited
+async def info(target: str, as_json: bool, bus: str | None) -> int:
     """Show the engine of every node: version, counts, what it runs on, and why it cannot be reached.
 
     \b
     Examples:
       treescale docker info
     """
-    return run(_info(bus, target, as_json))
-
-
-async def _info(bus: str | None, target: str, as_json: bool) -> int:
     told: dict[str, _Info] = {}
 
     def take(reply: "Reply") -> None:
@@ -193,13 +191,19 @@ def _info_row(node: str, told: _Info, now_ns: int) -> tuple[str, ...]:
 
 
 _KINDS = ("images", "containers", "volumes", "cache")
+_USAGE = (
+    Column("NODE", least=10),
+    *(Column(kind.upper(), right=True, spare=place) for place, kind in enumerate(_KINDS)),
+    Column("TO FREE"),
+)
 
 
 @click.command()
 @any_target_argument
 @json_option
 @bus_option
-def df(target: str, as_json: bool, bus: str | None) -> int:
+@awaited
+async def df(target: str, as_json: bool, bus: str | None) -> int:
     """Show the disk space that images, containers, volumes and build caches take, and what could be freed.
 
     \b
@@ -207,10 +211,6 @@ def df(target: str, as_json: bool, bus: str | None) -> int:
       treescale docker df
       treescale docker df node1 --json
     """
-    return run(_df(bus, target, as_json))
-
-
-async def _df(bus: str | None, target: str, as_json: bool) -> int:
     told: dict[str, dict[str, dict[str, int]]] = {}
 
     def take(reply: "Reply") -> None:
@@ -229,8 +229,7 @@ async def _df(bus: str | None, target: str, as_json: bool) -> int:
     rows = [_df_row(node, told[node]) for node in nodes]
     if len(nodes) > 1:
         rows.append(_df_row("all", totals))
-    columns = [Column("NODE", least=10), *(Column(kind.upper(), right=True) for kind in _KINDS), Column("TO FREE")]
-    click.echo("\n".join(table(columns, rows, wide())))
+    click.echo("\n".join(table(_USAGE, rows, wide())))
     return asked.finish(as_json)
 
 

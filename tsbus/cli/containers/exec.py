@@ -16,9 +16,9 @@ import click
 from tsbus.cli.completion import complete_container
 from tsbus.cli.containers.acts import tell_silent
 from tsbus.cli.containers.finding import Match, choose, find
-from tsbus.cli.containers.options import each_option, target_argument
+from tsbus.cli.containers.options import awaited, each_option, target_argument
 from tsbus.cli.containers.program import ProgramCommand
-from tsbus.cli.edge import Code, Fault, bus_option, connect, json_option, run
+from tsbus.cli.edge import Code, Fault, bus_option, connect, json_option
 from tsbus.cli.exec import Look, execute, read_ending, variables
 from tsbus.cli.job import NO_LIMIT_S
 from tsbus.cli.report import Ending, account, exit_code
@@ -49,7 +49,8 @@ READ_BYTES = 32 << 10
 @each_option
 @json_option
 @bus_option
-def exec_(
+@awaited
+async def exec_(
     target: str,
     name: str,
     argv: tuple[str, ...],
@@ -80,18 +81,12 @@ def exec_(
         raise click.UsageError("--tty and --json contradict each other.")
     if tty and stdin and not sys.stdin.isatty():
         raise Fault("standard input is no terminal: leave out --tty, or --interactive", Code.USAGE)
-    return run(_exec(bus, target, name, body, timeout_s, each, as_json))
-
-
-async def _exec(
-    bus: str | None, target: str, name: str, body: dict[str, Any], timeout_s: float, each: bool, as_json: bool
-) -> int:
     async with connect(bus, "treescale-container-exec") as client:
         finding = await find(client, target, [name])
         matches = choose(finding, [name], target, single=not each)
         tell_silent(finding)
         body["container"] = matches[0].id if len(matches) == 1 else name
-        if not body.get("tty"):
+        if not tty:
             return await _plain(client, matches, body, timeout_s, as_json)
         if len(matches) > 1:
             raise Fault("a terminal can be in one container only: leave out --tty", Code.USAGE)

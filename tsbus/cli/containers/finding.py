@@ -1,6 +1,6 @@
 """Finding: which containers the names on a command line mean, on which nodes. `find` asks, `choose` decides."""
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -8,12 +8,14 @@ import msgspec
 
 from tsbus.cli.containers.options import ASK_S
 from tsbus.cli.edge import Code, Fault
+from tsbus.cli.job import waiting
 from tsbus.cli.report import Ending, account, ending_of, exit_code
-from tsbus.cli.terminal import safe
+from tsbus.cli.terminal import Progress, safe
 from tsbus.core.accounting import Outcome
 from tsbus.core.target import fold
 
 if TYPE_CHECKING:
+    from tsbus import Reply
     from tsbus.client import Client
 
 MAX_NAMED = 1000
@@ -71,22 +73,23 @@ class Finding:
     """For names that a node does not have: what comes near to it there."""
     silent: Mapping[str, Ending] = field(default_factory=dict)
     """Nodes that did not say what they have."""
-    seconds: float = 0.0
 
     @property
     def lost(self) -> dict[str, Ending]:
         """Silent nodes that may have containers: a node without a monitor has none that we could see."""
         return without_monitors(self.silent)
 
-    @property
-    def nodes(self) -> frozenset[str]:
-        """Nodes that have something that was asked for."""
-        return frozenset(match.node for match in self.matches)
-
 
 def without_monitors(endings: Mapping[str, Ending]) -> dict[str, Ending]:
     """Return the endings without those of nodes where no monitor runs."""
     return {node: how for node, how in endings.items() if how.outcome is not Outcome.NO_SUCH_SERVICE}
+
+
+def monitored(endings: Mapping[str, Ending]) -> dict[str, Ending]:
+    """Return the endings on nodes where a monitor runs. Raises Fault where that is none."""
+    if not (found := without_monitors(endings)):
+        raise no_monitor(endings)
+    return found
 
 
 def no_monitor(nodes: Iterable[str]) -> Fault:
@@ -96,23 +99,39 @@ def no_monitor(nodes: Iterable[str]) -> Fault:
     )
 
 
+async def ask(
+    client: "Client", target: str, command: str, body: object, take: "Callable[[Reply], None]", timeout_s: float
+) -> dict[str, Ending]:
+    """Hand what the nodes of `target` answer to `take`; returns how it ended on each."""
+    endings: dict[str, Ending] = {}
+    progress = Progress()
+    async with client.request(target, command, body, timeout_s=timeout_s) as call:
+        nodes = await call.nodes()
+        async with waiting(progress, lambda: nodes - endings.keys(), len(nodes)):
+            async for reply in call:
+                progress.clear()
+                if reply.status is Outcome.OK and reply.body:
+                    take(reply)
+                if reply.last:
+                    endings[reply.node] = ending_of(reply)
+    return endings
+
+
 async def find(client: "Client", target: str, names: Sequence[str]) -> Finding:
     """Ask the nodes of `target` for containers. Raises Fault for too many names."""
     if len(names) > MAX_NAMED:
         raise Fault(f"{len(names)} names are too many: at most {MAX_NAMED} at once", Code.USAGE)
     matches: list[Match] = []
     hints: dict[str, set[str]] = {}
-    silent: dict[str, Ending] = {}
-    decode = msgspec.json.Decoder(_Answer).decode
-    async with client.request(target, "containers.find", {"containers": list(names)}, timeout_s=ASK_S) as call:
-        async for reply in call:
-            if reply.last and reply.status is not Outcome.OK:
-                silent[reply.node] = ending_of(reply)
-            elif reply.body:
-                answer = decode(reply.body)
-                matches += (Match(reply.node, row.given, row.id, row.name, row.state) for row in answer.found)
-                for missing in answer.missing:
-                    hints.setdefault(missing.given, set()).update([missing.hint] if missing.hint else [])
+
+    def take(reply: "Reply") -> None:
+        answer = msgspec.json.decode(reply.body, type=_Answer)
+        matches.extend(Match(reply.node, row.given, row.id, row.name, row.state) for row in answer.found)
+        for missing in answer.missing:
+            hints.setdefault(missing.given, set()).update([missing.hint] if missing.hint else [])
+
+    endings = await ask(client, target, "containers.find", {"containers": list(names)}, take, ASK_S)
+    silent = {node: ending for node, ending in endings.items() if ending.outcome is not Outcome.OK}
     return Finding(matches, hints, silent)
 
 

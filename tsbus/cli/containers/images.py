@@ -3,7 +3,7 @@
 import json
 import sys
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -12,13 +12,13 @@ import msgspec
 
 from tsbus.cli.completion import complete_image
 from tsbus.cli.containers.acts import code_of
-from tsbus.cli.containers.finding import no_monitor, without_monitors
+from tsbus.cli.containers.finding import ask as ask_nodes
+from tsbus.cli.containers.finding import monitored
 from tsbus.cli.containers.ls import problems
-from tsbus.cli.containers.options import ACT_S, any_target_argument, confirm, target_argument, yes_option
-from tsbus.cli.containers.pulling import Progress as PullProgress
+from tsbus.cli.containers.options import ACT_S, any_target_argument, awaited, confirm, target_argument, yes_option
 from tsbus.cli.containers.pulling import Pulling
 from tsbus.cli.containers.words import SHORT_ID, count, natural
-from tsbus.cli.edge import Code, Fault, bus_option, connect, json_option, run, timeout_option
+from tsbus.cli.edge import Code, Fault, bus_option, connect, json_option, timeout_option
 from tsbus.cli.job import conclude, follow, waiting
 from tsbus.cli.report import Ending, ending_of, exit_code, summary
 from tsbus.cli.screen import columns
@@ -106,7 +106,8 @@ def short(image: str) -> str:
 @click.option("-q", "--quiet", is_flag=True, help="Print ids only, each once.")
 @json_option
 @bus_option
-def ls(target: str, show_all: bool, whole: bool, quiet: bool, as_json: bool, bus: str | None) -> int:
+@awaited
+async def ls(target: str, show_all: bool, whole: bool, quiet: bool, as_json: bool, bus: str | None) -> int:
     """List the images of the tree; an image that several nodes have is one line.
 
     \b
@@ -114,10 +115,6 @@ def ls(target: str, show_all: bool, whole: bool, quiet: bool, as_json: bool, bus
       treescale image ls
       treescale image ls @web --json
     """
-    return run(_ls(bus, target, show_all, whole, quiet, as_json))
-
-
-async def _ls(bus: str | None, target: str, show_all: bool, whole: bool, quiet: bool, as_json: bool) -> int:
     rows: dict[str, list[Row]] = {}
 
     def take(reply: "Reply") -> None:
@@ -148,7 +145,7 @@ class Asked:
 
     def finish(self, as_json: bool) -> int:
         """Tell who did not answer; returns the exit code."""
-        with_monitor = without_monitors(self.endings)
+        with_monitor = monitored(self.endings)
         if as_json:
             click.echo(json.dumps(summary(self.endings, self.seconds)))
         else:
@@ -161,21 +158,10 @@ async def ask(
     bus: str | None, target: str, command: str, body: object, take: "Callable[[Reply], None]", timeout_s: float = 30.0
 ) -> Asked:
     """Ask the nodes of `target` for what one reply says; raises Fault when none of them has a monitor."""
-    endings: dict[str, Ending] = {}
     progress = Progress()
-    async with (
-        connect(bus, "treescale-docker") as client,
-        client.request(target, command, body, timeout_s=timeout_s) as call,
-    ):
-        nodes = await call.nodes()
-        async with waiting(progress, lambda: nodes - endings.keys(), len(nodes)):
-            async for reply in call:
-                if reply.status is Outcome.OK and reply.body:
-                    take(reply)
-                if reply.last:
-                    endings[reply.node] = ending_of(reply)
-    if not without_monitors(endings):
-        raise no_monitor(endings)
+    async with connect(bus, "treescale-docker") as client:
+        endings = await ask_nodes(client, target, command, body, take, timeout_s)
+    monitored(endings)
     return Asked(endings, progress.elapsed_s)
 
 
@@ -200,7 +186,8 @@ def _password(ctx: click.Context, param: click.Parameter, wanted: bool) -> str:
 @click.option("-q", "--quiet", is_flag=True, help="No progress.")
 @json_option
 @bus_option
-def pull(
+@awaited
+async def pull(
     target: str,
     image: str,
     username: str | None,
@@ -220,7 +207,7 @@ def pull(
     if username and not password:
         raise click.UsageError("--username needs --password-stdin: a password on a command line can be seen by others.")
     body = {"image": image} | ({"username": username, "password": password} if username else {})
-    return run(_each(bus, target, "images.pull", body, as_json, timeout_s=timeout_s, quiet=quiet, shape=_pulled))
+    return await _each(bus, target, "images.pull", body, as_json, timeout_s=timeout_s, quiet=quiet, shape=_pulled)
 
 
 def _pulled(told: Mapping[str, Any]) -> str:
@@ -237,8 +224,12 @@ async def _each(
     shape: Callable[[Mapping[str, Any]], str],
     timeout_s: float = ACT_S,
     quiet: bool = False,
+    lenient: bool = False,
 ) -> int:
-    """Let nodes do something with images, and print a line for what each says of it."""
+    """Let nodes do something with images, and print a line for what each says of it.
+
+    `lenient`: a node without a monitor, and so without images, has done it.
+    """
     endings: dict[str, Ending] = {}
     progress = Progress()
     async with (
@@ -246,12 +237,10 @@ async def _each(
         client.request(target, command, body, timeout_s=timeout_s) as call,
     ):
         nodes = await call.nodes()
-        pulling = Pulling(len(nodes))
+        pulling = Pulling(len(nodes), quiet=quiet or as_json)
 
         def take(reply: "Reply") -> None:
-            if b'"layers"' in reply.body and not reply.last:
-                if not quiet and not as_json:
-                    pulling.take(reply.node, msgspec.json.decode(reply.body, type=PullProgress))
+            if pulling.takes(reply):
                 return
             if reply.last:
                 endings[reply.node] = ending_of(reply)
@@ -265,6 +254,8 @@ async def _each(
             whole = await follow(call, take)
         if not whole:
             endings |= {node: Ending(Outcome.CANCELLED, "not confirmed") for node in nodes - endings.keys()}
+    if whole:
+        endings = monitored(endings) if lenient else monitored(endings) and endings
     return code_of(whole, conclude(endings, progress.elapsed_s, as_json=as_json))
 
 
@@ -274,14 +265,15 @@ async def _each(
 @click.argument("name")
 @json_option
 @bus_option
-def tag(target: str, image: str, name: str, as_json: bool, bus: str | None) -> int:
+@awaited
+async def tag(target: str, image: str, name: str, as_json: bool, bus: str | None) -> int:
     """Give IMAGE the further name NAME.
 
     \b
     Examples:
       treescale image tag @web team/app:1.4 team/app:live
     """
-    return run(_each(bus, target, "images.tag", {"image": image, "name": name}, as_json, shape=str))
+    return await _each(bus, target, "images.tag", {"image": image, "name": name}, as_json, shape=str)
 
 
 @click.command()
@@ -290,7 +282,8 @@ def tag(target: str, image: str, name: str, as_json: bool, bus: str | None) -> i
 @click.option("-f", "--force", is_flag=True, help="Also with several names, or used by a container that has ended.")
 @json_option
 @bus_option
-def rm(target: str, images: tuple[str, ...], force: bool, as_json: bool, bus: str | None) -> int:
+@awaited
+async def rm(target: str, images: tuple[str, ...], force: bool, as_json: bool, bus: str | None) -> int:
     """Remove images from all nodes of TARGET. Takes the role admin.
 
     \b
@@ -298,13 +291,15 @@ def rm(target: str, images: tuple[str, ...], force: bool, as_json: bool, bus: st
       treescale image rm @web nginx:1.26
     """
     body = {"images": list(images), "force": force}
-    return run(_each(bus, target, "images.rm", body, as_json, shape=lambda told: "; ".join(_removed(told))))
+    return await _each(bus, target, "images.rm", body, as_json, shape=_removed, lenient=True)
 
 
-def _removed(told: Mapping[str, Any]) -> Iterator[str]:
+def _removed(told: Mapping[str, Any]) -> str:
+    parts = []
     for word in ("untagged", "removed"):
-        if names := told.get(word):
-            yield f"{word} {', '.join(short(name) if name.startswith('sha256:') else safe(name) for name in names)}"
+        names = [short(name) if name.startswith("sha256:") else safe(name) for name in told.get(word, ())]
+        parts += [f"{word} {', '.join(names)}"] if names else []
+    return "; ".join(parts)
 
 
 @click.command()
@@ -313,7 +308,8 @@ def _removed(told: Mapping[str, Any]) -> Iterator[str]:
 @yes_option
 @json_option
 @bus_option
-def prune(target: str, every: bool, yes: bool, as_json: bool, bus: str | None) -> int:
+@awaited
+async def prune(target: str, every: bool, yes: bool, as_json: bool, bus: str | None) -> int:
     """Remove images that no container uses: those without a name, with --all the others as well. Takes the role admin.
 
     \b
@@ -323,7 +319,7 @@ def prune(target: str, every: bool, yes: bool, as_json: bool, bus: str | None) -
     """
     which = "all images that no container uses" if every else "the images without a name that no container uses"
     confirm(f"Remove {which} on {target}?", yes=yes, needed=True)
-    return run(_each(bus, target, "images.prune", {"all": every}, as_json, shape=_pruned))
+    return await _each(bus, target, "images.prune", {"all": every}, as_json, shape=_pruned, lenient=True)
 
 
 def _pruned(told: Mapping[str, Any]) -> str:

@@ -1,23 +1,21 @@
 """Inspect: `treescale container inspect` and `top`, what an engine knows of containers and what runs in them."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from tsbus.cli.containers.finding import choose, find, order_for
-from tsbus.cli.containers.options import names_argument, target_argument
-from tsbus.cli.edge import bus_option, connect, json_option, run
+from tsbus.cli.containers.finding import ask, choose, find, order_for
+from tsbus.cli.containers.options import awaited, names_argument, target_argument
+from tsbus.cli.edge import bus_option, connect, json_option
 from tsbus.cli.job import conclude
-from tsbus.cli.report import Ending, ending_of
 from tsbus.cli.table import Column, table
 from tsbus.cli.terminal import Progress, safe
-from tsbus.core.accounting import Outcome
 from tsbus.core.target import fold
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from tsbus import Reply
 
 PATIENCE_S = 30.0
 Show = Callable[[str, Any], None]
@@ -29,7 +27,7 @@ async def _each(
     command: str,
     target: str,
     names: Sequence[str],
-    options: "Mapping[str, Any]",
+    options: Mapping[str, Any],
     show: Show,
     as_json: bool,
 ) -> int:
@@ -38,16 +36,13 @@ async def _each(
     async with connect(bus, f"treescale-{command}") as client:
         finding = await find(client, target, names)
         matches = choose(finding, names, target, single=False)
-        endings: dict[str, Ending] = dict(finding.lost)
-        body = {**order_for(matches), **options}
-        nodes = fold(match.node for match in matches)
-        async with client.request(nodes, f"containers.{command}", body, timeout_s=PATIENCE_S) as call:
-            async for reply in call:
-                if reply.status is Outcome.OK and reply.body:
-                    show(reply.node, reply.json())
-                if reply.last:
-                    endings[reply.node] = ending_of(reply)
-    return conclude(endings, progress.elapsed_s, as_json=as_json)
+        body, nodes = {**order_for(matches), **options}, fold(match.node for match in matches)
+
+        def take(reply: "Reply") -> None:
+            show(reply.node, reply.json())
+
+        endings = await ask(client, nodes, f"containers.{command}", body, take, PATIENCE_S)
+    return conclude(finding.lost | endings, progress.elapsed_s, as_json=as_json)
 
 
 @click.command()
@@ -55,7 +50,8 @@ async def _each(
 @names_argument
 @json_option
 @bus_option
-def inspect(target: str, names: tuple[str, ...], as_json: bool, bus: str | None) -> int:
+@awaited
+async def inspect(target: str, names: tuple[str, ...], as_json: bool, bus: str | None) -> int:
     """Show everything that the engine knows of containers, as JSON; with --json one line for each.
 
     \b
@@ -67,7 +63,7 @@ def inspect(target: str, names: tuple[str, ...], as_json: bool, bus: str | None)
     def show(node: str, told: Any) -> None:
         click.echo(json.dumps({"node": node, "container": told}, indent=None if as_json else 2, ensure_ascii=as_json))
 
-    return run(_each(bus, "inspect", target, names, {}, show, as_json))
+    return await _each(bus, "inspect", target, names, {}, show, as_json)
 
 
 @click.command()
@@ -76,7 +72,8 @@ def inspect(target: str, names: tuple[str, ...], as_json: bool, bus: str | None)
 @click.option("--ps", "ps_args", metavar="ARGS", default="", help="Arguments for ps on the node: -eo pid,rss,comm.")
 @json_option
 @bus_option
-def top(target: str, names: tuple[str, ...], ps_args: str, as_json: bool, bus: str | None) -> int:
+@awaited
+async def top(target: str, names: tuple[str, ...], ps_args: str, as_json: bool, bus: str | None) -> int:
     """Show the processes in containers, as their nodes see them.
 
     \b
@@ -94,4 +91,4 @@ def top(target: str, names: tuple[str, ...], ps_args: str, as_json: bool, bus: s
         click.secho(f"{node}/{safe(told['name'])}:", bold=True)
         click.echo("\n".join(table(columns, rows)))
 
-    return run(_each(bus, "top", target, names, {"ps_args": ps_args} if ps_args else {}, show, as_json))
+    return await _each(bus, "top", target, names, {"ps_args": ps_args} if ps_args else {}, show, as_json)

@@ -7,17 +7,16 @@ import sys
 import time
 from codecs import getincrementaldecoder
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from tsbus.cli.containers.acts import code_of
 from tsbus.cli.containers.finding import Match, choose, find, order_for
-from tsbus.cli.containers.options import ACT_S, names_argument, target_argument
+from tsbus.cli.containers.options import ACT_S, awaited, names_argument, target_argument
 from tsbus.cli.containers.times import moment
 from tsbus.cli.containers.words import natural
-from tsbus.cli.edge import Code, bus_option, connect, forget_stdout, json_option, run
+from tsbus.cli.edge import Code, bus_option, connect, forget_stdout, json_option
 from tsbus.cli.job import NO_LIMIT_S, conclude, follow
 from tsbus.cli.output import Lines, write
 from tsbus.cli.report import Ending, ending_of, label
@@ -62,7 +61,8 @@ def _tail(ctx: click.Context, param: click.Parameter, value: str | None) -> int 
 @click.option("--raw", is_flag=True, help="Pass control characters on to the terminal.")
 @json_option
 @bus_option
-def logs(
+@awaited
+async def logs(
     target: str,
     names: tuple[str, ...],
     following: bool,
@@ -84,26 +84,14 @@ def logs(
       treescale container logs '*' web db --no-prefix
     """
     options = {"follow": following, "tail": tail, "since": since, "until": until, "timestamps": timestamps}
-    body = {key: value for key, value in options.items() if value is not None and value is not False}
-    return run(_logs(bus, target, names, body, _Look(prefix, raw, as_json)))
-
-
-@dataclass(frozen=True, slots=True)
-class _Look:
-    prefix: bool | None
-    raw: bool
-    as_json: bool
-
-
-async def _logs(bus: str | None, target: str, names: Sequence[str], body: dict[str, Any], look: _Look) -> int:
+    body: dict[str, Any] = {key: value for key, value in options.items() if value is not None and value is not False}
     endings: dict[str, Ending] = {}
     progress = Progress()
-    following = bool(body.get("follow"))
     async with connect(bus, "treescale-logs") as client:
         finding = await find(client, target, names)
         matches = choose(finding, names, target, single=False)
         endings |= finding.lost
-        writer = Writer(matches, prefix=look.prefix, raw=look.raw, as_json=look.as_json)
+        writer = Writer(matches, prefix=prefix, raw=raw, as_json=as_json)
 
         def take(reply: "Reply") -> None:
             if not reply.last or (reply.status is Outcome.OK and reply.body):

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 import click
 import msgspec
 
-from tsbus.cli.containers.finding import no_monitor, without_monitors
-from tsbus.cli.containers.options import ASK_S, any_target_argument
+from tsbus.cli.containers.finding import ask, monitored
+from tsbus.cli.containers.options import ASK_S, any_target_argument, awaited
 from tsbus.cli.containers.words import SHORT_ID, STYLES, count, image_words, natural, port_words, state_words
-from tsbus.cli.edge import bus_option, connect, json_option, run, timeout_option
-from tsbus.cli.report import Ending, ending_of, exit_code, label, summary
+from tsbus.cli.edge import Code, bus_option, connect, forget_stdout, json_option, timeout_option
+from tsbus.cli.report import Ending, exit_code, label, summary
 from tsbus.cli.screen import Screen, columns, within
 from tsbus.cli.table import Column, table
 from tsbus.cli.terminal import Progress, duration, safe, size
@@ -185,7 +185,8 @@ def problems(endings: dict[str, Ending]) -> Iterator[str]:
 @timeout_option(ASK_S)
 @json_option
 @bus_option
-def ls(
+@awaited
+async def ls(
     target: str,
     show_all: bool,
     filters: tuple[str, ...],
@@ -212,8 +213,24 @@ def ls(
     if watch:
         if sort in ("cpu", "memory"):
             raise click.UsageError(f"--watch asks nobody, so it cannot sort by {sort}: see treescale container stats.")
-        return run(_watch(bus, target, filters, look))
-    return run(_ls(bus, target, filters, look, timeout_s))
+        return await _watch(bus, target, filters, look)
+    tally, progress = Tally(), Progress()
+    async with connect(bus, "treescale-container") as client:
+        asking = [snapshot(client, target, filters, tally, timeout_s)]
+        if sort in ("cpu", "memory"):
+            asking.append(measure(client, target, tally, timeout_s))
+        await asyncio.gather(*asking)
+    now_ns = time.time_ns()
+    tally.close(now_ns)
+    endings = monitored(tally.endings)
+    if lines := list(look.lines(tally, now_ns, columns())):
+        click.echo("\n".join(lines))
+    if as_json:
+        click.echo(json.dumps(summary(tally.endings, progress.elapsed_s)))
+    elif quiet:
+        for line in problems(endings):
+            click.echo(line, err=True)
+    return exit_code([ending.outcome for ending in endings.values()])
 
 
 def _checked(texts: tuple[str, ...]) -> tuple[str, ...]:
@@ -227,43 +244,20 @@ def _checked(texts: tuple[str, ...]) -> tuple[str, ...]:
     return texts
 
 
-async def _ls(bus: str | None, target: str, filters: Sequence[str], look: Look, timeout_s: float) -> int:
-    tally, progress = Tally(), Progress()
-    async with connect(bus, "treescale-container") as client:
-        asking = [ask(client, target, filters, tally, timeout_s)]
-        if look.sort in ("cpu", "memory"):
-            asking.append(measure(client, target, tally, timeout_s))
-        await asyncio.gather(*asking)
-    now_ns = time.time_ns()
-    tally.close(now_ns)
-    endings = without_monitors(tally.endings)
-    if not endings:
-        raise no_monitor(tally.endings)
-    if lines := list(look.lines(tally, now_ns, columns())):
-        click.echo("\n".join(lines))
-    if look.as_json:
-        click.echo(json.dumps(summary(tally.endings, progress.elapsed_s)))
-    elif look.quiet:
-        for line in problems(endings):
-            click.echo(line, err=True)
-    return exit_code([ending.outcome for ending in endings.values()])
-
-
-async def ask(client: "Client", target: str, filters: Sequence[str], tally: Tally, timeout_s: float) -> None:
+async def snapshot(client: "Client", target: str, filters: Sequence[str], tally: Tally, timeout_s: float) -> None:
     """Ask the nodes of `target` for their containers."""
     containers = msgspec.json.Decoder(list[Container]).decode
     head = msgspec.json.Decoder(SnapshotHead).decode
     rows: dict[str, list[Container]] = {}
-    async with client.request(
-        target, "containers.snapshot", {"filters": list(filters), "all": True}, timeout_s=timeout_s
-    ) as call:
-        async for reply in call:
-            if reply.status is Outcome.OK and reply.body.startswith(b"{"):
-                tally.engines[reply.node] = head(reply.body).engine
-            elif reply.status is Outcome.OK and reply.body:
-                rows.setdefault(reply.node, []).extend(containers(reply.body))
-            if reply.last:
-                tally.endings[reply.node] = ending_of(reply)
+
+    def take(reply: "Reply") -> None:
+        if reply.body.startswith(b"{"):
+            tally.engines[reply.node] = head(reply.body).engine
+        else:
+            rows.setdefault(reply.node, []).extend(containers(reply.body))
+
+    body = {"filters": list(filters), "all": True}
+    tally.endings |= await ask(client, target, "containers.snapshot", body, take, timeout_s)
     for node, ending in tally.endings.items():
         if ending.outcome is Outcome.OK:
             tally.rows += ((node, container) for container in rows.get(node, ()))
@@ -271,16 +265,12 @@ async def ask(client: "Client", target: str, filters: Sequence[str], tally: Tall
 
 async def measure(client: "Client", target: str, tally: Tally, timeout_s: float) -> None:
     """Ask the nodes of `target` what their containers use."""
-    async with client.request(target, "containers.sample", timeout_s=timeout_s) as call:
-        async for reply in call:
-            if reply.status is Outcome.OK and reply.body:
-                note_samples(reply, tally)
 
+    def take(reply: "Reply") -> None:
+        event = msgspec.json.decode(reply.body, type=StatsEvent)
+        tally.samples.update(((reply.node, key[:SHORT_ID]), sample) for key, sample in event.samples.items())
 
-def note_samples(reply: "Reply", tally: Tally) -> None:
-    """Note what a node's StatsEvent says."""
-    event = msgspec.json.decode(reply.body, type=StatsEvent)
-    tally.samples.update(((reply.node, key[:SHORT_ID]), sample) for key, sample in event.samples.items())
+    await ask(client, target, "containers.sample", b"", take, timeout_s)
 
 
 async def _watch(bus: str | None, target: str, filters: Sequence[str], look: Look) -> int:
@@ -293,15 +283,19 @@ async def _watch(bus: str | None, target: str, filters: Sequence[str], look: Loo
         follow(client, target, filters=filters, on_change=lambda _: changed.set()) as mirror,
     ):
         await mirror.wait_settled(ASK_S)
-        with Screen() as screen:
-            while True:
-                changed.clear()
-                now_ns = time.time_ns()
-                tally = tally_of(mirror)
-                tally.close(now_ns)
-                screen.show(list(look.lines(tally, now_ns, columns())))
-                await asyncio.sleep(PAUSE_S)
-                await within(changed, REDRAW_S if screen.is_terminal else None)
+        try:
+            with Screen() as screen:
+                while True:
+                    changed.clear()
+                    now_ns = time.time_ns()
+                    tally = tally_of(mirror)
+                    tally.close(now_ns)
+                    screen.show(list(look.lines(tally, now_ns, columns())))
+                    await asyncio.sleep(PAUSE_S)
+                    await within(changed, REDRAW_S if screen.is_terminal else None)
+        except BrokenPipeError:  # `ls --watch | head`: the reader has enough
+            forget_stdout()
+            return Code.OK
 
 
 def tally_of(mirror: "Mirror") -> Tally:

@@ -1,11 +1,16 @@
 """Options: arguments and options that several commands have, and the question before what cannot be taken back."""
 
 import sys
+from collections.abc import Callable, Coroutine
+from functools import wraps
+from typing import Any, ParamSpec
 
 import click
 
 from tsbus.cli.completion import complete_container, complete_target
-from tsbus.cli.edge import Code, Fault
+from tsbus.cli.edge import Code, Fault, run
+
+P = ParamSpec("P")
 
 ASK_S = 5.0
 """Patience with what a monitor knows by heart."""
@@ -19,6 +24,16 @@ any_target_argument = click.argument("target", default="*", shell_complete=compl
 names_argument = click.argument("names", metavar="NAME...", nargs=-1, required=True, shell_complete=complete_container)
 each_option = click.option("--each", is_flag=True, help="Act on all that have the name, when several nodes do.")
 yes_option = click.option("-y", "--yes", is_flag=True, help="Do not ask.")
+
+
+def awaited(command: Callable[P, Coroutine[Any, Any, int]]) -> Callable[P, int]:
+    """Make an ordinary function, as click wants it, of an asynchronous command."""
+
+    @wraps(command)
+    def call(*args: P.args, **options: P.kwargs) -> int:
+        return run(command(*args, **options))
+
+    return call
 
 
 def confirm(question: str, *, yes: bool, needed: bool = False) -> None:

@@ -1,6 +1,7 @@
 """Pulling: how far many nodes are with fetching an image, on a few lines of a terminal, or told now and then."""
 
 import time
+from typing import TYPE_CHECKING
 
 import click
 import msgspec
@@ -8,6 +9,9 @@ import msgspec
 from tsbus.cli.containers.words import count, natural
 from tsbus.cli.screen import Block
 from tsbus.cli.terminal import safe, size
+
+if TYPE_CHECKING:
+    from tsbus import Reply
 
 MAX_LINES = 10
 """Nodes that have a line of their own; of more, those that are behind."""
@@ -37,9 +41,10 @@ class Progress(msgspec.Struct, frozen=True):
 class Pulling:
     """The progress of many nodes."""
 
-    def __init__(self, nodes: int) -> None:
-        """`nodes`: of how many it will be told."""
+    def __init__(self, nodes: int, *, quiet: bool = False) -> None:
+        """`nodes`: of how many it will be told. `quiet`: nothing is shown."""
         self._nodes = nodes
+        self._quiet = quiet
         self._under_way: dict[str, Progress] = {}
         self._ended = 0
         self._block = Block()
@@ -50,8 +55,17 @@ class Pulling:
         """Whether a node is at it."""
         return bool(self._under_way)
 
+    def takes(self, reply: "Reply") -> bool:
+        """Take a reply if it tells how far its node is; else it is somebody else's."""
+        if reply.last or b'"layers"' not in reply.body:
+            return False
+        self.take(reply.node, msgspec.json.decode(reply.body, type=Progress))
+        return True
+
     def take(self, node: str, progress: Progress) -> None:
         """A node got further."""
+        if self._quiet:
+            return
         self._under_way[node] = progress
         self._block.show(self.lines())
         if not self._block.is_terminal and time.monotonic() - self._told_at >= TELL_S:

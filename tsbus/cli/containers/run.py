@@ -7,7 +7,6 @@ from secrets import token_hex
 from typing import TYPE_CHECKING, Any
 
 import click
-import msgspec
 
 from tsbus.cli.completion import complete_image
 from tsbus.cli.containers.acts import Acts, code_of
@@ -18,15 +17,14 @@ from tsbus.cli.containers.drained import (
     rolling_options,
     skip_lost_option,
 )
-from tsbus.cli.containers.finding import no_monitor, without_monitors
+from tsbus.cli.containers.finding import ask, monitored
 from tsbus.cli.containers.ls import problems
-from tsbus.cli.containers.options import ACT_S, ASK_S, target_argument
+from tsbus.cli.containers.options import ACT_S, ASK_S, awaited, target_argument
 from tsbus.cli.containers.program import ProgramCommand
-from tsbus.cli.containers.pulling import Progress as PullProgress
 from tsbus.cli.containers.pulling import Pulling
 from tsbus.cli.containers.times import length
 from tsbus.cli.containers.words import SHORT_ID, natural
-from tsbus.cli.edge import Code, Fault, bus_option, connect, json_option, run, stacked
+from tsbus.cli.edge import Code, Fault, bus_option, connect, json_option, stacked
 from tsbus.cli.exec import Look, execute, variables
 from tsbus.cli.job import NO_LIMIT_S, follow, nodes_of, waiting
 from tsbus.cli.report import Ending, ending_of
@@ -131,7 +129,8 @@ _arguments = stacked(
 @click.option("-d", "--detach", is_flag=True, expose_value=False, hidden=True)  # the default; typed from habit
 @json_option
 @bus_option
-def run_(
+@awaited
+async def run_(
     target: str,
     attach: bool,
     replace: bool,
@@ -158,10 +157,10 @@ def run_(
     """
     draining = draining_of(replace, "--replace", skip_lost=skip_lost, parallel=parallel, wait_s=wait_s)
     if draining is None:
-        return run(_run(bus, "run", target, {**options, "attach": attach}, as_json))
+        return await _run(bus, "run", target, {**options, "attach": attach}, as_json)
     if not options["name"] or options["count"] or attach:
         raise click.UsageError("--replace needs --name, and goes neither with --count nor with --attach.")
-    return run(_replace(bus, target, options, as_json, draining))
+    return await _replace(bus, target, options, as_json, draining)
 
 
 @click.command(cls=ProgramCommand)
@@ -169,14 +168,15 @@ def run_(
 @_options
 @json_option
 @bus_option
-def create(target: str, as_json: bool, bus: str | None, **options: Any) -> int:
+@awaited
+async def create(target: str, as_json: bool, bus: str | None, **options: Any) -> int:
     """Make a container on every node of TARGET, or N in all, without starting it.
 
     \b
     Examples:
       treescale container create node1 nginx --name web
     """
-    return run(_run(bus, "create", target, options, as_json))
+    return await _run(bus, "create", target, options, as_json)
 
 
 def order_of(options: Mapping[str, Any]) -> dict[str, Any]:
@@ -260,6 +260,8 @@ async def _run(bus: str | None, command: str, target: str, options: Mapping[str,
             made = _Made(await call.nodes(), as_json=as_json, quiet=options["quiet"])
             async with waiting(made.progress, made.waiting):
                 whole = await follow(call, made.take)
+    if whole:
+        monitored(made.endings)
     if not whole:
         made.cut_short()
     return code_of(whole, made.finish(quiet=options["quiet"]))
@@ -279,7 +281,7 @@ async def _show(client: "Client", target: str, order: dict[str, Any], options: M
     pulling = Pulling(1)
 
     def fact(reply: "Reply") -> None:
-        pulling.take(reply.node, msgspec.json.decode(reply.body, type=PullProgress))
+        pulling.takes(reply)
 
     alone = len(await nodes_of(client, target)) == 1
     look = Look(as_json, fold=False, live=True, prefix=not alone, quiet=options["quiet"], own_exit=alone)
@@ -296,20 +298,18 @@ def _invented(image: str) -> str:
 async def _running(client: "Client", target: str) -> dict[str, int]:
     """Return how many containers run on each node that can take more; the others are told."""
     running: dict[str, int] = {}
-    silent: dict[str, Ending] = {}
-    async with client.request(target, "docker.info", timeout_s=ASK_S) as call:
-        async for reply in call:
-            if reply.status is not Outcome.OK:
-                silent[reply.node] = ending_of(reply)
-            elif reply.body:
-                told = reply.json()
-                if told["engine"]["up"]:
-                    running[reply.node] = told["running"]
-                else:
-                    silent[reply.node] = Ending(Outcome.FAILED, f"engine down: {told['engine'].get('reason', '')}")
-    lost = without_monitors(silent)
+    down: dict[str, Ending] = {}
+
+    def take(reply: "Reply") -> None:
+        told = reply.json()
+        if told["engine"]["up"]:
+            running[reply.node] = told["running"]
+        else:
+            down[reply.node] = Ending(Outcome.FAILED, f"engine down: {told['engine'].get('reason', '')}")
+
+    lost = monitored(await ask(client, target, "docker.info", b"", take, ASK_S)) | down
     if not running:
-        raise no_monitor(silent) if not lost else Fault("\n".join(problems(lost)))
+        raise Fault("\n".join(problems(lost)))
     for line in problems(lost):
         click.echo(f"left out {line}", err=True)
     return running
@@ -346,8 +346,7 @@ class _Made(_New):
 
     def take(self, reply: "Reply") -> None:
         """Take progress, a Done, or a node's last words."""
-        if b'"layers"' in reply.body and not reply.last:
-            self._pulling.take(reply.node, msgspec.json.decode(reply.body, type=PullProgress))
+        if self._pulling.takes(reply):
             return
         super().take(reply)
         if reply.last:

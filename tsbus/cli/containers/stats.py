@@ -6,20 +6,20 @@
 import asyncio
 import json
 import sys
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable
 from typing import TYPE_CHECKING, Any
 
 import click
 import msgspec
 
 from tsbus.cli.completion import complete_container, complete_target
-from tsbus.cli.containers.finding import choose, find, no_monitor, without_monitors
-from tsbus.cli.containers.ls import Tally, ask, problems
-from tsbus.cli.containers.options import ASK_S
+from tsbus.cli.containers.finding import ask, choose, find, monitored
+from tsbus.cli.containers.ls import Tally, problems, snapshot
+from tsbus.cli.containers.options import ASK_S, awaited
 from tsbus.cli.containers.words import SHORT_ID, count, natural
-from tsbus.cli.edge import Code, bus_option, connect, json_option, run
+from tsbus.cli.edge import Code, bus_option, connect, forget_stdout, json_option
 from tsbus.cli.job import nodes_of
-from tsbus.cli.report import Ending, ending_of, exit_code
+from tsbus.cli.report import Ending, exit_code
 from tsbus.cli.screen import Screen, columns
 from tsbus.cli.table import Column, table
 from tsbus.cli.terminal import safe, size
@@ -28,7 +28,7 @@ from tsbus.core.target import spell
 from tsbus.records import ContainerEvent, Sample, StatsEvent
 
 if TYPE_CHECKING:
-    from tsbus import Event
+    from tsbus import Event, Reply
     from tsbus.client import Client
 
 MAX_TOPICS = 32
@@ -147,7 +147,8 @@ class Board:
 @click.option("--sort", type=click.Choice(SORTS), default="node", show_default=True, help="Order.")
 @json_option
 @bus_option
-def stats(target: str, names: tuple[str, ...], once: bool, sort: str, as_json: bool, bus: str | None) -> int:
+@awaited
+async def stats(target: str, names: tuple[str, ...], once: bool, sort: str, as_json: bool, bus: str | None) -> int:
     """Show what the running containers of the tree use, live, until Ctrl-C.
 
     CPU: 100 % is one core. MEM: without the file cache. NET, BLOCK: since the start. THROTTLED: how long its limit kept
@@ -160,10 +161,6 @@ def stats(target: str, names: tuple[str, ...], once: bool, sort: str, as_json: b
       treescale container stats @web --sort cpu
       treescale container stats node1 web --no-stream --json
     """
-    return run(_stats(bus, target, names, once, sort, as_json))
-
-
-async def _stats(bus: str | None, target: str, names: Sequence[str], once: bool, sort: str, as_json: bool) -> int:
     async with connect(bus, "treescale-stats") as client:
         wanted = None
         if names:
@@ -176,25 +173,22 @@ async def _stats(bus: str | None, target: str, names: Sequence[str], once: bool,
         endings = await _begin(client, target, board, as_json)
         if not as_json:
             click.echo("\n".join(board.lines(sort, columns())))
-    return exit_code([ending.outcome for ending in without_monitors(endings).values()])
+    return exit_code([ending.outcome for ending in endings.values()])
 
 
 async def _begin(client: "Client", target: str, board: Board, as_json: bool) -> dict[str, Ending]:
     """Ask once for names and numbers; returns how that ended. Raises Fault when no node has a monitor."""
     tally = Tally()
-    endings: dict[str, Ending] = {}
-    await ask(client, target, (), tally, ASK_S)
+    await snapshot(client, target, (), tally, ASK_S)
     board.names |= {(node, container.id[:SHORT_ID]): container.name for node, container in tally.rows}
-    async with client.request(target, "containers.sample", timeout_s=ASK_S) as call:
-        async for reply in call:
-            if reply.status is Outcome.OK and reply.body:
-                take(board, reply.node, reply.body, as_json)
-            if reply.last:
-                endings[reply.node] = ending = ending_of(reply)
-                if ending.outcome not in (Outcome.OK, Outcome.NO_SUCH_SERVICE):
-                    board.down(reply.node, ending)
-    if not without_monitors(endings):
-        raise no_monitor(endings)
+
+    def measured(reply: "Reply") -> None:
+        take(board, reply.node, reply.body, as_json)
+
+    endings = monitored(await ask(client, target, "containers.sample", b"", measured, ASK_S))
+    for node, ending in endings.items():
+        if ending.outcome is not Outcome.OK:
+            board.down(node, ending)
     return endings
 
 
@@ -218,9 +212,18 @@ class _Live:
         self._sort = sort
         self._as_json = as_json
         self._changed = asyncio.Event()
+        self._unread: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        """Ends when nobody reads what we print."""
 
     async def run(self, target: str) -> int:
-        """Listen and draw, until Ctrl-C."""
+        """Listen and draw, until Ctrl-C or until nobody reads it."""
+        try:
+            await self._listen(target)
+        except BrokenPipeError:  # `stats --json | head`: the reader has enough
+            forget_stdout()
+        return Code.OK
+
+    async def _listen(self, target: str) -> None:
         board = self._board
         few = len(board.nodes) <= MAX_TOPICS
         topics = [f"containers.stats.{node}" for node in board.nodes] if few else ["containers.stats.>"]
@@ -231,18 +234,21 @@ class _Live:
         await self._client.subscribe("node.*", callback=self._node)
         await _begin(self._client, target, board, self._as_json)
         if self._as_json:
-            await asyncio.Event().wait()
+            await self._unread
         with Screen() as screen:
             while True:
                 self._changed.clear()
                 screen.show(board.lines(self._sort, columns()))
                 await asyncio.sleep(REDRAW_S)
                 await self._changed.wait()
-        return Code.OK
 
     def _measured(self, event: "Event") -> None:
         self._board.lost.pop(event.origin, None)
-        take(self._board, event.origin, event.body, self._as_json)
+        try:
+            take(self._board, event.origin, event.body, self._as_json)
+        except BrokenPipeError as error:
+            if not self._unread.done():
+                self._unread.set_exception(error)
         self._changed.set()
 
     def _named(self, event: "Event") -> None:

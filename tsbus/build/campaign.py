@@ -20,12 +20,12 @@ from tsbus.build.jobs import Log, Seen, Task
 from tsbus.build.places import CONFIG, DASHBOARD_USERS, NOBODY, SUPERVISOR, UNITS
 from tsbus.build.plan import HostPlan, plan
 from tsbus.build.reports import STAGES, Noted, Opened, Report
-from tsbus.build.run import ANSWER_S, Check, Options, Run
+from tsbus.build.run import Check, Options, Run
 from tsbus.build.ssh import Session
 from tsbus.build.steps import Platform, Step
 from tsbus.build.store import Store
 from tsbus.build.trouble import Trouble
-from tsbus.build.wanted import Release, Wanted, release_for, wanted
+from tsbus.build.wanted import Wanted, release_for, wanted
 from tsbus.config import Console, Tree
 from tsbus.copies import Copies, supervisor_digest
 from tsbus.core.target import fold
@@ -35,22 +35,12 @@ class Campaign(Run):
     """A run that makes servers what they should be."""
 
     def __init__(
-        self,
-        tree: Tree,
-        console: Console,
-        options: Options,
-        store: Store,
-        supervisors: Mapping[str, str],
-        *,
-        bundler: Bundler | None = None,
-        release: Release | None = None,
+        self, tree: Tree, console: Console, options: Options, store: Store, supervisors: Mapping[str, str]
     ) -> None:
-        """`supervisors`: the supervisord.conf of each server. `bundler` makes other bundles than the usual ones,
-        `release` is another one than the bundler's: the servers must have it. Raises StoreError.
-        """
+        """`supervisors`: the supervisord.conf of each server. Raises StoreError."""
         super().__init__(tree, console, options, store)
-        self.bundler = bundler or Bundler(wheelhouse=_wheelhouse(console, options), offline=options.offline)
-        self.release = release or self.bundler.release
+        self.bundler = Bundler(wheelhouse=_wheelhouse(console, options), offline=options.offline)
+        self.release = self.bundler.release
         self.plans: dict[str, HostPlan] = {}
         """Of all servers of the run, when it has looked at them; those that it could not reach have a trouble."""
         self._supervisors = supervisors
@@ -102,7 +92,7 @@ class Campaign(Run):
         finally:
             self.close()
 
-    def verify(self, wait_s: float = ANSWER_S) -> Iterator[Report]:
+    def verify(self) -> Iterator[Report]:
         """Send a message from the root to every server that stands, and back, over the bus."""
         root = self.topology.root
         yield Opened("verify", self.course.standing)
@@ -112,7 +102,7 @@ class Campaign(Run):
             yield from self.skip_all("verify", f"the root {root} cannot be asked: {self.unusable[root].text}")
         elif self.course.standing:
             waiting = self.course.waiting
-            yield from self.hear([name for name in self.course.standing if name not in waiting], wait_s, waiting)
+            yield from self.hear([name for name in self.course.standing if name not in waiting], waiting)
 
     def wishes(self) -> dict[str, Wanted]:
         """Return what each server of the tree should be, by what is known of keys now."""

@@ -215,7 +215,7 @@ class Run:
                     yield self.fail(root, "probe", trouble)
         yield Noted("", f"others are not kept from building: the lock is on the server of {root}, and {trouble.text}")
 
-    def hear(self, names: Collection[str], wait_s: float = ANSWER_S, waiting: Collection[str] = ()) -> Iterator[Report]:
+    def hear(self, names: Collection[str], waiting: Collection[str] = ()) -> Iterator[Report]:
         """Let the root ask servers over the bus; who does not answer has failed, but those that wait for others."""
         root = self.topology.root
         for name in names:
@@ -224,7 +224,7 @@ class Run:
         def job(session: Session, tell: Callable[[Report], None], log: Log) -> dict[str, str]:
             if waiting:
                 jobs.ask(session, waiting, 0, tell, log)
-            return jobs.ask(session, names, wait_s, tell, log) if names else {}
+            return jobs.ask(session, names, ANSWER_S, tell, log) if names else {}
 
         silent: dict[str, str] = {}
         for news in self.runner.each([root], partial(_logged, job, self.transcripts)):

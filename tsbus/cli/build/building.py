@@ -1,6 +1,5 @@
 """Building: `treescale build`, bare, `plan`, `apply` and `check`."""
 
-import json
 import sys
 
 import click
@@ -8,7 +7,7 @@ import click
 from tsbus.cli.build.errand import Errand
 from tsbus.cli.build.options import takes_errand
 from tsbus.cli.build.planlines import check_lines, plan_object
-from tsbus.cli.build.running import go_through, look, width_of
+from tsbus.cli.build.running import go_through, look, tell, width_of
 from tsbus.cli.containers.options import yes_option
 from tsbus.cli.edge import Code
 
@@ -72,7 +71,5 @@ def check(errand: Errand) -> int:
         if not look(campaign, errand):
             return Code.INTERRUPTED
         plans = campaign.plans.values()
-        lines = map(json.dumps, map(plan_object, plans)) if errand.as_json else check_lines(plans, width_of(sys.stdout))
-        for line in lines:
-            click.echo(line)
+        tell(errand, map(plan_object, plans), check_lines(plans, width_of(sys.stdout)))
         return campaign.outcome.exit_code

@@ -1,13 +1,12 @@
 """Later: the commands for a tree that stands: status, upgrade, rollback, add, remove, rotate-keys, uninstall."""
 
-import json
 import sys
 
 import click
 
 from tsbus.cli.build.errand import Errand, chosen_of
 from tsbus.cli.build.options import any_nodes_argument, nodes_argument, takes_errand
-from tsbus.cli.build.running import go_through, look, width_of
+from tsbus.cli.build.running import go_through, look, tell, width_of
 from tsbus.cli.build.standing import standing_code, standing_lines, standing_objects
 from tsbus.cli.containers.options import yes_option
 from tsbus.cli.edge import Code, Fault
@@ -33,11 +32,7 @@ def status(errand: Errand) -> int:
         if not look(survey, errand):
             return Code.INTERRUPTED
         found = [survey.standings[name] for name in survey.names if name in survey.standings], survey.outcome.failed
-    lines = (
-        map(json.dumps, standing_objects(*found)) if errand.as_json else standing_lines(*found, width_of(sys.stdout))
-    )
-    for line in lines:
-        click.echo(line)
+    tell(errand, standing_objects(*found), standing_lines(*found, width_of(sys.stdout)))
     return standing_code(*found)
 
 
@@ -141,8 +136,7 @@ def rotate_keys(errand: Errand, nodes: tuple[str, ...], revoke: bool, yes: bool)
     """
     from tsbus.build.rotation import Revoke, Rotate
 
-    chosen = chosen_of(errand.tree, ",".join(nodes), ())
-    names = [name for name in errand.tree.servers if name in chosen]
+    names = chosen_of(errand.tree, ",".join(nodes), ())
     if not revoke:
         return go_through(errand.campaign(Rotate, "rotate-keys", names), "Exchanging the keys of", errand, yes=yes)
     root = errand.tree.topology().root
@@ -169,7 +163,6 @@ def uninstall(errand: Errand, nodes: tuple[str, ...], with_docker: bool, yes: bo
     """
     from tsbus.build.uninstall import Uninstall
 
-    names = chosen_of(errand.tree, ",".join(nodes), ())
-    run = errand.campaign(Uninstall, "uninstall", [name for name in errand.tree.servers if name in names])
+    run = errand.campaign(Uninstall, "uninstall", chosen_of(errand.tree, ",".join(nodes), ()))
     run.with_docker = with_docker
     return go_through(run, "Cleaning", errand, yes=yes)

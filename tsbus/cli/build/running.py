@@ -4,9 +4,9 @@ import json
 import shutil
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 import click
 
@@ -43,7 +43,7 @@ def go_through(
         plans = campaign.plans.values()
         busy = sum(plan.can_go and bool(plan.steps) for plan in plans)
         if shown or dry_run:
-            _show(campaign, errand)
+            tell(errand, map(plan_object, plans), plan_lines(plans, width_of(sys.stdout)))
         if dry_run:
             return campaign.outcome.exit_code
         if question or busy:
@@ -94,16 +94,15 @@ def carry_out(campaign: "Campaign", reports: Iterator[Report], title: str, erran
     return outcome.exit_code
 
 
+def tell(errand: Errand, objects: Iterable[Mapping[str, Any]], lines: Iterable[str]) -> None:
+    """Print what was asked for: objects for scripts, lines for people."""
+    for line in map(json.dumps, objects) if errand.as_json else lines:
+        click.echo(line)
+
+
 def width_of(stream: TextIO) -> int | None:
     """Return the width of the terminal that is behind a stream, None where there is none."""
     return shutil.get_terminal_size().columns if stream.isatty() else None
-
-
-def _show(campaign: "Campaign", errand: Errand) -> None:
-    plans = campaign.plans.values()
-    lines = map(json.dumps, map(plan_object, plans)) if errand.as_json else plan_lines(plans, width_of(sys.stdout))
-    for line in lines:
-        click.echo(line)
 
 
 def _near(folder: Path) -> str:

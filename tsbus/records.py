@@ -166,6 +166,24 @@ class Done(_Record, frozen=True, kw_only=True):
     """Of `containers.wait`, if it ended."""
 
 
+class PullProgress(_Record, frozen=True, kw_only=True):
+    """A piece of the answer while an image is fetched: how far it is."""
+
+    layers: int
+    done: int
+    current: int
+    """Bytes that are here, of the layers that tell."""
+    total: int
+    status: str
+
+    @property
+    def share(self) -> float:
+        """From 0 to 1: by bytes, and where these are not told by layers."""
+        if self.layers and self.done >= self.layers:
+            return 1.0
+        return min(self.current / self.total, 1.0) if self.total else self.done / self.layers if self.layers else 0.0
+
+
 class Pressure(_Record, frozen=True, kw_only=True):
     """Pressure stall information: the share of the last 10 s in which some process waited, in percent."""
 

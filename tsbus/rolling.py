@@ -17,7 +17,7 @@ from tsbus.client import Client
 from tsbus.core.accounting import Outcome
 from tsbus.draining import Balancers, Box, NotActive, NotDrained, Seat
 from tsbus.errors import BusError, CallFailed
-from tsbus.records import Done
+from tsbus.records import Done, PullProgress
 
 WAIT_S: Final = 60.0
 """So long a container may take to be active in its balancers again."""
@@ -333,8 +333,7 @@ async def _done(call: Call, told: Told | None = None) -> Done:
             if "layers" not in said:
                 done = msgspec.convert(said, Done)
             elif told:
-                share = said.get("current", 0) / said["total"] if said.get("total") else 0.0
-                told(f"fetching the image, {share * 100:.0f} %")
+                told(f"fetching the image, {msgspec.convert(said, PullProgress).share * 100:.0f} %")
     result = await call.result()
     result.raise_for_status()
     return done

@@ -17,7 +17,7 @@ from tsbus.cli.containers.images import Row, grouped
 from tsbus.cli.containers.logs import Writer
 from tsbus.cli.containers.ls import Look, Tally
 from tsbus.cli.containers.program import ProgramCommand
-from tsbus.cli.containers.pulling import Progress, Pulling
+from tsbus.cli.containers.pulling import Pulling
 from tsbus.cli.containers.run import names_for, order_of, read_env, run_, spread
 from tsbus.cli.containers.stats import Board
 from tsbus.cli.containers.times import length, moment
@@ -28,7 +28,7 @@ from tsbus.cli.report import Ending, exit_code
 from tsbus.cli.table import Column, table
 from tsbus.core.accounting import Outcome
 from tsbus.draining import NotDone, NotDrained
-from tsbus.records import Container, Endpoint, EngineFacts, Image, Pressure, Sample, StatsEvent
+from tsbus.records import Container, Endpoint, EngineFacts, Image, Pressure, PullProgress, Sample, StatsEvent
 
 ID = "ab" * 32
 NOW_NS = 1_700_000_000_000_000_000
@@ -463,7 +463,7 @@ def test_the_progress_of_many_nodes_shows_those_behind():
     """A few nodes have a line each; of many, the slowest are shown and all are counted."""
     pulling = Pulling(20)
     for number in range(20):
-        pulling.take(f"n{number}", Progress(layers=2, done=0, current=number, total=20))
+        pulling.take(f"n{number}", PullProgress(layers=2, done=0, current=number, total=20, status=""))
     lines = pulling.lines()
     assert [line.split()[0] for line in lines[:-1]] == [f"n{number}" for number in range(10)]
     assert lines[-1] == "20 nodes: 0 done, 20 under way: 190 B of 400 B"

@@ -2,23 +2,11 @@
 
 from dataclasses import dataclass
 
-import msgspec
-
 from tsbus.containers.facts import PullStep
+from tsbus.records import PullProgress
 
 _DONE = ("Pull complete", "Already exists")
 _FETCHED = ("Verifying Checksum", "Download complete", "Extracting", *_DONE)
-
-
-class Progress(msgspec.Struct, frozen=True, kw_only=True):
-    """A piece of the answer while an image is fetched."""
-
-    layers: int
-    done: int
-    current: int
-    """Bytes that are here, of the layers that tell."""
-    total: int
-    status: str
 
 
 @dataclass(slots=True)
@@ -51,10 +39,10 @@ class Layers:
             layer.current = layer.total
 
     @property
-    def progress(self) -> Progress:
+    def progress(self) -> PullProgress:
         """How far all of them are."""
         layers = self._layers.values()
-        return Progress(
+        return PullProgress(
             layers=len(layers),
             done=sum(layer.done for layer in layers),
             current=sum(layer.current for layer in layers),

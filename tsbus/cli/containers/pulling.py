@@ -9,6 +9,7 @@ import msgspec
 from tsbus.cli.containers.words import count, natural
 from tsbus.cli.screen import Block
 from tsbus.cli.terminal import safe, size
+from tsbus.records import PullProgress
 
 if TYPE_CHECKING:
     from tsbus import Reply
@@ -20,24 +21,6 @@ TELL_S = 5.0
 BAR = 20
 
 
-class Progress(msgspec.Struct, frozen=True):
-    """How far one node is."""
-
-    layers: int = 0
-    done: int = 0
-    current: int = 0
-    """Bytes of the layers that tell."""
-    total: int = 0
-    status: str = ""
-
-    @property
-    def share(self) -> float:
-        """From 0 to 1: by bytes, and where these are not told by layers."""
-        if self.layers and self.done >= self.layers:
-            return 1.0
-        return min(self.current / self.total, 1.0) if self.total else self.done / self.layers if self.layers else 0.0
-
-
 class Pulling:
     """The progress of many nodes."""
 
@@ -45,7 +28,7 @@ class Pulling:
         """`nodes`: of how many it will be told. `quiet`: nothing is shown."""
         self._nodes = nodes
         self._quiet = quiet
-        self._under_way: dict[str, Progress] = {}
+        self._under_way: dict[str, PullProgress] = {}
         self._ended = 0
         self._block = Block()
         self._told_at = time.monotonic()
@@ -59,10 +42,10 @@ class Pulling:
         """Take a reply if it tells how far its node is; else it is somebody else's."""
         if reply.last or b'"layers"' not in reply.body:
             return False
-        self.take(reply.node, msgspec.json.decode(reply.body, type=Progress))
+        self.take(reply.node, msgspec.json.decode(reply.body, type=PullProgress))
         return True
 
-    def take(self, node: str, progress: Progress) -> None:
+    def take(self, node: str, progress: PullProgress) -> None:
         """A node got further."""
         if self._quiet:
             return
@@ -87,7 +70,7 @@ class Pulling:
         return [*lines, self.total()] if self._nodes > MAX_LINES else lines
 
     @staticmethod
-    def _line(progress: Progress) -> str:
+    def _line(progress: PullProgress) -> str:
         bar = ("#" * round(progress.share * BAR)).ljust(BAR, ".")
         sizes = f"{size(progress.current)} of {size(progress.total)}  " if progress.total else ""
         layers = f"{progress.done} of {count(progress.layers, 'layer')}  " if progress.layers else ""

@@ -201,6 +201,23 @@ def test_texts_from_outside_are_cut():
     assert cut("ab", 2) == "ab"
 
 
+def test_a_row_is_made_anew_when_its_container_is_another():
+    """Whose figures moved has another row, found by the same; whose record changed is found by the new one."""
+    told, rows = model(), containers.Rows()
+    Node(told, "a", container(1), container(2))
+    before = by_key(rows(told, NOW))
+    told.figures(figures("a", {1: Sample(cpu=12.0)}), NOW)
+    after = by_key(rows(told, NOW))
+    moved, still = f"a/{short(1)}", f"a/{short(2)}"
+    assert after[still] is before[still]
+    assert after[moved].cells[4] == 12.0
+    assert after[moved].hay is before[moved].hay
+    Node(told, "a", container(1, health="unhealthy"), container(2))
+    assert "state:unhealthy" in by_key(rows(told, NOW))[moved].hay
+    told.status(status(lost=("a",)), NOW)
+    assert {row.tone for row in rows(told, NOW)} == {"lost"}
+
+
 def test_figures_that_nobody_told_are_not_zero():
     """A container without a sample has no figures at all."""
     told = model()

@@ -40,7 +40,9 @@ class Rows:
                 key = f"{name}/{one.id}"
                 known = before.get(key)
                 if known is None or known[0] is not one or known[1] is not lost:
-                    known = one, lost, _row(key, one, lost, with_node=not node)
+                    # While only figures flow, what it is found by stays: that is more than half of the work.
+                    found_by = known[2].hay if known and known[0].record is one.record else hay(one)
+                    known = one, lost, _row(key, one, found_by, lost=lost, with_node=not node)
                 self._made[key] = known
                 yield known[2]
 
@@ -49,7 +51,7 @@ def _place(container: ContainerView) -> tuple[bool, str]:
     return container.record.state not in ("running", "restarting"), container.name
 
 
-def _row(key: str, container: ContainerView, lost: bool, *, with_node: bool) -> Row:
+def _row(key: str, container: ContainerView, found_by: str, *, lost: bool, with_node: bool) -> Row:
     record, sample, rates = container.record, container.sample, container.rates
     tone, word = tones.of_container(container)
     limit = sample.memory_limit if sample else 0
@@ -70,7 +72,7 @@ def _row(key: str, container: ContainerView, lost: bool, *, with_node: bool) -> 
         ),
         href=f"/container/{key}",
         tone="lost" if lost or (record.state == "exited" and tone == "off") else "",
-        hay=hay(container),
+        hay=found_by,
     )
 
 

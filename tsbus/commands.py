@@ -326,6 +326,12 @@ class Commands:
             if worker is None:
                 self._router.counters["late"] += 1
                 return
+            queue = worker.outbox.stream
+            if route.type == Type.INPUT and queue.waiting > queue.limit * 3 // 4:
+                # It would overflow, and end with the worker's connection what the worker does for others.
+                self._end_at_worker(key)
+                self._answer(*key, Outcome.FAILED, f"the worker {worker.name} does not keep up with its input")
+                return
             self._router.put(worker, lane, [data, meta, body])
             if route.type == Type.CANCEL:
                 self.serving.end(key)

@@ -405,6 +405,29 @@ def test_readers_grant_half_a_credit_at_a_time() -> None:
     assert said == [(Type.GRANT, "a", [call.number, 60])]
 
 
+def test_a_node_that_answers_beyond_its_credit_has_failed() -> None:
+    """Nothing more is kept of a node that sends without credit (9.4); the others go on, then the router is told."""
+    desk = Desk()
+    call = desk.ask(credit=100)
+    desk.reply(call, "a", bytes(60))
+    assert desk.session.exchanges.take(call) is not None  # grants 60 bytes
+    for _ in range(1000):
+        desk.reply(call, "a", bytes(120))
+        desk.reply(call, "b1", b"")
+    assert [(len(reply.body), reply.last) for reply in call.replies][:-1] == [(120, False)]
+    failed = call.replies[-1]
+    assert (failed.node, failed.status, failed.last) == ("a", Outcome.FAILED, True)
+    assert b"9.4" in failed.body
+    desk.reply(call, "b1", b"", flags=Flag.LAST)
+    assert Type.CANCEL not in [kind for kind, *_ in desk.said()]
+    desk.reply(call, "b2", b"", flags=Flag.LAST)
+    assert [kind for kind, *_ in desk.said()] == [Type.CANCEL]
+    desk.hear(wire.local(Type.DONE, wire.Done(ok="b[1-2]", cancelled="a"), wire.CallMeta(call.number)))
+    assert call.done
+    assert call.account is not None
+    assert call.account.summary()[Outcome.FAILED] == {"a"}
+
+
 def test_a_lost_connection_ends_calls_at_once() -> None:
     """Without ACCEPT a call is an error; after it, the nodes that still owe an answer are unreachable."""
     desk = Desk()
@@ -539,6 +562,25 @@ def test_input_is_granted_as_it_is_taken() -> None:
     assert call.input_ended
     assert desk.session.exchanges.take_input(call) == b"\x01" * (CREDIT // 2)
     assert desk.session.exchanges.take_input(call) is None
+
+
+def test_input_beyond_its_credit_ends_the_call() -> None:
+    """A caller that sends input without credit (9.4) gets its call back as failed, and nothing of it is kept."""
+    desk = Desk()
+    calls = serving(desk)
+    desk.request(flags=Flag.INPUT)
+    (call,) = calls
+    sizes = [CREDIT // 2, CREDIT // 2 - 1, CREDIT]  # the chunk that crosses the line may be sent
+    for seq, size in enumerate(sizes):
+        desk.hear([desk.asking(Type.INPUT), wire.encode(wire.InputMeta(1, seq)), bytes(size)])
+    assert [len(chunk) for chunk in call.chunks] == sizes
+    desk.said()
+    for seq in range(3, 1000):
+        desk.hear([desk.asking(Type.INPUT), wire.encode(wire.InputMeta(1, seq)), bytes(CREDIT)])
+    assert (call.cancelled, call.over, call.input_ended, list(call.chunks)) == (True, True, True, [])
+    ((meta, body),) = [(meta, body) for kind, _, meta, body in desk.said() if kind is Type.REPLY]
+    assert meta[2:4] == [Outcome.FAILED, Flag.LAST]
+    assert b"9.4" in body
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ import zmq
 from raw import RawWorker
 from tree import QUICK, Grow, Tree, bodies, until
 
-from tsbus import Client
+from tsbus import Client, Request, Worker
 from tsbus.core import message as wire
 from tsbus.core.message import Type
 from tsbus.transport import new_keypair
@@ -133,6 +133,83 @@ async def test_stream_overflow(grow: Grow) -> None:
         await deaf.wait(Type.BYE)
         assert deaf.of(Type.BYE)[0].map()["reason"] == "overflow"
         await server.wait(Type.CANCEL)
+
+
+async def test_a_worker_that_ignores_its_credit(grow: Grow) -> None:
+    """What it sends beyond is not kept: it has failed, its caller goes on, and it is told to stop (protocol 9.4)."""
+    tree = await grow("a:b", bus=SMALL)
+    caller = await tree.connect("a")
+    with RawWorker(tree.bus("b")) as server:
+        await server.hello()
+        server.local(Type.SERVE, wire.Serve("svc", {"run": 1}))
+        await server.settled()
+        call = caller.request("b", "svc.run", timeout_s=60.0)
+        request = await server.wait(Type.REQUEST)
+        number = wire.decode_meta(wire.RequestMeta, request.meta).call
+        topic = str(request.route.handle)
+        sent = 0
+        while not server.of(Type.CANCEL):
+            server.say(Type.REPLY, "a", topic, wire.ReplyMeta(number, sent), b"y" * 60_000)
+            await server.settled()
+            sent += 1
+            assert sent < 1000, "nobody told it to stop"
+        pieces = [len(reply.body) async for reply in call if not reply.last]
+        assert pieces == [60_000, 60_000]  # the one that crosses the line may be sent
+        result = await call.result()
+        assert result.failed == {"b"}
+        assert "9.4" in result.errors["b"]
+    assert (await caller.call("*", "router.ping")).complete
+
+
+async def test_a_caller_that_ignores_its_credit(grow: Grow) -> None:
+    """Input beyond the credit of a worker that does not read it ends the call, there and here (protocol 9.4)."""
+    tree = await grow("a:b", bus=SMALL)
+    worker, cancelled = Worker("svc"), asyncio.Event()
+
+    @worker.command("run")
+    async def run(call: Request) -> None:
+        call.on_cancel(cancelled.set)
+        await cancelled.wait()
+
+    await tree.run(worker, "b")
+    with RawWorker(tree.bus("a")) as caller:
+        await caller.hello()
+        meta = wire.RequestMeta(1, 60_000, 0, 65_536, wire.Flag.INPUT)
+        caller.say(Type.REQUEST, "b", "svc.run", meta)
+        await caller.wait(Type.ACCEPT)
+        sent = 0
+        while not caller.of(Type.DONE):
+            caller.say(Type.INPUT, "b", "svc.run", wire.InputMeta(1, sent), b"y" * 60_000)
+            await caller.settled()
+            sent += 1
+            assert sent < 1000, "nobody ended it"
+        assert caller.of(Type.DONE)[0].map()["failed"] == "b"
+        assert b"9.4" in caller.of(Type.REPLY)[-1].body
+    await cancelled.wait()
+    assert (await (await tree.connect("a")).call("b", "router.ping")).complete
+
+
+async def test_input_does_not_end_a_worker_that_is_busy(grow: Grow) -> None:
+    """A caller that ignores its credit fills the queue of a worker that reads nothing: its call ends, no connection."""
+    tree = await grow("a:b", bus=LONG)
+    with RawWorker(tree.bus("b")) as server, RawWorker(tree.bus("a")) as caller:
+        await server.hello(window=1 << 16)
+        await caller.hello()
+        server.acknowledges = False
+        server.local(Type.SERVE, wire.Serve("svc", {"run": 1}))
+        await server.settled()
+        caller.say(Type.REQUEST, "b", "svc.run", wire.RequestMeta(1, 60_000, 0, 65_536, wire.Flag.INPUT))
+        await server.wait(Type.REQUEST)
+        sent = 0
+        while not caller.of(Type.DONE):
+            caller.say(Type.INPUT, "b", "svc.run", wire.InputMeta(1, sent), b"y" * 60_000)
+            await caller.settled()
+            sent += 1
+            assert sent < 1000, "nobody ended it"
+        assert caller.of(Type.DONE)[0].map()["failed"] == "b"
+        assert b"does not keep up" in caller.of(Type.REPLY)[-1].body
+        assert not server.of(Type.BYE)
+        await server.settled()
 
 
 async def test_too_many_workers(grow: Grow) -> None:

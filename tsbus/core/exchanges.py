@@ -87,6 +87,10 @@ class Asked:
     _cancelled: bool = False
     _forgotten: bool = False
     _taken: dict[str, int] = field(default_factory=dict)
+    _credit_left: dict[str, int] = field(default_factory=dict)
+    """Bytes that each node may still answer."""
+    _overrun: bool = False
+    """Whether a node answered more than that: it has failed here, and its router does not know yet."""
     _input_left: dict[str, int] = field(default_factory=dict)
     _input_seq: int = 0
 
@@ -126,6 +130,8 @@ class Served:
     wake: Callable[[], None] = _nothing
     _seq: int = 0
     _taken: int = 0
+    _input_left: int = CREDIT
+    """Bytes that the caller may still send."""
 
 
 Start = Callable[[Served], None]
@@ -180,6 +186,7 @@ class Exchanges:
             taken = call._taken.get(reply.node, 0) + len(reply.body)
             if taken * 2 >= call.credit and not call.done:
                 self._post(Type.GRANT, reply.node, call.command, CallMeta(call.number, taken), b"")
+                call._credit_left[reply.node] += taken
                 taken = 0
             call._taken[reply.node] = taken
         return reply
@@ -222,6 +229,7 @@ class Exchanges:
             call.nodes = decode_body(Accept, body).nodes
             call.resolved = spell(call.nodes)
             call.account = Account(call.resolved)
+            call._credit_left = dict.fromkeys(call.resolved, call.credit)
             call._input_left = dict.fromkeys(call.resolved, CREDIT)
             if call._cancelled:
                 self.cancel(call)
@@ -230,17 +238,27 @@ class Exchanges:
             call.wake()
 
     def replied(self, route: Route, meta: bytes, body: bytes) -> None:
-        """REPLY of the node `route.origin`."""
+        """REPLY of the node `route.origin`. One that sends more than it may (protocol 9.4) has failed."""
         about = decode_meta(ReplyMeta, meta)
         call = self._asked.get(about.call)
         if call is None or call.account is None or not call.account.owes(route.origin):
             return
-        last, status = bool(about.flags & Flag.LAST), Outcome.OK
+        node, last, status = route.origin, bool(about.flags & Flag.LAST), Outcome.OK
         if last:
             status = _outcome(about.status)
-            call.account.finish(route.origin, status)
-        second = bool(about.flags & Flag.SECOND)
-        call.replies.append(Reply(route.origin, body, about.seq, status, last, second, about.content))
+            call.account.finish(node, status)
+        elif not body:
+            return  # it says nothing, and takes no credit
+        elif call._credit_left[node] <= 0:
+            call._overrun = True
+            self._finish(call, [node], Outcome.FAILED, "its worker answers more than it was granted (protocol 9.4)")
+        else:
+            call._credit_left[node] -= len(body)
+        if call.account.owes(node) or last:
+            second = bool(about.flags & Flag.SECOND)
+            call.replies.append(Reply(node, body, about.seq, status, last, second, about.content))
+        if call._overrun and call.account.closed:
+            self.cancel(call)  # the router waits for it still
         call.wake()
 
     def done(self, _: Route, meta: bytes, body: bytes) -> None:
@@ -319,18 +337,26 @@ class Exchanges:
         call._taken += len(chunk)
         if call._taken * 2 >= CREDIT and not call.input_ended:
             self._post(Type.GRANT, call.key[0], str(call.key[1]), CallMeta(call.key[2], call._taken), b"")
+            call._input_left += call._taken
             call._taken = 0
         return chunk
 
     def got_input(self, route: Route, meta: bytes, body: bytes) -> None:
-        """INPUT for a call that we serve."""
+        """INPUT for a call that we serve. More than the caller may send (protocol 9.4) ends the call."""
         about = decode_meta(InputMeta, meta)
         call = self._served.get((route.origin, route.handle, about.call))
-        if call is not None and not call.input_ended:
-            if body:
-                call.chunks.append(body)
-            call.input_ended = bool(about.flags & Flag.LAST)
-            call.wake()
+        if call is None or call.input_ended:
+            return
+        call.input_ended = bool(about.flags & Flag.LAST)
+        if body and call._input_left <= 0:
+            call.chunks.clear()
+            call.input_ended = call.cancelled = True
+            self.finish(call, Outcome.FAILED, b"more input came than was granted (protocol 9.4)", Content.TEXT)
+            return
+        if body:
+            call._input_left -= len(body)
+            call.chunks.append(body)
+        call.wake()
 
     def cancelled(self, route: Route, meta: bytes, _: bytes) -> None:
         """CANCEL: nobody waits any more; the worker still ends the call with `finish`."""

@@ -1,5 +1,6 @@
 """The command lines on a living tree: real routers over TCP, real local sockets, a scripted executor on each node."""
 
+import asyncio
 import json
 import os
 import signal
@@ -8,6 +9,7 @@ import subprocess
 import sys
 from contextlib import ExitStack
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from click.testing import CliRunner
@@ -18,6 +20,9 @@ from tsbus.blocking import connect_blocking
 from tsbus.cli.main import cli
 from tsbus.cli.pub import pub
 from tsbus.cli.sub import sub
+from tsbus.cli.up import services_of, wait_joined
+from tsbus.config import Balancer, DockerPolicy, Server, Tree, load
+from tsbus.supervision.local import NodeFolder
 from tsbus.transport import new_keypair
 
 HERE = Path(__file__).parent
@@ -183,6 +188,25 @@ def test_check_tells_what_is_wrong_in_the_tree(root):
     found = [json.loads(line) for line in run("check", "gone", "--json", bus=root).stdout.splitlines()]
     assert [(one["kind"], one["node"], one["severe"]) for one in found] == [("node-lost", "gone", True)]
     assert run("check", "nobody", bus=root).exit_code == 2
+
+
+def test_a_started_tree_is_waited_for_until_its_programs_have_joined(tree, monkeypatch, capsys):
+    """What they serve is there when the prompt is back; what is not, in a while, is told and keeps nobody."""
+    monkeypatch.setattr("tsbus.cli.up.JOIN_S", 2)
+    nodes = [NodeFolder(name, tree.folder / name) for name in ("root", "b1")]
+    started = SimpleNamespace(tree=load(tree.folder / "treescale.toml"), nodes=nodes)
+    assert asyncio.run(wait_joined(started)) == 0
+    told = capsys.readouterr().err.splitlines()
+    assert told == [
+        f"{name}: nobody serves containers.snapshot, process.stats yet: treescale check" for name in ("root", "b1")
+    ]
+
+
+def test_a_node_is_waited_for_as_it_is_configured():
+    """Without an engine nobody watches containers; a balancer only runs where there is one."""
+    shop = Balancer("shop", "10.0.0.1:80")
+    tree = Tree({"a": Server("a", "10.0.0.1", 1, balancers={"shop": shop})}, docker=DockerPolicy(enabled=False))
+    assert services_of(tree, "a") == {"exec.run", "process.stats", "lb.ls"}
 
 
 def test_status_for_machines_has_the_round_trip_of_each_link(root):

@@ -6,8 +6,9 @@ tsbus.supervision does the work; this module waits until the tree stands, and te
 import asyncio
 import json
 import time
+from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -15,13 +16,18 @@ from tsbus.cli.edge import Code, Fault, connect, json_option, run
 from tsbus.cli.status import status as draw_tree
 from tsbus.cli.table import Column, table
 from tsbus.cli.terminal import Progress, duration
-from tsbus.config import load
+from tsbus.config import Tree, load
 from tsbus.errors import BusError
 from tsbus.supervision import SupervisionError, control
 from tsbus.supervision.local import LocalTree, NodeFolder, Outcome, default_run_dir, folders_in, stop
 
+if TYPE_CHECKING:
+    from tsbus.client import Client
+
 UP_S = 30.0
 """A tree of real processes on a busy machine is up well within this."""
+JOIN_S = 15.0
+"""How long the programs of nodes that are up may take to join them; more is told, and no reason to fail."""
 _COLUMNS = (
     Column("NODE"),
     Column("PROGRAM"),
@@ -105,6 +111,7 @@ def _up(tree: LocalTree, workers: dict[str, str], as_json: bool) -> int:
     outcome = tree.start(workers)
     run(_wait_up(tree))
     _wait_workers(tree, workers)
+    run(wait_joined(tree))
     seconds = time.monotonic() - began
     top = tree.folder(next(iter(tree.tops)))
     if as_json:
@@ -137,7 +144,7 @@ async def _wait_up(tree: LocalTree) -> int:
     try:
         async with asyncio.timeout(UP_S), asyncio.TaskGroup() as group:
             for top in missing:
-                group.create_task(_watch(str(tree.folder(top).files.bus), missing[top], progress))
+                group.create_task(_watch(tree.folder(top), "node.>", missing[top], _up_nodes, progress))
     except TimeoutError:
         names = [name for names in missing.values() for name in names]
         lines = [f"not up after {duration(UP_S)}, and left running: {', '.join(names)}"]
@@ -148,21 +155,61 @@ async def _wait_up(tree: LocalTree) -> int:
     return Code.OK
 
 
-async def _watch(bus: str, missing: set[str], progress: Progress) -> None:
-    """Take from `missing` what the router at `bus` sees up; return when nothing is left."""
-    async with connect(bus, "treescale-up", timeout_s=UP_S) as client, client.subscribe("node.>") as changes:
+async def wait_joined(tree: LocalTree) -> int:
+    """Wait until the nodes serve what they should, so that whatever is typed next finds it; tell what they do not."""
+    progress = Progress(after_s=0.3)
+    missing = {node: services_of(tree.tree, node.name) for node in tree.nodes}
+    try:
+        async with asyncio.timeout(JOIN_S), asyncio.TaskGroup() as group:
+            for node, services in missing.items():
+                group.create_task(_watch(node, "worker.>", services, _served, progress))
+    except TimeoutError:
+        progress.clear()
+        for node, services in missing.items():
+            if services:
+                click.echo(f"{node.name}: nobody serves {', '.join(sorted(services))} yet: treescale check", err=True)
+    finally:
+        progress.clear()
+    return Code.OK
+
+
+def services_of(tree: Tree, node: str) -> set[str]:
+    """Return one command of each program that a node has."""
+    monitor = {"containers.snapshot"} if tree.docker_for(node).enabled else set()
+    return {"exec.run", "process.stats"} | monitor | ({"lb.ls"} if tree.servers[node].balancers else set())
+
+
+async def _up_nodes(client: "Client") -> set[str]:
+    told = await client.call_one(client.node, "router.status")
+    return {node["name"] for node in told["nodes"] if node["state"] == "up"}
+
+
+async def _served(client: "Client") -> set[str]:
+    told = await client.call_one(client.node, "router.stats")
+    return {command for worker in told["workers"] for command in worker["services"]}
+
+
+async def _watch(
+    node: NodeFolder,
+    changes: str,
+    missing: set[str],
+    there: "Callable[[Client], Awaitable[set[str]]]",
+    progress: Progress,
+) -> None:
+    """Take from `missing` what is `there` by a node's router, at each of `changes`; return when nothing is left."""
+    bus = str(node.files.bus)
+    async with connect(bus, "treescale-up", timeout_s=UP_S) as client, client.subscribe(changes) as events:
         while True:
             try:
-                told = await client.call_one(client.node, "router.status")
+                missing -= await there(client)
             except BusError:  # the router starts anew
                 await client.wait_connected()
                 continue
-            missing -= {node["name"] for node in told["nodes"] if node["state"] == "up"}
             if not missing:
                 return
             progress.show(f"waiting for {', '.join(sorted(missing))}")
             try:
-                await changes.next(_LOOK_S)
+                await events.next(_LOOK_S)
             except TimeoutError:
                 continue
 

@@ -24,7 +24,7 @@ from dockerd import Dockerd
 from registry import Registry
 from waiting import wait
 
-from tsbus.containers.engine import COUNT_TRIES, Auth, Engine, EngineError, ErrorKind, Output, TlsFiles
+from tsbus.containers.engine import TURN_TRIES, Auth, Engine, EngineError, ErrorKind, Output, TlsFiles
 from tsbus.containers.facts import EngineEvent
 from tsbus.containers.wire import PIECE_BYTES
 from tsbus.records import Endpoint
@@ -677,16 +677,20 @@ def test_engine_that_hangs(dockerd, ticker):
 
 
 @contextlib.contextmanager
-def answering(status: int, body: bytes, usage: Iterator[tuple[int, bytes]] | None = None) -> Iterator[Engine]:
-    """An HTTP server with one answer to all questions, taken for an engine; `usage`: those to `docker df`."""
+def answering(status: int, body: bytes, disk: Iterator[tuple[int, bytes]] | None = None) -> Iterator[Engine]:
+    """An HTTP server with one answer to all questions, taken for an engine; `disk`: those about its disk."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            code, said = next(usage) if usage and self.path.endswith("/system/df") else (status, body)
+            about_disk = "/system/df" in self.path or "/images/prune" in self.path
+            code, said = next(disk) if disk and about_disk else (status, body)
             self.send_response(code)
             self.send_header("Content-Length", str(len(said)))
             self.end_headers()
             self.wfile.write(said)
+
+        def do_POST(self) -> None:
+            self.do_GET()
 
         def log_message(self, *_: object) -> None:
             """Say nothing."""
@@ -709,19 +713,28 @@ def test_no_docker(status, body):
     assert (kind, "is no Docker engine" in text) == (ErrorKind.DOWN, True), text
 
 
-def test_disk_usage_that_somebody_counts(monkeypatch):
-    """An engine that counts its disk for somebody else is asked again, a few times; then it is told so."""
-    monkeypatch.setattr("tsbus.containers.engine.COUNT_PAUSE_S", (0, 0))
+USAGE = {"LayersSize": 7, "Images": [], "Containers": [], "Volumes": [], "BuildCache": []}
+
+
+@pytest.mark.parametrize(
+    ("call", "what", "status", "said", "found"),
+    [
+        (lambda engine: engine.df()["images"]["bytes"], "disk usage", 500, USAGE, 7),
+        (lambda engine: engine.prune_images()["freed_bytes"], "prune", 409, {"SpaceReclaimed": 8}, 8),
+    ],
+)
+def test_what_an_engine_does_for_somebody_else(monkeypatch, call, what, status, said, found):
+    """An engine that counts or clears its disk for somebody else is asked again, a few times; then it is told so."""
+    monkeypatch.setattr("tsbus.containers.engine.TURN_PAUSE_S", (0, 0))
     version = json.dumps({"Version": "28.2.2", "ApiVersion": "1.41", "MinAPIVersion": "1.24"}).encode()
-    busy = (500, b'{"message": "a disk usage operation is already running"}')
-    usage = json.dumps({"LayersSize": 7, "Images": [], "Containers": [], "Volumes": [], "BuildCache": []}).encode()
-    with answering(200, version, iter([*[busy] * (COUNT_TRIES - 1), (200, usage)])) as engine:
-        assert engine.df()["images"]["bytes"] == 7
-    asked = iter([busy] * COUNT_TRIES)
+    busy = (status, f'{{"message": "a {what} operation is already running"}}'.encode())
+    with answering(200, version, iter([*[busy] * (TURN_TRIES - 1), (200, json.dumps(said).encode())])) as engine:
+        assert call(engine) == found
+    asked = iter([busy] * TURN_TRIES)
     with answering(200, version, asked) as engine:
-        kind, text = failure(engine.df)
-    assert (kind, next(asked, None)) == (ErrorKind.FAILED, None)
-    assert text == "a disk usage operation is already running, for somebody else: try again when it is over"
+        _, text = failure(lambda: call(engine))
+    assert next(asked, None) is None
+    assert text == f"a {what} operation is already running, for somebody else: try again when it is over"
 
 
 def test_no_http():

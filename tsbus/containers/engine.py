@@ -9,7 +9,7 @@ import math
 import random
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, Final
 
@@ -32,9 +32,9 @@ from tsbus.records import Container, EngineFacts
 
 __all__ = ["Auth", "Engine", "EngineError", "ErrorKind", "EventStream", "Exec", "Output", "Pull", "TlsFiles"]
 
-COUNT_TRIES: Final = 8
-COUNT_PAUSE_S: Final = (0.2, 1.0)
-"""An engine counts its disk for one at a time: who comes meanwhile tries so often, so far apart by chance."""
+TURN_TRIES: Final = 8
+TURN_PAUSE_S: Final = (0.2, 1.0)
+"""An engine counts or clears its disk for one at a time: who comes meanwhile tries so often, so far apart by chance."""
 
 WATCHED: Final = {
     "type": ["container", "image", "network"],
@@ -304,7 +304,8 @@ class Engine:
 
     def prune_images(self, all: bool = False) -> dict[str, Any]:  # noqa: A002
         """Remove images without a name, with `all` those without a container. Returns `{removed, freed_bytes}`."""
-        done = as_object(self._api.patient(lambda docker: docker.prune_images({"dangling": not all})))
+        which = {"dangling": not all}
+        done = as_object(self._in_turn(lambda: self._api.patient(lambda docker: docker.prune_images(which))))
         removed = _removed(done.get("ImagesDeleted") or [])["removed"]
         return {"removed": removed, "freed_bytes": int(done.get("SpaceReclaimed") or 0)}
 
@@ -324,19 +325,24 @@ class Engine:
 
     def df(self) -> dict[str, dict[str, int]]:
         """Return `docker.df` of docs/containers.md. The engine walks its disk for it: it may take minutes."""
-        tries = COUNT_TRIES
+        return usage_of(as_object(self._in_turn(lambda: self._api.patient(lambda docker: docker.df()))))
+
+    # How it is done.
+
+    @staticmethod
+    def _in_turn(call: Callable[[], Any]) -> Any:
+        """Make a call that an engine answers to one at a time."""
+        tries = TURN_TRIES
         while True:
             try:
-                return usage_of(as_object(self._api.patient(lambda docker: docker.df())))
+                return call()
             except EngineError as error:
-                if "disk usage operation is already running" not in str(error):
+                if "operation is already running" not in str(error):
                     raise
                 tries -= 1
                 if not tries:
                     raise EngineError(error.kind, f"{error}, for somebody else: try again when it is over") from error
-            time.sleep(random.uniform(*COUNT_PAUSE_S))  # noqa: S311 - spreads those who came together
-
-    # How it is done.
+            time.sleep(random.uniform(*TURN_PAUSE_S))  # noqa: S311 - spreads those who came together
 
     def _stop_seconds(self, container: str, timeout_s: float | None) -> int:
         """How long the engine waits before SIGKILL: it must be known, because that long an answer may take."""

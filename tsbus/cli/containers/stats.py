@@ -212,8 +212,8 @@ class _Live:
         self._sort = sort
         self._as_json = as_json
         self._changed = asyncio.Event()
-        self._unread: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        """Ends when nobody reads what we print."""
+        self._unread: BrokenPipeError | None = None
+        """Nobody reads what we print any more."""
 
     async def run(self, target: str) -> int:
         """Listen and draw, until Ctrl-C or until nobody reads it."""
@@ -233,8 +233,11 @@ class _Live:
             await self._client.subscribe(f"container.{action}", callback=self._named)
         await self._client.subscribe("node.*", callback=self._node)
         await _begin(self._client, target, board, self._as_json)
-        if self._as_json:
-            await self._unread
+        while self._as_json:
+            if self._unread:
+                raise self._unread
+            self._changed.clear()
+            await self._changed.wait()
         with Screen() as screen:
             while True:
                 self._changed.clear()
@@ -247,8 +250,7 @@ class _Live:
         try:
             take(self._board, event.origin, event.body, self._as_json)
         except BrokenPipeError as error:
-            if not self._unread.done():
-                self._unread.set_exception(error)
+            self._unread = error
         self._changed.set()
 
     def _named(self, event: "Event") -> None:

@@ -255,7 +255,8 @@ async def _each(
         if not whole:
             endings |= {node: Ending(Outcome.CANCELLED, "not confirmed") for node in nodes - endings.keys()}
     if whole:
-        endings = monitored(endings) if lenient else monitored(endings) and endings
+        with_monitor = monitored(endings)
+        endings = with_monitor if lenient else endings
     return code_of(whole, conclude(endings, progress.elapsed_s, as_json=as_json))
 
 

@@ -1,8 +1,6 @@
 """Audit: `treescale audit`, who did what on nodes, from the audit logs there."""
 
 import json
-import shutil
-import sys
 import time
 from datetime import datetime
 
@@ -14,6 +12,7 @@ from tsbus.cli.completion import complete_target
 from tsbus.cli.containers.times import moment
 from tsbus.cli.edge import Code, Fault, bus_option, connect, json_option, run, timeout_option
 from tsbus.cli.report import Ending, account, ending_of, exit_code, summary
+from tsbus.cli.screen import columns
 from tsbus.cli.table import Column, table
 from tsbus.cli.terminal import duration, millis, safe
 from tsbus.core.accounting import Outcome
@@ -107,9 +106,7 @@ def _print(found: list[tuple[str, Entry]]) -> None:
     if not found:
         click.echo("nothing that fits was written down")
         return
-    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
-    for line in table(_COLUMNS, [row(node, entry) for node, entry in found], width):
-        click.echo(line)
+    click.echo("\n".join(table(_COLUMNS, [row(node, entry) for node, entry in found], columns())))
 
 
 def row(node: str, entry: Entry) -> list[str]:

@@ -98,16 +98,14 @@ def ls(workers: Workers, as_json: bool) -> int:
       treescale worker ls
       treescale worker ls --conf DIR/web1/supervisord.conf
     """
-    found = workers.all()
+    found = list(map(_facts, workers.all()))
     if as_json:
-        for each in found:
-            click.echo(json.dumps(_as_object(each)))
-        return Code.OK
-    if not found:
+        for facts in found:
+            click.echo(json.dumps(facts))
+    elif not found:
         click.echo(f"{workers.node} has no workers of your own", err=True)
-        return Code.OK
-    for line in table(_COLUMNS, list(map(_row, found))):
-        click.echo(line)
+    else:
+        click.echo("\n".join(table(_COLUMNS, [[str(value or "-") for value in facts.values()] for facts in found])))
     return Code.OK
 
 
@@ -126,11 +124,6 @@ def remove(workers: Workers, name: str) -> int:
     return Code.OK
 
 
-def _as_object(each: Worker) -> dict[str, Any]:
-    state = each.program.state if each.program else None
-    return {"name": each.name, "state": state, "pid": each.program.pid if each.program else 0, "command": each.command}
-
-
-def _row(each: Worker) -> tuple[str, str, str, str]:
-    program = each.program
-    return each.name, program.state if program else "-", str(program.pid or "-") if program else "-", each.command
+def _facts(each: Worker) -> dict[str, Any]:
+    state, pid = (each.program.state, each.program.pid) if each.program else (None, 0)
+    return {"name": each.name, "state": state, "pid": pid, "command": each.command}

@@ -145,13 +145,6 @@ class Stage:
             if names <= {each["name"] for each in nodes if each["state"] == "up"}:
                 return
 
-    def wait_runs(self, bus: BlockingClient, node: str) -> None:
-        """Wait until a node runs programs: its executor joins a moment after its router."""
-        for _ in until(f"no executor on {node}"):
-            workers = bus.call_one(node, "router.stats")["workers"]
-            if any(each["name"] == "exec" and each["services"] for each in workers):
-                return
-
 
 def _tell_heard(listeners: dict[str, "subprocess.Popen[str]"]) -> None:
     for name, listener in listeners.items():

@@ -9,6 +9,9 @@ import sys
 import time
 from typing import Any
 
+MAX_TEXT = 2000
+"""Characters of a field that are logged: the text may be another's, and a megabyte long."""
+
 _LOGGER = logging.getLogger("tsbus")
 
 
@@ -36,6 +39,7 @@ class Log:
 
     def _log(self, level: int, event: str, fields: dict[str, Any]) -> None:
         if _LOGGER.isEnabledFor(level):
+            fields = {name: value[:MAX_TEXT] if isinstance(value, str) else value for name, value in fields.items()}
             _LOGGER.log(level, event, extra={"component": self._component, "fields": fields})
 
 

@@ -9,6 +9,7 @@ from tsbus.core.interest import PART, InterestTable, Local
 from tsbus.core.lanes import Queue
 from tsbus.core.message import Content, Flag, Lane, Route, Type
 from tsbus.core.roles import Role
+from tsbus.log import MAX_TEXT
 from tsbus.peer import Conn, ConnKind, Peer
 from tsbus.router import _CACHE_BYTES
 
@@ -53,6 +54,15 @@ def test_deep_json_for_the_router() -> None:
     worker = peer(siege, ConnKind.LOCAL, "uid:2", 2)
     say(siege, worker, routed(Type.REQUEST, worker, "a", "router.resolve", wire.RequestMeta(1, 1000), b"[" * 100_000))
     assert len(siege.router.commands.outgoing) == 0
+
+
+def test_a_peers_words_do_not_fill_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    """A node below may refuse every dial with a megabyte of text: the log tells its beginning."""
+    siege = Siege(1)
+    child = peer(siege, ConnKind.DIAL, "c")
+    say(siege, child, wire.local(Type.BYE, wire.Bye("refused", "x" * 1_000_000)))
+    (record,) = [record for record in caplog.records if record.message == "link.refused"]
+    assert vars(record)["fields"]["text"] == "x" * MAX_TEXT
 
 
 def test_remembered_routes_are_bounded_in_bytes() -> None:

@@ -208,6 +208,23 @@ def test_a_connection_that_is_cut(desk, server):
     assert (trouble.kind, trouble.again) == ("lost", True)
 
 
+def test_a_login_that_is_cut(desk, server):
+    """Wherever a connection is cut before it has logged in it is a lost one, too: nobody was refused."""
+    with cutter(server) as proxy:
+        place = {"port": proxy.port, "known_as": _known(desk, server)}
+        with desk.session("127.0.0.1", **place):
+            whole = proxy.sent
+        for after in range(1, whole, whole // 20):
+            proxy.cut_after = proxy.sent + after
+            trouble = trouble_of(lambda: _log_in_and_out(desk, **place))
+            assert (trouble.kind, trouble.again) == ("lost", True), (after, trouble)
+
+
+def _log_in_and_out(desk, **place):
+    with desk.session("127.0.0.1", **place) as session:
+        session.run("true", stage="install")
+
+
 def _known(desk, server):
     desk.know(server)
     return server.ip

@@ -14,7 +14,7 @@ from tsbus.build.access import KeyFile, Login, Password
 from tsbus.build.secrets import SecretUnavailable
 from tsbus.build.ssh.keys import Agent, UnusableKey, public_half
 from tsbus.build.ssh.shared import Shared
-from tsbus.build.ssh.transport import Fault, Transport
+from tsbus.build.ssh.transport import Fault, Transport, fault
 from tsbus.build.trouble import Failure
 
 ANSWER_S: Final = 30.0
@@ -30,13 +30,19 @@ class _Lost(Exception):
 
 
 def authenticate(transport: Transport, login: Login, shared: Shared) -> None:
-    """Log in. Raises Fault, with all that was tried in its text."""
+    """Log in. Raises Fault, with all that was tried in its text.
+
+    A connection that ends before anything was refused is lost, and worth another try. A password that was on its way
+    then may have been refused, and is not sent again.
+    """
     attempt = _Attempt(transport, login, shared)
     try:
         attempt.all()
     except _Lost:
         shared.check()
-        attempt.note("it hung up")
+        if not (transport.parting or attempt.tried or attempt.passwords):
+            raise fault(login, EOFError()) from None
+        attempt.note(f"it hung up: {transport.parting}" if transport.parting else "it hung up")
     finally:
         attempt.agent_keys = ()
         if attempt.agent:
@@ -177,8 +183,11 @@ class _Attempt:
         if isinstance(error, paramiko.BadAuthenticationType | paramiko.ssh_exception.PartialAuthentication):
             self.takes = tuple(error.allowed_types)
             return isinstance(error, paramiko.ssh_exception.PartialAuthentication)
-        if not in_time or not self.transport.is_active():
-            self.note(str(error or "") if in_time else f"it has not answered within {ANSWER_S:g} s")
+        if not in_time:
+            self.note(f"it has not answered within {ANSWER_S:g} s")
+            raise _Lost
+        if not self.transport.is_active():
+            self.note("" if error is None or isinstance(error, EOFError | OSError) else str(error))
             raise _Lost
         return bool(self.transport.is_authenticated())
 

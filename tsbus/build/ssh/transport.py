@@ -88,7 +88,7 @@ def _causes(error: BaseException | None) -> list[BaseException]:
 
 
 class Transport(paramiko.Transport):  # type: ignore[misc]
-    """A connection to one host. `refusal` is what the server said when it last refused a channel."""
+    """A connection to one host. `refusal` is what it said when it last refused a channel, `parting` when it hung up."""
 
     _active_check_timeout = 1.0
     """How often its thread looks around when nothing comes; data and the end of the connection wake it."""
@@ -98,9 +98,17 @@ class Transport(paramiko.Transport):  # type: ignore[misc]
     def __init__(self, link: Any) -> None:
         super().__init__(link, packetizer_class=_Stream)
         self.refusal = ""
+        self.parting = ""
+
+    # The library logs the server's own words, and raises its own.
+
+    def _parse_disconnect(self, message: Any) -> None:
+        message.get_int()
+        self.parting = message.get_text()
+        message.rewind()
+        super()._parse_disconnect(message)
 
     def _parse_channel_open_failure(self, message: Any) -> None:
-        # The library logs the server's own words, and raises its own.
         message.get_int()
         message.get_int()
         self.refusal = message.get_text()

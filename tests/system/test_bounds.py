@@ -161,6 +161,18 @@ async def test_a_worker_that_ignores_its_credit(grow: Grow) -> None:
     assert (await caller.call("*", "router.ping")).complete
 
 
+async def _ended_by_input(caller: RawWorker) -> bytes:
+    """Send input to svc.run at b, whatever has been granted, until the call has failed; returns why it did."""
+    sent = 0
+    while not caller.of(Type.DONE):
+        caller.say(Type.INPUT, "b", "svc.run", wire.InputMeta(1, sent), b"y" * 60_000)
+        await caller.settled()
+        sent += 1
+        assert sent < 1000, "nobody ended it"
+    assert caller.of(Type.DONE)[0].map()["failed"] == "b"
+    return caller.of(Type.REPLY)[-1].body
+
+
 async def test_a_caller_that_ignores_its_credit(grow: Grow) -> None:
     """Input beyond the credit of a worker that does not read it ends the call, there and here (protocol 9.4)."""
     tree = await grow("a:b", bus=SMALL)
@@ -177,14 +189,7 @@ async def test_a_caller_that_ignores_its_credit(grow: Grow) -> None:
         meta = wire.RequestMeta(1, 60_000, 0, 65_536, wire.Flag.INPUT)
         caller.say(Type.REQUEST, "b", "svc.run", meta)
         await caller.wait(Type.ACCEPT)
-        sent = 0
-        while not caller.of(Type.DONE):
-            caller.say(Type.INPUT, "b", "svc.run", wire.InputMeta(1, sent), b"y" * 60_000)
-            await caller.settled()
-            sent += 1
-            assert sent < 1000, "nobody ended it"
-        assert caller.of(Type.DONE)[0].map()["failed"] == "b"
-        assert b"9.4" in caller.of(Type.REPLY)[-1].body
+        assert b"9.4" in await _ended_by_input(caller)
     await cancelled.wait()
     assert (await (await tree.connect("a")).call("b", "router.ping")).complete
 
@@ -200,14 +205,7 @@ async def test_input_does_not_end_a_worker_that_is_busy(grow: Grow) -> None:
         await server.settled()
         caller.say(Type.REQUEST, "b", "svc.run", wire.RequestMeta(1, 60_000, 0, 65_536, wire.Flag.INPUT))
         await server.wait(Type.REQUEST)
-        sent = 0
-        while not caller.of(Type.DONE):
-            caller.say(Type.INPUT, "b", "svc.run", wire.InputMeta(1, sent), b"y" * 60_000)
-            await caller.settled()
-            sent += 1
-            assert sent < 1000, "nobody ended it"
-        assert caller.of(Type.DONE)[0].map()["failed"] == "b"
-        assert b"does not keep up" in caller.of(Type.REPLY)[-1].body
+        assert b"does not keep up" in await _ended_by_input(caller)
         assert not server.of(Type.BYE)
         await server.settled()
 

@@ -31,9 +31,9 @@ import pytest
 LAB = Path(__file__).parent / "lab"
 LIMIT_S = 1500
 BESIDE = {
-    "system": "trees",
     "browser": "aside",
     "sandboxed": "aside",
+    "system": "aside",
     "dockerd": "engines",
     "engine": "engines",
     "lab": "engines",

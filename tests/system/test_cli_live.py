@@ -16,6 +16,7 @@ from click.testing import CliRunner
 from terminals import Terminal
 from waiting import wait
 
+from tsbus import connect
 from tsbus.blocking import connect_blocking
 from tsbus.cli.main import cli
 from tsbus.cli.pub import pub
@@ -158,6 +159,17 @@ def listen(*args, bus):
     process = start("sub", *args, bus=bus)
     wait("ts-sub listens", lambda: is_there("ts-sub", bus))
     return process
+
+
+def is_wanted(topic, bus):
+    """Wait until the router knows that somebody wants events of this topic, here or at another node."""
+
+    async def known():
+        async with connect(bus) as client, client.interest(topic) as interest:
+            while not interest.wanted:
+                await anext(interest)
+
+    asyncio.run(asyncio.wait_for(known(), LIMIT_S))
 
 
 def output_of(process, stdin=None):
@@ -414,6 +426,8 @@ def test_call_of_a_command_that_nobody_serves_ends_with_1(root):
 def test_an_event_travels_from_ts_pub_to_ts_sub(tree):
     """From a leaf to the root; each event once, though two patterns match it."""
     listener = listen("shop.>", "*.sold", "--count", "2", bus=tree.bus())
+    is_wanted("shop.sold", tree.bus("b1"))
+    is_wanted("shop.closed", tree.bus("b2"))
     assert run("shop.sold", "apples", bus=tree.bus("b1"), program=pub).exit_code == 0
     assert run("shop.closed", '{"at": 18}', bus=tree.bus("b2"), program=pub).exit_code == 0
     assert output_of(listener) == ('b1 shop.sold apples\nb2 shop.closed {"at": 18}\n', "", 0)
@@ -439,6 +453,7 @@ def test_ts_sub_for_machines(root, tmp_path):
 def test_ts_sub_listens_to_some_nodes_only(tree):
     """--from takes any target; an unknown one is an error."""
     listener = listen("news", "--from", "@leaf", "--count", "1", bus=tree.bus())
+    is_wanted("news", tree.bus("b2"))
     for node in ("a", "b2"):
         run("news", f"of {node}", bus=tree.bus(node), program=pub)
     assert output_of(listener)[0] == "b2 news of b2\n"
@@ -448,6 +463,7 @@ def test_ts_sub_listens_to_some_nodes_only(tree):
 def test_ts_pub_reaches_the_target_only(tree):
     """--to limits who gets it; an unknown target is the publisher's error, not silence."""
     listener = listen("order", "--count", "1", bus=tree.bus("b1"))
+    is_wanted("order", tree.bus())
     run("order", "for b2", "--to", "b2", bus=tree.bus(), program=pub)
     run("order", "for b1", "--to", "b1", "--wait", bus=tree.bus(), program=pub)
     assert output_of(listener)[0] == "root order for b1\n"

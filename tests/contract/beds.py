@@ -148,7 +148,7 @@ class SocketBed(_Shared):
     def __init__(self, processes: Processes) -> None:
         self.processes = processes
         self._clients: list[Client] = []
-        self._workers: dict[Worker, tuple[Client, asyncio.Task[None]]] = {}
+        self._workers: dict[Worker, tuple[str, Client, asyncio.Task[None]]] = {}
 
     async def whole(self) -> None:
         """Wait until the root reaches every node."""
@@ -160,11 +160,15 @@ class SocketBed(_Shared):
 
     async def alone(self) -> None:
         """Wait until no router knows anybody of an earlier test: it could give him the commands of this one."""
-        client = self._clients[0]
         deadline = time.monotonic() + LIMIT_S
-        while sum(len(told["workers"]) for told in (await client.call("*", "router.stats")).values().values()) > 1:
+        while await self._connected("*") > 1:
             assert time.monotonic() < deadline, "somebody of an earlier test is still there"
             await asyncio.sleep(0.02)
+
+    async def _connected(self, nodes: str) -> int:
+        """How many clients and workers the routers of these nodes have."""
+        told = await self._clients[0].call(nodes, "router.stats")
+        return sum(len(stats["workers"]) for stats in told.values().values())
 
     async def connect(self, node: str, *, window: int = WINDOW) -> Client:
         address = f"ipc://{self.processes.folder / node / 'bus'}"
@@ -177,13 +181,19 @@ class SocketBed(_Shared):
         client = await self.connect(node)
         task = asyncio.create_task(worker.serve(client))
         await self.done(worker.wait_ready())
-        self._workers[worker] = (client, task)
+        self._workers[worker] = (node, client, task)
         return worker
 
     async def kill(self, worker: Worker) -> None:
-        client, task = self._workers.pop(worker)
+        """End it, and wait until its router knows: a call that comes before that is lost with it."""
+        node, client, task = self._workers.pop(worker)
+        before = await self._connected(node)
         client.abort()
         await _end(task)
+        deadline = time.monotonic() + LIMIT_S
+        while await self._connected(node) == before:
+            assert time.monotonic() < deadline, "the router has not noticed"
+            await asyncio.sleep(0.005)
 
     async def stop(self, node: str) -> None:
         self.processes.stop(node)
@@ -199,7 +209,7 @@ class SocketBed(_Shared):
             await asyncio.sleep(0.005)
 
     async def close(self) -> None:
-        for _, task in self._workers.values():
+        for _, _, task in self._workers.values():
             await _end(task)
         for client in self._clients:
             client.abort()

@@ -54,6 +54,7 @@ class Actor:
         name = f"actor{self._number}-{len(self.made)}"
         self._machine.run(name, "--label=treescale.balancer=storm", "--label=treescale.weight=0")
         self._machine.listens(name)
+        wait(f"the balancer knows {name}", lambda: name in self._machine.show("storm"))
         self._machine.lb("weight", {"servers": [name], "weight": 1})
         self.made.append(name)
 

@@ -53,6 +53,7 @@ class Site(Background):
             self.nodes[node].containers = {one.id: one for one in containers}
             self.nodes[node].logs = {}
             self.nodes[node].asked.clear()
+            self.nodes[node].engine = StandIn(node, []).engine
 
     def asked(self, node):
         """What the node was asked for, but for names."""
@@ -339,6 +340,18 @@ def test_engines_are_told(run):
     assert info.stdout.splitlines()[1].split()[:3] == ["a", "Docker", "27.5.1"]
     assert info.exit_code == 3  # gone is lost
     assert run("docker", "df", "@web").stdout.splitlines()[-1].split()[:3] == ["all", "200", "MiB"]
+
+
+def test_an_engine_that_is_down_shows_in_the_exit_code(run, site):
+    """A script learns it as from the other commands: some down 3, all down 1, with the reason once."""
+    for node, code in (("b", 3), ("a", 1)):
+        one = site.nodes[node]
+        one.engine = msgspec.structs.replace(one.engine, up=False, reason="no engine here", since_ns=0)
+        result = run("docker", "info", "@web")
+        assert (result.exit_code, result.stdout.count("DOWN")) == (code, 1 if node == "b" else 2)
+    assert result.stderr == "a,b: engine down: no engine here\n"
+    *_, summary = map(json.loads, run("docker", "info", "@web", "--json").stdout.splitlines())
+    assert summary["summary"]["failed"] == ["a", "b"]
 
 
 def test_events_are_told_in_words_and_filtered(site):

@@ -11,6 +11,7 @@ import msgspec
 
 from tsbus.cli import eventlines
 from tsbus.cli.containers.images import ask
+from tsbus.cli.containers.ls import down
 from tsbus.cli.containers.options import ASK_S, any_target_argument, awaited
 from tsbus.cli.containers.words import natural
 from tsbus.cli.edge import bus_option, json_option
@@ -144,6 +145,8 @@ _INFO = (
 async def info(target: str, as_json: bool, bus: str | None) -> int:
     """Show the engine of every node: version, counts, what it runs on, and why it cannot be reached.
 
+    An engine that is down counts as failed in the exit code.
+
     \b
     Examples:
       treescale docker info
@@ -154,19 +157,15 @@ async def info(target: str, as_json: bool, bus: str | None) -> int:
         told[reply.node] = msgspec.json.decode(reply.body, type=_Info)
 
     asked = await ask(bus, target, "docker.info", b"", take, ASK_S)
+    now_ns = time.time_ns()
+    asked.endings |= {node: down(one.engine, now_ns) for node, one in told.items() if not one.engine.up}
     nodes = sorted(told, key=natural)
     if as_json:
         for node in nodes:
             click.echo(json.dumps({"node": node} | msgspec.to_builtins(told[node])))
         return asked.finish(as_json)
-    now_ns = time.time_ns()
     click.echo("\n".join(table(_INFO, [_info_row(node, told[node], now_ns) for node in nodes], wide())))
-    notes = []
-    for node in nodes:
-        engine, warnings = told[node].engine, told[node].warnings
-        notes += [f"{node}: engine down: {safe(engine.reason)}"] if not engine.up else []
-        notes += [f"{node}: {safe(text)}" for text in warnings]
-    if notes:
+    if notes := [f"{node}: {safe(text)}" for node in nodes for text in told[node].warnings]:
         click.echo("\n".join(["", *notes]))
     return asked.finish(as_json)
 

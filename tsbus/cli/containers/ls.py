@@ -69,8 +69,7 @@ class Tally:
         """Count nodes whose engine is down as such: what they said is what was last known."""
         for node, engine in self.engines.items():
             if not engine.up and self.endings[node].outcome is Outcome.OK:
-                age = f" for {duration(max(now_ns - engine.since_ns, 0) / 1e9)}" if engine.since_ns else ""
-                self.endings[node] = Ending(Outcome.FAILED, f"engine down{age}: {safe(engine.reason)}")
+                self.endings[node] = down(engine, now_ns)
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,6 +153,12 @@ def _as_object(tally: Tally, node: str, container: Container) -> dict[str, Any]:
     about: dict[str, Any] = {"node": node} | msgspec.to_builtins(container)
     sample = tally.samples.get((node, container.id[:SHORT_ID]))
     return about | ({"sample": msgspec.to_builtins(sample)} if sample else {})
+
+
+def down(engine: EngineFacts, now_ns: int) -> Ending:
+    """Return how a question ended on a node whose engine is down."""
+    age = f" for {duration(max(now_ns - engine.since_ns, 0) / 1e9)}" if engine.since_ns else ""
+    return Ending(Outcome.FAILED, f"engine down{age}: {safe(engine.reason)}")
 
 
 def problems(endings: dict[str, Ending]) -> Iterator[str]:

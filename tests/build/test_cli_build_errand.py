@@ -86,6 +86,26 @@ def test_options_choose_servers_and_limits(files):
     assert Errand(files / "console.toml", max_fail="7").options("build").max_fail == 7
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--limit", "web1", "--yes"), "web1: cannot be built"),
+        (("apply", "--limit", "web1", "--yes"), "failed, access: web1"),
+        (("plan", "--limit", "web1"), "1 server: 1 cannot be built"),
+        (("uninstall", "web1", "--yes"), "web1: cannot be cleaned"),
+        (("upgrade", "--limit", "web1", "--yes"), "1 server: 1 cannot be upgraded"),
+        (("rotate-keys", "web1", "--yes"), "1 server: 1 cannot be given a new key"),
+    ],
+)
+def test_a_server_in_trouble_is_told_once(files, words, said):
+    """In the words of the errand; why and what to do are in one place, however much is shown."""
+    done = CliRunner().invoke(build, words)
+    assert done.exit_code == 4, done.output
+    assert said in done.output
+    assert done.output.count('console.toml has no entry for "web1"') == 1
+    assert done.output.count("[ssh.web1]") == 1
+
+
 def test_nothing_has_failed_last_time(files):
     """Then --failed means nobody, which is no failure."""
     done = CliRunner().invoke(build, ["--failed"])

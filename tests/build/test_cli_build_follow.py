@@ -32,6 +32,11 @@ except Interrupted as stop:
     print("interrupted;", stop.progress.counts()["docker"]["working"], "at work")
 """
 ARGV = (sys.executable, "-c", PROGRAM)
+FAILS = """\
+        from tsbus.build.reports import Failed
+        from tsbus.build.trouble import Trouble
+        yield Failed("web2", "docker", Trouble("step", "it is on fire", "put it out"), 1.0)
+"""
 
 
 def test_a_picture_follows_the_size_of_the_terminal(tmp_path: Path) -> None:
@@ -48,6 +53,16 @@ def test_a_picture_follows_the_size_of_the_terminal(tmp_path: Path) -> None:
         assert code == 0 and "the run was closed" in end
         assert all(len(line) < 40 for line in (came + end).splitlines())
         assert "1/2             1 waiting" in end
+
+
+def test_the_last_picture_leaves_the_reasons_to_what_follows(tmp_path: Path) -> None:
+    """While it goes, it says who has failed and why; at its end only how many."""
+    failing = PROGRAM.replace("        sys.stdin.readline()\n", FAILS, 1)
+    with Terminal((sys.executable, "-c", failing), dict(os.environ), tmp_path, (24, 80)) as terminal:
+        terminal.read_until("1 failed", "web2  docker  it is on fire")
+        terminal.type("\n")
+        _, end = terminal.end()
+        assert "1 failed" in end and "on fire" not in end.rpartition("docker  ━")[2]
 
 
 def test_ctrl_c_closes_the_run_before_anything_else_is_said(tmp_path: Path) -> None:

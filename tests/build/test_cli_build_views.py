@@ -196,13 +196,13 @@ def test_every_report_has_an_object_and_at_most_one_line(report):
 
 
 def test_lines_tell_what_has_changed():
-    """Steps that changed nothing and mere beginnings are no lines; a failure has its next step."""
+    """Steps that changed nothing and mere beginnings are no lines; a failure has its kind, and why it is told later."""
     told = [Entered("a", "docker", "x"), Stepped("a", DOCKER, False, 1), Stepped("a", DOCKER, True, 65),
             Left("a", "docker", 66), Failed("b", "probe", REFUSED, 1), Answered("a", 0.0021)]  # fmt: skip
     assert [line for line in map(line_of, told) if line] == [
         "a: install Docker from its own packages (65 s)",
         "a: docker done (66 s)",
-        "b: probe failed: root@web9:22 refuses the connection; is sshd running there?",
+        "b: probe failed (refused)",
         "a: answers in 2.1 ms",
     ]
 
@@ -237,6 +237,12 @@ def test_a_plan_shows_servers_with_the_same_steps_together():
         "",
         "100 servers: 98 to change, 1 as they should be, 1 cannot be built",
     ]
+
+
+def test_a_plan_says_what_cannot_be_done():
+    """Who is in trouble cannot be what this run makes of servers."""
+    lines = [click.unstyle(line) for line in plan_lines([HostPlan("a", 0, (), (REFUSED,))], 80, "cleaned")]
+    assert (lines[0], lines[-1]) == ("a: cannot be cleaned", "1 server: 1 cannot be cleaned")
 
 
 def test_a_plan_without_steps_says_that_there_is_nothing_to_do():
@@ -292,6 +298,19 @@ def test_a_summary_tells_what_became_of_all():
         "skipped": ["web8", "web9"],
     }
     assert told["exit"] == 3
+
+
+def test_a_summary_names_those_of_whom_the_plan_has_told_why():
+    """Their trouble is not told again; that of the others is."""
+    outcome = Outcome(("a", "b"), failed={"a": REFUSED, "b": replace(REFUSED, text="b refuses")})
+    assert [click.unstyle(line) for line in summary_lines(outcome, 9, "logs/", 80, ["a"])] == [
+        "failed, as the plan tells: a",
+        "failed, refused: b",
+        "  b refuses",
+        "  next: is sshd running there?",
+        "2 servers in 9 s: 2 failed",
+        "transcripts: logs/",
+    ]
 
 
 def test_a_summary_of_a_locked_tree_says_who_has_it():

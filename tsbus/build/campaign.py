@@ -11,7 +11,7 @@ second, the lock is given back, and what is known is remembered. The next one go
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from tsbus.build import jobs, units
 from tsbus.build.bundle import Bundle, Bundler
@@ -33,6 +33,9 @@ from tsbus.core.target import fold
 
 class Campaign(Run):
     """A run that makes servers what they should be."""
+
+    done: ClassVar[str] = "built"
+    """What has become of a server in the end, as people are told."""
 
     def __init__(
         self, tree: Tree, console: Console, options: Options, store: Store, supervisors: Mapping[str, str]

@@ -18,13 +18,12 @@ class Group:
     """The data are those of the first host."""
     troubles: tuple[Trouble, ...]
 
-    @property
-    def title(self) -> str:
-        """As `97 hosts: the same 6 steps`."""
+    def title(self, done: str = "built") -> str:
+        """Return `97 hosts: the same 6 steps`, or that they cannot be `done`."""
         many = len(self.names) > 1
         who = f"{len(self.names)} hosts" if many else self.names[0]
         if any(trouble.fatal for trouble in self.troubles):
-            return f"{who}: cannot be built"
+            return f"{who}: cannot be {done}"
         if not self.steps:
             return f"{who}: nothing to do"
         if len(self.steps) == 1:

@@ -35,6 +35,8 @@ class Stopped(Exception):
 class Rotate(Campaign):
     """A run that gives nodes new key pairs; `options.names` are these."""
 
+    done = "given a new key"
+
     def plan_of(self, name: str, wish: Wanted) -> HostPlan:
         """Return the one step, or why there is none."""
         # That it has another key than last time may be why this is asked for.

@@ -20,6 +20,8 @@ from tsbus.build.wanted import Wanted
 class Uninstall(Campaign):
     """A run that takes nodes away."""
 
+    done = "cleaned"
+
     with_docker = False
     """Remove the packages of Docker as well, where a build has installed them."""
 

@@ -21,6 +21,8 @@ from tsbus.core.target import fold
 class Upgrade(Campaign):
     """A run that brings the console's release to nodes; it ends with the first wave that goes wrong."""
 
+    done = "upgraded"
+
     def plan_of(self, name: str, wish: Wanted) -> HostPlan:
         """Return the plan of a build. What is no node yet cannot be upgraded: nobody would answer."""
         if not self.facts[name].current:
@@ -59,6 +61,8 @@ class Upgrade(Campaign):
 
 class Rollback(Upgrade):
     """A run that lets nodes go on with the release that they had before, and with what that writes to be started."""
+
+    done = "rolled back"
 
     def plan_of(self, name: str, wish: Wanted) -> HostPlan:
         """Return the one step, or why there is none."""

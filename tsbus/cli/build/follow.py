@@ -65,12 +65,15 @@ class _Shown:
         self._progress = progress
         self._title = title
         self._before: list[tuple[int, Any]] = []
+        self._over = False
+        """It has come to its end: who has failed, and why, is told by what follows."""
 
     def __enter__(self) -> Self:
         self._handle(signal.SIGUSR1, self._print)
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self._over = kind is None
         while self._before:
             signal.signal(*self._before.pop())
 
@@ -81,7 +84,7 @@ class _Shown:
         self._before.append((number, signal.signal(number, lambda _number, _frame: handler())))
 
     def _picture(self, width: int, height: int) -> list[Line]:
-        return picture(self._progress, self._title, time.monotonic(), width, height)
+        return picture(self._progress, self._title, time.monotonic(), width, height, failed=not self._over)
 
     def _print(self) -> None:
         # Past the buffer of stderr, which may be half-way through a line of its own.
@@ -132,9 +135,9 @@ class _Drawing(_Shown):
         signal.setitimer(signal.ITIMER_REAL, DRAW_S, DRAW_S)
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         signal.setitimer(signal.ITIMER_REAL, 0)
-        super().__exit__()
+        super().__exit__(kind)
         self._mend_wrapped()
         self._live.stop()
 

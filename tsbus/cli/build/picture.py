@@ -37,15 +37,17 @@ class Span(NamedTuple):
 Line = tuple[Span, ...]
 
 
-def picture(progress: Progress, title: str, now_s: float, width: int, height: int) -> list[Line]:
-    """Return at most `height` lines of at most `width` characters."""
+def picture(
+    progress: Progress, title: str, now_s: float, width: int, height: int, *, failed: bool = True
+) -> list[Line]:
+    """Return at most `height` lines of at most `width` characters; without `failed`, nothing of who has and why."""
     lines = [_title(progress, title, now_s, width), *_stages(progress, width)]
     longest = list(_longest(progress, now_s))
     room = height - len(lines)
-    failed = list(_failed(progress, max(room - len(longest), 3)))
-    if len(longest) + len(failed) > room:
+    bad = list(_failed(progress, max(room - len(longest), 3))) if failed else []
+    if len(longest) + len(bad) > room:
         longest = []
-    return [_fitted(line, width) for line in [*lines, *longest, *failed][:height]]
+    return [_fitted(line, width) for line in [*lines, *longest, *bad][:height]]
 
 
 def plain(line: Line) -> str:

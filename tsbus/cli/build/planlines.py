@@ -20,13 +20,13 @@ STAYS = "not undone by an uninstall"
 _BETWEEN_NAMES = re.compile(r",(?![^\[]*\])")
 
 
-def plan_lines(plans: Collection[HostPlan], width: int | None) -> Iterator[str]:
-    """Return the plan, group by group, and what it comes to."""
+def plan_lines(plans: Collection[HostPlan], width: int | None, done: str = "built") -> Iterator[str]:
+    """Return the plan, group by group, and what it comes to; `done` is what servers in trouble cannot be."""
     for group in groups(plans):
         if group.steps or group.troubles:
-            yield from _group(group, width)
+            yield from _group(group, width, done)
             yield ""
-    yield verdict(plans)
+    yield verdict(plans, done)
 
 
 def check_lines(plans: Collection[HostPlan], width: int | None) -> Iterator[str]:
@@ -46,7 +46,7 @@ def check_lines(plans: Collection[HostPlan], width: int | None) -> Iterator[str]
     yield f"{count(len(plans), 'server')}: {', '.join(filter(None, said)) or 'warnings only'}"
 
 
-def verdict(plans: Collection[HostPlan]) -> str:
+def verdict(plans: Collection[HostPlan], done: str = "built") -> str:
     """Return what the plan comes to: `97 servers: 90 to change, 5 as they should be, 2 cannot be built`."""
     ready = [plan for plan in plans if plan.can_go]
     busy = sum(bool(plan.steps) for plan in ready)
@@ -55,7 +55,7 @@ def verdict(plans: Collection[HostPlan]) -> str:
     if not busy and not bad:
         return f"nothing to do: {count(idle, 'server')} {'is as it' if idle == 1 else 'are as they'} should be"
     said = [f"{busy} to change" if busy else "", f"{idle} as they should be" if idle else "",
-            f"{bad} cannot be built" if bad else ""]  # fmt: skip
+            f"{bad} cannot be {done}" if bad else ""]  # fmt: skip
     return f"{count(len(plans), 'server')}: {', '.join(filter(None, said))}"
 
 
@@ -69,8 +69,8 @@ def plan_object(plan: HostPlan) -> dict[str, Any]:
     }
 
 
-def _group(group: Group, width: int | None) -> Iterator[str]:
-    yield click.style(group.title, bold=True)
+def _group(group: Group, width: int | None, done: str) -> Iterator[str]:
+    yield click.style(group.title(done), bold=True)
     if len(group.names) > 1:
         yield from _names(group.names, 2, width)
     stages = max((len(step.stage) for step in group.steps), default=0)

@@ -21,7 +21,7 @@ def line_of(report: Report) -> str:
         case Left(name, stage, seconds):
             return f"{name}: {stage} done ({duration(seconds)})"
         case Failed(name, stage, trouble):
-            return f"{name}: {stage} failed: {safe(str(trouble))}"
+            return f"{name}: {stage} failed ({trouble.kind})"  # the plan or the summary tells why
         case Skipped(name, stage, why):
             return f"{name}: {stage} left out: {safe(why)}"
         case Answered(name, rtt_s):

@@ -4,7 +4,7 @@ import json
 import shutil
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -42,15 +42,18 @@ def go_through(
             return Code.INTERRUPTED
         plans = campaign.plans.values()
         busy = sum(plan.can_go and bool(plan.steps) for plan in plans)
-        if shown or dry_run:
-            tell(errand, map(plan_object, plans), plan_lines(plans, width_of(sys.stdout)))
+        shown = (shown or dry_run) and bool(plans)
+        if shown:
+            tell(errand, map(plan_object, plans), plan_lines(plans, width_of(sys.stdout), campaign.done))
         if dry_run:
             return campaign.outcome.exit_code
         if question or busy:
             ask(question or f"Apply to {count(busy, 'server')}?", yes=yes)
         none = "Nothing to change on servers" if campaign.course.standing else "Nothing can be done on servers"
-        title = f"{doing} {count(busy, 'server')}" if busy else none
-        return carry_out(campaign, campaign.apply(), title, errand)
+        meant = len(campaign.names) if question else busy
+        title = f"{doing} {count(meant, 'server')}" if meant else none
+        told = [plan.name for plan in plans if shown and not plan.can_go]
+        return carry_out(campaign, campaign.apply(), title, errand, told)
 
 
 def look(campaign: "Campaign", errand: Errand) -> bool:
@@ -71,8 +74,10 @@ def ask(question: str, *, yes: bool) -> None:
         raise Fault("nothing was changed", Code.INTERRUPTED) from None
 
 
-def carry_out(campaign: "Campaign", reports: Iterator[Report], title: str, errand: Errand) -> int:
-    """Follow a run to its end and tell how it ended; the exit code."""
+def carry_out(
+    campaign: "Campaign", reports: Iterator[Report], title: str, errand: Errand, told: Collection[str]
+) -> int:
+    """Follow a run to its end and tell how it ended; the exit code. `told`: whose trouble has been told already."""
     transcripts = _near(campaign.transcripts.folder)
     begun = time.monotonic()
     try:
@@ -89,7 +94,7 @@ def carry_out(campaign: "Campaign", reports: Iterator[Report], title: str, erran
     if errand.as_json:
         click.echo(json.dumps(summary_object(outcome, seconds, transcripts)))
     else:
-        for line in summary_lines(outcome, seconds, transcripts, width_of(sys.stderr)):
+        for line in summary_lines(outcome, seconds, transcripts, width_of(sys.stderr), told):
             click.echo(line, err=True)
     return outcome.exit_code
 

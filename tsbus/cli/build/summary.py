@@ -1,6 +1,6 @@
 """Summary: how a run of the build has ended, as people and scripts get it. Pure."""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from statistics import median
 from typing import Any
 
@@ -15,13 +15,18 @@ from tsbus.cli.terminal import duration, millis, safe
 from tsbus.core.target import fold
 
 
-def summary_lines(outcome: Outcome, seconds: float, transcripts: str, width: int | None) -> Iterator[str]:
-    """Return what has become of every server, each trouble with its next step; `transcripts` is where to read on."""
+def summary_lines(
+    outcome: Outcome, seconds: float, transcripts: str, width: int | None, told: Collection[str] = ()
+) -> Iterator[str]:
+    """Return what has become of every server, each trouble with its next step; `transcripts` is where to read on.
+
+    `told`: servers whose trouble the plan has told already, a screen above: they are named, no more.
+    """
     if outcome.locked:
         yield f"somebody else is building: {safe(outcome.locked)}"
         yield "wait for the end of that, or see `treescale build unlock`"
         return
-    yield from _failed(outcome, width)
+    yield from _failed(outcome, width, told)
     reasons: dict[str, list[str]] = {}
     for name, why in outcome.skipped.items():
         reasons.setdefault(f"left out: {why}", []).append(name)
@@ -59,11 +64,14 @@ def named(names: list[str]) -> str:
     return names[0] if len(names) == 1 else f"{fold(names)} ({len(names)})"
 
 
-def _failed(outcome: Outcome, width: int | None) -> Iterator[str]:
+def _failed(outcome: Outcome, width: int | None, told: Collection[str]) -> Iterator[str]:
     """Yield the failed servers by kind: who, what is wrong with whom if it is not the same, what mends it."""
     kinds: dict[str, dict[str, Trouble]] = {}
     for name, trouble in outcome.failed.items():
-        kinds.setdefault(trouble.kind, {})[name] = trouble
+        if name not in told:
+            kinds.setdefault(trouble.kind, {})[name] = trouble
+    if before := [name for name in outcome.failed if name in told]:
+        yield click.style(f"failed, as the plan tells: {named(before)}", fg="red")
     for kind, troubles in kinds.items():
         yield click.style(f"failed, {kind}: {named(list(troubles))}", fg="red")
         texts: dict[str, list[str]] = {}

@@ -11,7 +11,8 @@ from typing import Any, Self, TypeVar
 
 T = TypeVar("T")
 
-LIMIT_S = 60
+LIMIT_S = 240
+"""How long all of a site may take to come up or to end, on a busy machine."""
 
 
 class Background(ABC):

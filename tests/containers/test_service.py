@@ -696,6 +696,36 @@ async def test_an_engine_that_hangs(tmp_path: Path, dockerd: Dockerd, monkeypatc
         assert [event.topic for event in site.events] == ["docker.down", "docker.up"]
 
 
+@pytest.mark.parametrize("verb", ["kill", "stop", "run"])
+async def test_an_order_to_an_engine_that_hangs(
+    tmp_path: Path, dockerd: Dockerd, make: Make, monkeypatch: pytest.MonkeyPatch, verb: str
+) -> None:
+    """An order ends when the engine answers no ping, for whatever limit of its own; from then on all fail at once."""
+    monkeypatch.setattr(service, "engine_of", lambda policy: Engine(policy.host, timeout_s=1))
+    async with open_site(tmp_path, dockerd.host) as site:
+        make("sleep", "1000", name="patient")
+        await site.seen("container.started", "patient")
+        site.events.clear()
+        dockerd.pause()
+        try:
+            body = {"image": "box:1", "count": 1} if verb == "run" else {"containers": ["patient"]}
+            ordered = asyncio.create_task(site.failed(f"containers.{verb}", body))
+            await until("its end", lambda: tick(site, ordered.done))
+            assert "has not answered in 1 s: does it hang" in await ordered
+            if verb == "stop":  # its first question has a limit that is as short
+                return
+            assert "It may still do what it was told." in await ordered
+            assert [event.topic for event in site.events] == ["docker.down"]
+            asked = asyncio.create_task(site.failed("docker.df"))
+            await until("the next one", lambda: tick(site, asked.done))
+            assert await asked == site.events[0].json()["reason"]
+        finally:
+            dockerd.resume()
+        await until("docker.up", lambda: tick(site, lambda: [one for one in site.events if one.topic == "docker.up"]))
+        if verb == "run":  # nobody was told of the container that the engine made at last
+            await until("all is taken back", lambda: tick(site, lambda: len(site.service.watch.records) == 1))
+
+
 async def test_a_socket_without_permission(tmp_path: Path, dockerd: Dockerd) -> None:
     """A socket that the node's user may not use is told with the way to get the permission."""
     os.seteuid(65534)

@@ -109,9 +109,11 @@ class Acting:
         async def one(target: Target) -> Done:
             done = Done(id=target.id, name=target.name)
             try:
-                await self._desk.calls.run(act, target.id)
+                await self._desk.run(act, target.id)
             except EngineError as error:
                 done = replace(done, ok=False, error=str(error))
+                if error.kind is ErrorKind.DOWN:
+                    return done  # who does not answer is not asked for the state as well
             else:
                 done = replace(done, name=new_name or done.name)
             return replace(done, state=await self._state(target.id))
@@ -190,11 +192,13 @@ class Acting:
         async def create(pull: str) -> str | None:
             creating = asyncio.ensure_future(self._desk.calls.run(self._engine.create, name, making.spec))
             try:
-                return await asyncio.shield(creating)
+                return await self._desk.answered(asyncio.shield(creating))
             except asyncio.CancelledError:
                 self._writings.later(self._take_back(creating))
                 raise
             except EngineError as error:
+                if not creating.done():  # the engine hangs, and goes on with it when it goes on
+                    self._writings.later(self._take_back(creating))
                 if (
                     pull == "never"
                     or error.kind is not ErrorKind.NOT_FOUND
@@ -248,7 +252,7 @@ class Acting:
             await self._desk.do(self._engine.start, container)
         except CommandError as error:
             try:
-                await self._desk.calls.run(self._engine.rm, container, force=True, volumes=True)
+                await self._desk.run(self._engine.rm, container, force=True, volumes=True)
             except EngineError as again:
                 raise CommandError(f"{error}; and it could not be removed again: {again}") from None
             raise
@@ -322,7 +326,7 @@ class Acting:
         with self._desk.recorded(call, (), order):
             for image in order.images:
                 try:
-                    await call.send(await self._desk.calls.run(self._engine.rm_image, image, order.force))
+                    await call.send(await self._desk.run(self._engine.rm_image, image, order.force))
                 except EngineError as error:
                     errors.append(f"{image}: {error}")
             if errors:

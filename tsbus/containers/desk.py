@@ -29,6 +29,9 @@ MAX_STREAMS: Final = 64
 MAX_SHOWN_NAMES: Final = 100
 """Containers that an audit line names."""
 
+PATIENT_S: Final = 2.0
+"""Whoever waits for the engine for longer asks it so often whether it is still there."""
+
 _log = Log("docker")
 O = TypeVar("O", bound=Order)  # noqa: E741
 T = TypeVar("T")
@@ -67,9 +70,26 @@ class Desk:
     async def do(self, call: Callable[..., T], *args: Any, **options: Any) -> T:
         """Let the engine do something. Raises CommandError with what it says."""
         try:
-            return await self.calls.run(call, *args, **options)
+            return await self.run(call, *args, **options)
         except EngineError as error:
             raise CommandError(str(error)) from None
+
+    async def run(self, call: Callable[..., T], *args: Any, **options: Any) -> T:
+        """Let the engine do something that may take its time, as long as it answers otherwise. Raises EngineError."""
+        return await self.answered(asyncio.ensure_future(self.calls.run(call, *args, **options)))
+
+    async def answered(self, doing: "asyncio.Future[T]") -> T:
+        """Wait for what the engine does. Raises EngineError also when the engine does not even answer a ping."""
+        try:
+            while not (await asyncio.wait({doing}, timeout=PATIENT_S))[0]:
+                try:
+                    await self.watch.check()
+                except EngineError as error:
+                    if not doing.done():
+                        raise EngineError(error.kind, f"{error} It may still do what it was told.") from None
+            return await doing
+        finally:
+            doing.cancel()
 
     async def find(self, names: Sequence[str], *, if_here: bool = False) -> list[Target]:
         """Return the containers that names mean. Raises CommandError."""
@@ -106,7 +126,7 @@ class Desk:
         volumes = {}
         for name in named_volumes(told):
             try:
-                found = await self.calls.run(self.engine.volume, name)
+                found = await self.run(self.engine.volume, name)
             except EngineError as error:
                 if error.kind is not ErrorKind.NOT_FOUND:  # a new one is always plain
                     raise CommandError(str(error)) from None

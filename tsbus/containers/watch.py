@@ -61,6 +61,7 @@ class Watch:
         self._tried = asyncio.Event()
         self._attempted = asyncio.Event()
         self._complete = asyncio.Event()
+        self._pump: Pump[tuple[int, EngineEvent]] | None = None
         self._inspections: set[asyncio.Task[None]] = set()
         self._ends: dict[str, int | None] = {}
         self._lags: deque[int] = deque(maxlen=MAX_LAGS)
@@ -90,6 +91,17 @@ class Watch:
                     await self._attempted.wait()
         if not self.monitor.engine.up:
             raise EngineError(ErrorKind.DOWN, self.monitor.engine.reason)
+
+    async def check(self) -> None:
+        """Return when the engine has answered a ping. Raises EngineError if it does not; it is down from then on."""
+        followed = self._pump
+        try:
+            await self._pool.run(self.engine.ping)
+        except EngineError as error:
+            if followed is not None and followed is self._pump:
+                followed.close()
+                self._failed(error)
+            raise
 
     async def wait_complete(self) -> None:
         """Wait until what is known is all that the engine has, or the engine is away; at most COMPLETE_S."""
@@ -167,7 +179,7 @@ class Watch:
         try:
             facts = await self._pool.run(self.engine.connect)
             stream = await self._pool.open(self.engine.events, since_ns - OVERLAP_NS if since_ns else None)
-            pump = Pump(_Stamped(stream), MAX_AHEAD)
+            pump = self._pump = Pump(_Stamped(stream), MAX_AHEAD)
         except EngineError as error:
             return self._failed(error)
         try:
@@ -189,6 +201,7 @@ class Watch:
         except EngineError as error:
             return self._failed(error)
         finally:
+            self._pump = None
             pump.close()
             monitor.cut()
         _log.info("engine.stream-ended", engine=str(self.engine))

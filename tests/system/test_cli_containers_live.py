@@ -6,6 +6,7 @@ import json
 import os
 import pty
 import select
+import signal
 import struct
 import subprocess
 import sys
@@ -495,6 +496,23 @@ def test_several_are_killed_only_when_somebody_says_yes(site):
         terminal.type(b"n\r")
         assert terminal.code() == 130
     assert "containers.kill" not in names(site.asked("a"))
+
+
+@pytest.mark.parametrize("words", [("container", "kill", "@web", "web", "--each"), ("image", "prune", "@web")])
+@pytest.mark.parametrize("end", [b"\x03", b"\x04", signal.SIGTERM])
+def test_a_question_ends_at_once_with_a_line_break(site, words, end):
+    """The first Ctrl-C, Ctrl-D or signal is enough: nothing is done, and the shell's prompt begins a line: 130."""
+    with Terminal(site, *words) as terminal:
+        terminal.read_until(b"[y/N]: ")
+        status = Path(f"/proc/{terminal.process.pid}/stat")
+        wait("it reads", lambda: status.read_text().rpartition(")")[2].split()[0] == "S")
+        if isinstance(end, bytes):
+            terminal.type(end)
+        else:
+            terminal.process.send_signal(end)
+        terminal.read_until(b"\r\n")
+        assert terminal.code() == 130
+    assert not {"containers.kill", "images.prune"} & {*names(site.asked("a"))}
 
 
 def test_foreign_logs_cannot_steer_the_terminal(site):

@@ -1,7 +1,9 @@
 """Options: arguments and options that several commands have, and the question before what cannot be taken back."""
 
+import signal
 import sys
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import contextmanager
 from functools import wraps
 from typing import Any, ParamSpec
 
@@ -37,10 +39,33 @@ def awaited(command: Callable[P, Coroutine[Any, Any, int]]) -> Callable[P, int]:
 
 
 def confirm(question: str, *, yes: bool, needed: bool = False) -> None:
-    """Ask on a terminal, unless `yes`; where nobody can be asked it is a fault if the answer is `needed`."""
+    """Ask on a terminal, unless `yes`; where nobody can be asked it is a fault if the answer is `needed`.
+
+    Raises Abort for a no, and for Ctrl-C or the end of the input, behind which the shell's prompt begins a line.
+    """
     if yes:
         return
     if sys.stdin.isatty() and sys.stderr.isatty():
-        click.confirm(question, abort=True, err=True)
+        try:
+            with _ended_at_once():
+                sure = click.confirm(question, err=True)
+        except click.Abort:
+            click.echo(err=True)
+            raise
+        if not sure:
+            raise click.Abort
     elif needed:
         raise Fault(f"{question} Nobody can be asked here: say --yes", Code.USAGE)
+
+
+@contextmanager
+def _ended_at_once() -> Iterator[None]:
+    """Let what ends us raise KeyboardInterrupt; an event loop would note it and wait for an answer all the same."""
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    heeded = [number for number in numbers if signal.getsignal(number) is not signal.SIG_IGN]  # not with nohup
+    before = {number: signal.signal(number, signal.default_int_handler) for number in heeded}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

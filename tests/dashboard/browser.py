@@ -19,7 +19,7 @@ from typing import Any, Self
 
 from websockets.sync.client import connect
 
-LIMIT_S = 30.0
+LIMIT_S = 60.0
 TRIES = 5
 FLAGS = (
     "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run", "--hide-scrollbars",
@@ -29,7 +29,7 @@ FLAGS = (
 _KEEPER = """
 read -r _
 kill -s KILL -- "-$1"
-for _ in 1 2 3 4 5 6 7 8 9; do rm -rf -- "$2" && exit; sleep 0.1; done
+n=0; while ! rm -rf -- "$2" && [ $((n += 1)) -lt 200 ]; do sleep 0.1; done
 """
 """Ends the browser, and removes all its files, when its standard input ends: when we end it, or are gone ourselves."""
 CALM = """Promise.allSettled(document.getAnimations().map((one) => one.finished))
@@ -185,11 +185,14 @@ class Tab:
         """Load a page; wait until its document is there, with all that it loads."""
         for _ in range(TRIES):
             self._disturbed = False
-            failed = self.call("Page.navigate", url=url).get("errorText")
+            failed = self.call("Page.navigate", url=url).get("errorText", "")
+            if "ERR_NETWORK_CHANGED" in failed:
+                continue
             assert not failed, f"{url}: {failed}"
             self.wait("the document", "document.readyState === 'complete'")
             if not self._disturbed:
                 return
+        raise AssertionError(f"{url}: devices came or went {TRIES} times while it was loaded")
 
     def js(self, expression: str) -> Any:
         """Return what an expression, or the promise that it is, comes to."""
@@ -251,7 +254,8 @@ class Tab:
     def type(self, words: str, selector: str = "") -> None:
         """Type into an element, or that which has the focus."""
         if selector:
-            self.js(f"document.querySelector({json.dumps(selector)}).focus()")
+            here = f"document.querySelector({json.dumps(selector)})"
+            self.wait(f"{selector} to type into", f"({here}?.focus(), document.activeElement === {here})")
         self.call("Input.insertText", text=words)
 
     def screenshot(self, path: Path) -> None:

@@ -22,7 +22,7 @@ from background import Background
 from standin import StandIn, container
 from tree import HOST, Tree, until
 
-from tsbus import Request, Worker
+from tsbus import Client, Request, Worker
 from tsbus.config import Alert, Balancer, Dashboard
 from tsbus.dashboard.users import Role, UsersFile
 from tsbus.errors import BusError
@@ -113,6 +113,12 @@ class Site(Background):
     def log(self, service: str = "dashboard", node: str = "root") -> str:
         """Return what a service has logged."""
         return (self.tree.folder / f"{service}-{node}.log").read_text()
+
+    @staticmethod
+    async def is_wanted(topic: str, publisher: Client) -> None:
+        """Wait until the router of the publisher knows that somebody wants a topic."""
+        async with publisher.interest(topic) as interest:
+            await until(f"{topic} is wanted", lambda: interest.wanted)
 
     async def _listens(self) -> bool:
         assert self._dashboard.poll() is None, self.log()

@@ -40,7 +40,7 @@ CONTAINERS: dict[str, dict[str, dict[str, Any]]] = {
 CHECK = "HEALTHCHECK --interval=0.5s --timeout=5s --retries=1 CMD test -e /tmp/ok"
 NAMES = {"executor": "exec", "docker": "containers", "balancer": "lb"}
 """Of services -> of their workers."""
-LIMIT_S = 10.0
+LIMIT_S = 30.0
 
 
 class Real(Site):
@@ -112,7 +112,7 @@ class Real(Site):
         for node in self.tree.names:
             self.serve(node)
         for node in self.tree.names:
-            await until(f"{node} has its services", lambda node=node: self.is_served(node), 4 * LIMIT_S)
+            await until(f"{node} has its services", lambda node=node: self.is_served(node), 2 * LIMIT_S)
         await until("the shop is balanced", lambda: len(self.weights()) == len(CONTAINERS["web1"]), 2 * LIMIT_S)
 
     async def is_served(self, node: str) -> bool:

@@ -1,5 +1,6 @@
 """The browser of the tests themselves: it must not outlive them."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -26,13 +27,12 @@ def using(folder: str) -> list[str]:
 
 def test_a_browser_ends_with_its_tests() -> None:
     """Where the tests are killed at once, no process of the browser and none of its files is left."""
-    leftovers = set(Path(tempfile.gettempdir()).glob("org.chromium.*"))
-    argv = [sys.executable, "-c", HOLD]
-    with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parent) as tests:
-        assert tests.stdout
-        folder = tests.stdout.readline().strip()
-        assert len(using(folder)) > 3
-        tests.send_signal(signal.SIGKILL)
-    wait("the browser is gone", lambda: not using(folder))
-    wait("its files are gone", lambda: not Path(folder).exists())
-    assert set(Path(tempfile.gettempdir()).glob("org.chromium.*")) <= leftovers
+    with tempfile.TemporaryDirectory(prefix="ts-") as place:  # short: there are sockets in it
+        argv, env = [sys.executable, "-c", HOLD], os.environ | {"TMPDIR": place}
+        with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parent, env=env) as tests:
+            assert tests.stdout
+            folder = tests.stdout.readline().strip()
+            wait("the browser has all its processes", lambda: len(using(folder)) > 3)
+            tests.send_signal(signal.SIGKILL)
+        wait("the browser is gone", lambda: not using(folder))
+        wait("its files are gone", lambda: not list(Path(place).iterdir()))

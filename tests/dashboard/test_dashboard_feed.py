@@ -368,6 +368,10 @@ async def lone_balancer() -> AsyncIterator[tuple[MemoryTree, Feed, Balancer]]:
 # Over real sockets ----------------------------------------------------------------------------------------------------
 
 
+def told_of_nodes(model):
+    return [event.topic for event in model.events if event.topic.startswith("node")]
+
+
 async def test_over_real_links_a_killed_node_is_seen_and_figures_stop_with_the_last_viewer():
     """Routers as processes: a node that is killed is lost and comes back, and figures are told to viewers only."""
     with tempfile.TemporaryDirectory(prefix="ts-") as folder:  # short: it is in socket addresses
@@ -383,6 +387,6 @@ async def test_over_real_links_a_killed_node_is_seen_and_figures_stop_with_the_l
                 await until("figures are not wanted any more", lambda: not interest.wanted)
             tree.kill("c")
             await until("c is lost", lambda: model.nodes["c"].state == "lost")
-            assert [event.topic for event in model.events if event.topic.startswith("node")][-1] == "node.lost"
+            await until("that is an event", lambda: told_of_nodes(model)[-1:] == ["node.lost"])
             tree.start("c")
             await until("c is back", lambda: model.nodes["c"].state == "up")

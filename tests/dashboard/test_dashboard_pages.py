@@ -292,6 +292,8 @@ def happened(topic, body=b"", number=1):
     [
         (b'{"container": {"name": "web1"}, "action": "died"}', "web1 · action died"),
         (b'{"node": "a", "nodes": "b[1-3]", "cause": "heartbeat"}', "cause heartbeat · b[1-3]"),
+        (b'{"name": "bridge", "container": "0123456789ab' + b"c" * 52 + b'"}', "bridge · 0123456789ab"),
+        (b'{"name": "web1", "action": "thing"}', "web1"),
         (b'{"x": 1}', '{"x": 1}'),
         (b"\xff<b>", "\ufffd<b>"),
         (b"", ""),

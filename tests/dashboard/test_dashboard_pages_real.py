@@ -50,6 +50,7 @@ def test_sign_in(site: Real, browser: Browser, axe: str) -> None:
             tab.press("Enter")
             if password == "wrong":
                 tab.shows("Wrong name or password")
+                keep(tab, "sign-in-wrong")
         tab.wait("the list with its filter", "document.querySelector('[type=search]')?.value === 'shop'")
         tab.wait("the three of the shop", "document.querySelector('.bar .total').innerText === '3'")
         tab.click(".me button")
@@ -99,7 +100,7 @@ def test_figures_flow_only_for_viewers(site: Real, browser: Browser) -> None:
     """Monitors measure while a page shows figures, and no longer when it is closed."""
     with signed_in(browser, site) as tab:
         tab.wait("figures", says("web3", "%"))
-        assert site.measured("web3") == 2
+        wait("both of its containers are measured", lambda: site.measured("web3") == 2)
         tab.press("g", "e")
         wait("nobody wants figures of a page of events", lambda: site.measured("web3") == 0)
     wait("nobody looks", lambda: site.measured("db1") == 0)
@@ -108,11 +109,11 @@ def test_figures_flow_only_for_viewers(site: Real, browser: Browser) -> None:
 def test_graphs_move_and_the_log_flows(site: Real, browser: Browser) -> None:
     """A container's graphs go on, its log grows, the filter hides lines, and the log ends with the page."""
     last = "[...document.querySelectorAll('.graph .last')].map((one) => one.innerText)"
-    assert site.streams("web2") == 0
+    wait("no page of before follows it", lambda: site.streams("web2") == 0)
     with signed_in(browser, site, path=site.path("ticker")) as tab:
         tab.wait("all graphs have values", f"{last}.length === 4 && {last}.slice(0, 3).every(Boolean)")
         before = tab.js(f"{last}[0]")
-        assert site.streams("web2") == 1
+        wait("its log is followed", lambda: site.streams("web2") == 1)
         count = "document.querySelectorAll('.lines div').length"
         lines = tab.js(count)
         tab.wait("lines come", f"{count} > {lines + 3}")
@@ -139,6 +140,7 @@ def test_events_are_read_paused_and_loaded(site: Real, browser: Browser) -> None
     with signed_in(browser, site, path="/events?topic=shop.*") as tab:
         tab.shows("Listening to shop.*")
         publisher = site.do(site.tree.connect("far", name="shop"))
+        site.do(site.is_wanted("shop.sold", publisher))
         site.do(publisher.publish("shop.sold", {"name": EVIL}))
         tab.wait("it is there", f"!!{row(EVIL)}")
         tab.press("j", "Enter")
@@ -207,8 +209,9 @@ def test_stop_with_drain_and_start(site: Real, browser: Browser) -> None:
         tab.shows("Stop shop-3 on web1?")
         assert agree(tab) == "shop-3 is exited"
         assert site.seen("shop-3").state == "exited"
-        assert len(site.weights()) == 2
+        wait("it is out of the table", lambda: len(site.weights()) == 2)
         tab.wait("it can only be started", "document.querySelector('.actions').innerText.trim() === 'Start'")
+        wait("its end is told here as well", lambda: "container.died" in [event.topic for event in happened])
         topics = [event.topic for event in happened]
         assert topics.index("lb.draining") < topics.index("container.died")
         tab.click(".actions .btn", "Start")
@@ -273,6 +276,8 @@ def test_a_session_that_ends_in_the_middle(site: Real, browser: Browser) -> None
         try:
             tab.click(".dialog .primary")
             tab.wait("the sign-in page", "location.pathname === '/sign-in'")
+            tab.shows("Your session has ended")
+            keep(tab, "session-ended")
             assert list(site.weights().values()) == [1, 1, 1]
         finally:
             site.admit("alice")
@@ -307,6 +312,7 @@ def test_a_node_that_is_killed(site: Real, browser: Browser) -> None:
         assert "%" in tab.js(f"{row('web3')}.innerText")
         assert " 0 %" not in tab.js(f"{row('web3')}.innerText")
         tab.shows("web3 is lost")
+        tab.shows("see that the machine runs")
         keep(tab, "lost")
         tab.go(site.url + site.path("busy"))
         tab.shows("as of before its node was lost")
@@ -330,6 +336,17 @@ def test_a_lost_bus(site: Real, browser: Browser) -> None:
         tab.wait("all of it", "!document.querySelector('.row.lost')")
 
 
+def test_a_page_that_is_cut_off(site: Real, browser: Browser) -> None:
+    """A page says that the dashboard is away and what to do, and goes on where it was: nothing typed is lost."""
+    with signed_in(browser, site, path="/commands") as tab:
+        tab.type("web[1-3]", "[name=target]")
+        tab.js("window.socket.disconnect()")
+        tab.shows("supervisorctl status dashboard")
+        tab.js("window.socket.connect()")
+        tab.wait("it is back", "!document.querySelector('.banner')")
+        assert tab.js("document.querySelector('[name=target]').value") == "web[1-3]"
+
+
 def test_a_node_that_flaps(site: Real, browser: Browser) -> None:
     """A node that comes and goes is told each time, moves no other row, and is up in the end."""
     with signed_in(browser, site) as tab:
@@ -344,6 +361,7 @@ def test_a_node_that_flaps(site: Real, browser: Browser) -> None:
             tab.wait("it is up", f"!{row('far')}?.classList.contains('lost')")
         assert tab.js(order) == before
         tab.wait("no problem is left", "!document.body.innerText.includes('far is lost')")
+        keep(tab, "flapped")
         tab.go(site.url + "/events?q=node.lost")
         tab.wait("each time is told", f"{row('far')} && +document.querySelector('.bar .total').innerText >= 4")
 

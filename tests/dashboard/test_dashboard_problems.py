@@ -30,7 +30,17 @@ def test_a_lost_node_speaks_for_all_below_it():
     model = told.model(lost=("a", "a1"))
     told.Node(model, "a1", told.container(health="unhealthy"))
     assert found(model) == [("node-lost", "a", "a is lost (heartbeat), and with it 2 below: a[1-2]")]
-    assert problems(model, NOW)[0].path == "/node/a"
+    (problem,) = problems(model, NOW)
+    assert problem.path == "/node/a"
+    assert "see that the machine runs" in problem.mend
+
+
+def test_what_was_stopped_is_started_and_what_never_came_is_looked_at():
+    """What to do about a lost node depends on how it was lost."""
+    stopped = told.model(lost=("b",), b={"cause": "bye"})
+    assert problems(stopped, NOW)[0].mend.startswith("its router was stopped: start it there")
+    never = told.model(lost=("b",), b={"cause": "never"})
+    assert problems(never, NOW)[0].mend.startswith("start it; if it runs, its address or its key")
 
 
 def test_a_router_that_is_away_is_one_problem():

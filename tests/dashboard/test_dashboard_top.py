@@ -58,12 +58,25 @@ def press(model: Model, look: Look, *keys: str) -> Look:
 def test_the_tree_with_what_is_wrong():
     """Totals, the worst problem, and a line for each node with its state; a lost one says since when."""
     lines = draw(busy("b"), Look())
-    assert lines[0] == "root: 5 nodes, 1 LOST | 30 of 30 containers running | CPU 50 %, memory 465 MiB"
+    assert lines[0] == "root: 5 nodes, 1 LOST | 30 of 30 containers running | CPU 12 %, memory 465 MiB"
     assert lines[1] == "1 problem: b is lost (heartbeat) (60 s)"
     assert [line.split()[:4] for line in lines[4:9]] == [
-        [">", "root", "up", "-"], ["├─", "a", "up", "50"], ["│", "├─", "a1", "up"], ["│", "└─", "a2", "up"],
+        [">", "root", "up", "-"], ["├─", "a", "up", "12"], ["│", "├─", "a1", "up"], ["│", "└─", "a2", "up"],
         ["└─", "b", "LOST", "-"],
     ]  # fmt: skip
+
+
+def test_the_cpu_of_a_node_is_a_share_of_all_its_cores():
+    """As on the dashboard: four busy cores of 64 are less than two of two; only that of a container is of one core."""
+    model = told.model()
+    for name, cpu, cpus in (("a", 400.0, 64), ("b", 200.0, 2)):
+        told.Node(model, name, told.container(1, name=f"on-{name}"))
+        model.figures(told.figures(name, {1: Sample(cpu=150.0)}, cpu=cpu, cpus=cpus), NOW)
+    lines = draw(model, Look(sorts={"nodes": "cpu", "containers": "cpu"}))
+    assert "CPU 9 %" in lines[0]
+    assert lines[3].split()[2:6] == ["CPU", "%", "OF", "CORES"]
+    assert [line.lstrip("> ").split()[:4] for line in lines[4:6]] == [["b", "up", "100", "2"], ["a", "up", "6", "64"]]
+    assert all(" 150.0 " in line for line in draw(model, Look(kind="containers"))[4:6])
 
 
 @pytest.mark.parametrize(("width", "height"), [(80, 24), (40, 8), (20, 3), (200, 60)])

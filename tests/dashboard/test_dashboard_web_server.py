@@ -108,6 +108,8 @@ def test_a_session_that_ends_in_the_middle_of_an_action(served):
     assert answer.refusal(401)
     assert "sign" in answer.json()["mend"].lower()
     assert len(served.audit()) == before
+    assert b"Your session has ended" in ask("/sign-in", Cookie=cookie).body
+    assert b"Your session has ended" not in ask("/sign-in").body
 
 
 def test_who_may_only_see_changes_nothing(served):

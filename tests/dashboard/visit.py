@@ -11,8 +11,19 @@ from live import PASSWORDS, Site
 PICTURES = Path(__file__).parents[2] / "build/screenshots"
 WIDE, NARROW = (1400, 900), (360, 780)
 RULES = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "best-practice"]
-FORM_S = 5.0
-"""How long a page may take for its other form, on a busy machine."""
+_FOLLOW = """((path) => {
+  const screen = document.querySelector(".screen");
+  if (screen && window.followed !== path) {
+    window.followed = path;
+    screen.dataset.before = true;
+    const link = Object.assign(document.createElement("a"), {href: path});
+    document.body.append(link);
+    link.click();
+    link.remove();
+  }
+  return screen && !screen.dataset.before && location.pathname + location.search === path;
+})(%s)"""
+"""Clicks on a link, once in each document; true when its screen is there."""
 
 
 def sign_in(tab: Tab, site: Site, name: str = "alice", path: str = "/") -> None:
@@ -81,7 +92,7 @@ def look(tab: Tab, axe: str, name: str, dark: bool = False, *, pictures: bool = 
         place = f"{name}-{width}-{'dark' if dark else 'light'}"
         # Lists take their other form in the frame after the size has changed.
         with suppress(AssertionError):
-            tab.wait("it is no wider", f"document.documentElement.scrollWidth <= {width}", FORM_S)
+            tab.wait("it is no wider", f"document.documentElement.scrollWidth <= {width}")
         if (wide := tab.js("document.documentElement.scrollWidth")) > width:
             faults[f"{place}: width"] = wide
         if pictures:
@@ -93,13 +104,11 @@ def look(tab: Tab, axe: str, name: str, dark: bool = False, *, pictures: bool = 
 
 
 def follow(tab: Tab, path: str) -> None:
-    """Go to another screen as by a link, which loads nothing anew; wait until the screen before it is gone."""
-    tab.js("document.querySelector('.screen').dataset.before = true")
-    link = f"Object.assign(document.createElement('a'), {{href: {json.dumps(path)}}})"
-    tab.js(f"(() => {{ const link = {link}; document.body.append(link); link.click(); link.remove(); }})()")
-    tab.wait(
-        path, "document.querySelector('.screen')?.dataset.before === undefined && !!document.querySelector('.screen')"
-    )
+    """Go to another screen as by a link, which loads nothing anew; wait until the screen before it is gone.
+
+    A page that was cut off from its server for long loads itself anew, where it was: it is told again.
+    """
+    tab.wait(path, _FOLLOW % json.dumps(path))
 
 
 def tour(tab: Tab, site: Site, axe: str, screens: Mapping[str, tuple[str, str]], dark: bool = False, *,

@@ -30,6 +30,12 @@ Kind = Literal[
 WARNINGS: Final[frozenset[Kind]] = frozenset(
     ("node-torpid", "slow-reader", "clock-skew", "stale", "balancer-problem", "balancer-panic", "history")
 )
+_OF_LOST: Final = {
+    "bye": "its router was stopped: start it there, with supervisorctl start router or treescale up",
+    "never": "start it; if it runs, its address or its key is not what the tree here says: see router.log there",
+}
+_LOST_MEND: Final = "see that the machine runs and can be reached, then its router: supervisorctl status, router.log"
+_AWAY_MEND: Final = "supervisorctl status router tells why; its end is in router.log"
 
 
 class Problem(msgspec.Struct, frozen=True, kw_only=True, gc=False):
@@ -74,12 +80,13 @@ def problems(model: Model, now_ms: int) -> list[Problem]:
 def _all(model: Model, now_ms: int) -> Iterator[Problem]:
     if not model.connected:
         text = "not connected to the router here: everything is as it was last known"
-        yield Problem(kind="disconnected", text=text, since_ms=model.connected_ms)
+        yield Problem(kind="disconnected", text=text, mend=_AWAY_MEND, since_ms=model.connected_ms)
     if (trouble := model.unkept) is not None:
         text = f"figures are kept for an hour only: {trouble.text}"
         yield Problem(kind="history", text=text, mend=trouble.mend, since_ms=trouble.since_ms)
     for top, below in lost_tops(model):
-        yield Problem(kind="node-lost", node=top.name, text=_lost(top, below), since_ms=top.since_ms)
+        mend = _OF_LOST.get(top.cause, _LOST_MEND)
+        yield Problem(kind="node-lost", node=top.name, text=_lost(top, below), mend=mend, since_ms=top.since_ms)
     for node in model.nodes.values():
         if node.state == "lost":
             continue
@@ -125,14 +132,18 @@ def _lost(top: NodeView, below: tuple[str, ...]) -> str:
 def _torpid(node: NodeView) -> Iterator[Problem]:
     if node.state == "torpid":
         text = f"{node.name} is connected, but its router does not answer"
-        yield Problem(kind="node-torpid", node=node.name, text=text, since_ms=node.since_ms)
+        mend = "see there what keeps its router busy: top, router.log; supervisorctl restart router ends it"
+        yield Problem(kind="node-torpid", node=node.name, text=text, mend=mend, since_ms=node.since_ms)
 
 
 def _slow(node: NodeView) -> Iterator[Problem]:
     for peer in node.slow:
         lost = f" and has lost {peer.dropped} events" if peer.dropped else ""
         text = f"{peer.name} reads more slowly than events come from {node.name}{lost}"
-        yield Problem(kind="slow-reader", node=node.name, subject=peer.name, text=text, since_ms=peer.since_ms)
+        mend = "see what it waits for; what it has missed does not come again"
+        yield Problem(
+            kind="slow-reader", node=node.name, subject=peer.name, text=text, mend=mend, since_ms=peer.since_ms
+        )
 
 
 def _skewed(node: NodeView) -> Iterator[Problem]:
@@ -155,7 +166,9 @@ def _fatal(node: NodeView) -> Iterator[Problem]:
 def _engine(node: NodeView) -> Iterator[Problem]:
     if node.standing == "engine down" and node.engine is not None:
         text = f"the Docker engine of {node.name} is down: {node.engine.reason or 'nobody knows why'}"
-        yield Problem(kind="engine-down", node=node.name, text=text, since_ms=node.engine.since_ns // 1_000_000)
+        mend = "start Docker there; if there is to be none, say enabled = false in its [docker]"
+        since_ms = node.engine.since_ns // 1_000_000
+        yield Problem(kind="engine-down", node=node.name, text=text, mend=mend, since_ms=since_ms)
     elif node.standing == "stale" and node.monitored:
         text = f"the containers of {node.name} are as they were last known: {node.standing_why}"
         yield Problem(kind="stale", node=node.name, text=text, since_ms=node.standing_since_ms)

@@ -31,6 +31,8 @@ from tsbus.log import adopt
 
 STATIC: Final = Path(__file__).parent / "static"
 MAX_CONNECTIONS: Final = 1000
+RECONNECT_S: Final = 10.0
+"""So long a page may be cut off and then go on where it was; after that it loads itself anew."""
 END_S: Final = 2
 """So long requests under way may take when the server ends; streams are cut."""
 
@@ -103,7 +105,9 @@ def application(site: Site, settings: Dashboard, listener: Listener, *, names: I
     pages.install(site)
     core.app.add_middleware(PageScripts)
     core.app.config.socket_io_js_transports = ["websocket"]
-    ui.run_with(app, title="TreeScale", dark=None, show_welcome_message=False, tailwind=False)
+    ui.run_with(
+        app, title="TreeScale", dark=None, show_welcome_message=False, tailwind=False, reconnect_timeout=RECONNECT_S
+    )
     hosts = Hosts((*names, *settings.allowed_hosts))
     return Gate(app, site.door, hosts, cookie, secure=secure, behind_proxy=settings.behind_proxy)
 

@@ -40,6 +40,7 @@ _PAGE: Final = """\
 </body>
 </html>
 """
+ENDED: Final = "Your session has ended. Sign in to go on where you were."
 
 
 def router(door: Door, cookie: str, *, secure: bool) -> APIRouter:
@@ -52,7 +53,7 @@ def router(door: Door, cookie: str, *, secure: bool) -> APIRouter:
         if door.open:
             told = "Nobody has to sign in here. To let people act: treescale dashboard user add NAME --role operate"
             return _page(wanted, told)
-        return _page(wanted, "")
+        return _page(wanted, ENDED if cookie in request.cookies and visitor_of(request).person is None else "")
 
     @routes.post(SIGN_IN)
     async def sign_in(request: Request) -> Response:

@@ -18,7 +18,7 @@ _ALARMS: Final[tuple[Column, ...]] = (
     {"id": "text", "title": "What", "width": "minmax(180px, 3fr)"},
     {"id": "state", "title": "State", "kind": "state", "width": "100px"},
     {"id": "rule", "title": "Rule", "width": "minmax(90px, 1fr)", "line": 2, "label": ""},
-    {"id": "since", "title": "Since", "kind": "age", "width": "90px", "end": True, "line": 2, "label": ""},
+    {"id": "since", "title": "Since", "kind": "age", "width": "90px", "end": True, "line": 2, "label": "for"},
 )
 _RULES: Final[tuple[Column, ...]] = (
     {"id": "rule", "title": "Rule", "width": "minmax(110px, 1fr)"},

@@ -36,8 +36,9 @@ _RAN: Final[tuple[Column, ...]] = (
     {"id": "who", "title": "Who", "width": "minmax(100px, 1fr)", "line": 2, "label": "", "dim": True},
     {"id": "why", "title": "Why", "width": "minmax(100px, 1fr)", "line": 0, "dim": True},
     {"id": "took", "title": "Took", "kind": "ms", "width": "80px", "end": True, "line": 0},
-    {"id": "when", "title": "Began", "kind": "age", "width": "90px", "end": True, "dim": True, "line": 2, "label": ""},
-)
+    {"id": "when", "title": "Began", "kind": "age", "width": "90px", "end": True, "dim": True, "line": 2, "label": "",
+     "after": "ago"},
+)  # fmt: skip
 _TONES: Final[dict[str, Tone]] = {"ok": "ok", "failed": "warn", "refused": "bad", "open": "busy"}
 
 

@@ -28,8 +28,9 @@ _MARKS: Final[tuple[Column, ...]] = (
     {"id": "what", "title": "What", "kind": "state", "width": "minmax(130px, 1fr)"},
     {"id": "how", "title": "How", "width": "minmax(0, 2fr)", "line": 2, "label": "", "dim": True},
     {"id": "when", "title": "When", "kind": "time", "width": "70px", "end": True},
-    {"id": "ago", "title": "Ago", "kind": "age", "width": "80px", "end": True, "dim": True, "line": 2, "label": ""},
-)
+    {"id": "ago", "title": "Ago", "kind": "age", "width": "80px", "end": True, "dim": True, "line": 2, "label": "",
+     "after": "ago"},
+)  # fmt: skip
 _TONES: Final[dict[str, tones.Tone]] = {
     "started": "ok", "healthy": "ok", "died": "warn", "oom": "bad", "unhealthy": "bad", "draining": "busy",
 }  # fmt: skip

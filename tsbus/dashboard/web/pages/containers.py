@@ -15,13 +15,14 @@ _COLUMNS: Final[tuple[Column, ...]] = (
     {"id": "state", "title": "State", "kind": "state", "width": "116px"},
     {"id": "node", "title": "Node", "width": "minmax(80px, 0.7fr)", "line": 2, "label": ""},
     {"id": "image", "title": "Image", "width": "minmax(110px, 1.3fr)", "dim": True, "line": 0},
-    {"id": "cpu", "title": "CPU, core", "kind": "percent", "width": "70px", "end": True, "line": 2},
+    {"id": "cpu", "title": "CPU, core", "kind": "percent", "width": "70px", "end": True, "line": 2, "label": "CPU"},
     {"id": "memory", "title": "Memory", "kind": "meter", "width": "150px", "end": True, "line": 2},
     {"id": "in", "title": "Net in", "kind": "rate", "width": "86px", "end": True, "line": 0},
     {"id": "out", "title": "Net out", "kind": "rate", "width": "86px", "end": True, "line": 0},
     {"id": "restarts", "title": "Restarts", "kind": "count", "width": "72px", "end": True, "line": 0, "dim": True},
-    {"id": "since", "title": "Since", "kind": "age", "width": "90px", "end": True, "dim": True, "line": 2, "label": ""},
-)
+    {"id": "since", "title": "Since", "kind": "age", "width": "90px", "end": True, "dim": True, "line": 2,
+     "label": "for"},
+)  # fmt: skip
 
 
 class Rows:

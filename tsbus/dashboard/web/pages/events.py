@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 from collections.abc import Iterator
 from typing import Any, Final
 
@@ -40,6 +41,8 @@ _WORDS: Final = (
     "action",
 )
 """What of a body says what happened, in this order."""
+_ID: Final = re.compile(r"\b([0-9a-f]{12})[0-9a-f]{52}\b")
+"""Of a container or a network: its first 12 letters are what people know."""
 
 
 def row(event: EventRecord) -> Row:
@@ -58,7 +61,8 @@ def summary(event: EventRecord) -> str:
         value = told.get(key)
         if isinstance(value, dict):
             value = value.get("name")
-        if isinstance(value, str) and value:
+        if isinstance(value, str) and value and not (key == "action" and event.topic.endswith("." + value)):
+            value = _ID.sub(r"\1", value)
             words.append(value if key in ("name", "container", "text", "nodes") else f"{key} {value}")
     return " · ".join(words) or cut(json.dumps(told))
 

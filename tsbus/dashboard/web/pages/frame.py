@@ -135,4 +135,5 @@ def _mark(links: dict[str, ui.element], path: str) -> None:
 
 def _standing(model: Model, now_ms: int) -> dict[str, Any]:
     lost_ms = 0 if model.connected else model.connected_ms
-    return {"lost_ms": lost_ms, "why": f"the router of {model.here} does not answer."}
+    why = f"the router of {model.here} does not answer; supervisorctl status router tells there why."
+    return {"lost_ms": lost_ms, "why": why}

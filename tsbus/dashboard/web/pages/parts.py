@@ -32,6 +32,8 @@ class Column(TypedDict, total=False):
     """On a narrow page: the first (default) or the second line; 0: left out."""
     label: str
     """On a narrow page: the word before it; by default the title on a second line, and none on the first."""
+    after: str
+    """On a narrow page: the word after it."""
     sort: bool
 
 

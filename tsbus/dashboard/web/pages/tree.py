@@ -17,17 +17,17 @@ from tsbus.dashboard.web.pages.sheets import Fact, Row, cut
 _TREE: Final[tuple[Column, ...]] = (
     {"id": "name", "title": "Node", "width": "minmax(170px, 1.6fr)"},
     {"id": "state", "title": "State", "kind": "state", "width": "76px"},
-    {"id": "rtt", "title": "Round trip", "kind": "ms", "width": "76px", "end": True, "line": 2, "label": ""},
+    {"id": "rtt", "title": "Round trip", "kind": "ms", "width": "76px", "end": True, "line": 2, "label": "Trip"},
     {"id": "cpu", "title": "CPU", "kind": "meter", "width": "minmax(96px, 0.8fr)", "end": True, "line": 2},
     {"id": "memory", "title": "Memory", "kind": "meter", "width": "minmax(110px, 0.9fr)", "end": True, "line": 2},
     {"id": "count", "title": "Containers", "width": "100px", "end": True, "label": "Containers"},
     {"id": "age", "title": "Age", "kind": "age", "width": "108px", "end": True, "dim": True, "line": 2},
 )
 PROBLEMS: Final[tuple[Column, ...]] = (
-    {"id": "text", "width": "minmax(0, 2fr)"},
-    {"id": "kind", "kind": "state", "width": "170px", "line": 2},
-    {"id": "since", "kind": "age", "width": "80px", "dim": True, "line": 2},
-    {"id": "mend", "width": "minmax(0, 1fr)", "dim": True, "line": 2},
+    {"id": "text", "width": "minmax(0, 1fr)"},
+    {"id": "kind", "kind": "state", "width": "150px", "line": 2},
+    {"id": "since", "kind": "age", "width": "90px", "dim": True, "line": 2},
+    {"id": "mend", "width": "minmax(0, 1.4fr)", "dim": True, "line": 2},
 )
 
 
@@ -105,7 +105,7 @@ def troubles(model: Model, now_ms: int, node: str = "") -> Iterator[Row]:
             kind = ("bad" if one.severe else "warn", one.kind.replace("-", " "))
             yield Row(
                 key=f"{one.kind} {one.node} {one.subject} {one.text[:40]}",
-                cells=(cut(one.text), kind, one.since_ms or None, cut(one.mend)),
+                cells=(cut(one.text), kind, (one.since_ms, "for ") if one.since_ms else None, cut(one.mend)),
                 href=one.path,
             )
 

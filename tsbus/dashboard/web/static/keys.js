@@ -6,7 +6,7 @@ import { tick } from "treescale/cells.js";
 export const tables = new Set();
 
 const SCREENS = { t: "/", c: "/containers", b: "/balancers", e: "/events", u: "/bus", m: "/commands", a: "/alerts" };
-const GOING_MS = 1200;
+const GOING_MS = 3000;
 let going = 0;
 
 function isTyping(target) {

@@ -23,7 +23,7 @@ export default {
         }
         part.className = `fact ${tone ?? ""}`;
         part.firstChild.textContent = label;
-        const shown = element(href ? "a" : "span", "value");
+        const shown = element(href ? "a" : "span", kind === "mono" ? "value mono" : "value");
         if (href) shown.href = href;
         fill(shown, kind, value);
         part.lastChild.replaceChildren(shown, ...(note ? [element("small", "", note)] : []));

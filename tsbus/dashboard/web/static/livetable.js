@@ -235,6 +235,7 @@ export default {
         if (column.line === 0) cell.classList.add("wide-only");
         const word = column.label ?? (column.line === 2 ? column.title : "");
         if (word) cell.dataset.label = word;
+        if (column.after) cell.dataset.after = column.after;
         lines[column.line === 2 ? 1 : 0].append(cell);
         return cell;
       });

@@ -29,7 +29,10 @@ export default {
       return this.said?.lost_ms ? "bus lost" : "live";
     },
     text() {
-      if (this.away) return `The dashboard has not answered for ${age(this.at - this.heard)}. Figures are from before.`;
+      if (this.away) {
+        const words = `The dashboard has not answered for ${age(this.at - this.heard)}. Figures are from before.`;
+        return `${words} If it lasts: can its server be reached, and what does supervisorctl status dashboard say there?`;
+      }
       if (!this.said?.lost_ms) return "";
       const span = age(this.at + (now() - Date.now()) - this.said.lost_ms);
       return `The bus has been away for ${span}: ${this.said.why} Figures are from before; they go on by themselves.`;

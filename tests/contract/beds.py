@@ -2,7 +2,8 @@
 
 import asyncio
 import contextlib
-import socket
+import itertools
+import os
 import subprocess
 import sys
 import tempfile
@@ -22,7 +23,10 @@ CHILDREN: dict[str, list[str]] = {"root": ["a", "b"], "a": ["c"], "b": [], "c": 
 TAGS = {"web": ["a", "c"]}
 SETTINGS = BusSettings(adopt_after_s=60.0)
 """Nobody adopts while a test has a node stopped, so that what cannot be reached is the same in both beds."""
-LIMIT_S = 20.0
+LIMIT_S = 60.0
+HOST = f"127.{os.getpid() >> 8 & 127 | 128}.{os.getpid() & 255}.2"
+"""An address of our own: no other run of tests, nor any program's own choice of a port, gets in the way."""
+_marks = itertools.count(1)
 
 T = TypeVar("T")
 
@@ -51,8 +55,8 @@ class Bed(Protocol):
     async def until(self, is_so: Callable[[], bool]) -> None:
         """Wait until `is_so()`, while time goes on; fails after LIMIT_S."""
 
-    async def heard(self, publisher: Client, pattern: str) -> None:
-        """Wait until the publisher's router knows that others want `pattern`."""
+    async def heard(self, publisher: Client, *subscribers: Client) -> None:
+        """Wait until every router on the way from the publisher knows what these others have subscribed to."""
 
 
 class _Shared:
@@ -67,9 +71,12 @@ class _Shared:
     async def until(self, is_so: Callable[[], bool]) -> None:
         raise NotImplementedError
 
-    async def heard(self, publisher: Client, pattern: str) -> None:
-        async with publisher.interest(pattern) as interest:
-            await self.until(lambda: interest.wanted)
+    async def heard(self, publisher: Client, *subscribers: Client) -> None:
+        for subscriber in subscribers:
+            # Nobody else wants it, and routers pass interest on in order: where it is known, all before it is.
+            last = f"known.{next(_marks)}"
+            async with subscriber.subscribe(last), publisher.interest(last) as interest:
+                await self.until(lambda: interest.wanted)
 
 
 class MemoryBed(_Shared):
@@ -105,13 +112,13 @@ class Processes:
         servers = {
             name: Server(
                 name,
-                "127.0.0.1",
-                _free_port(),
+                HOST,
+                port,
                 tags=tuple(tag for tag, nodes in TAGS.items() if name in nodes),
                 childs=tuple(CHILDREN[name]),
                 public_key=pairs[name][0],
             )
-            for name in CHILDREN
+            for port, name in enumerate(CHILDREN, 7001)
         }
         self.tree = Tree(servers=servers, bus=SETTINGS)
         self.running: dict[str, subprocess.Popen[bytes]] = {}
@@ -132,14 +139,7 @@ class Processes:
         for process in self.running.values():
             process.terminate()
         for process in self.running.values():
-            process.wait(5)
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+            process.wait(LIMIT_S)
 
 
 class SocketBed(_Shared):

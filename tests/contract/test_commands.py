@@ -256,9 +256,13 @@ async def test_time_out(bed: Bed) -> None:
     """The budget of a call ends its handler, and its node is named as timed out."""
     worker = await bed.run(service(), "c")
     client = await bed.connect("root")
-    result = await bed.done(client.call("c", "job.hang", timeout_s=0.3))
-    assert result.timeout == {"c"}
-    assert worker.log == ["begun", "over"]  # type: ignore[attr-defined]
+    log: list[str] = worker.log  # type: ignore[attr-defined]
+    for budget_s in (0.3, 3.0, 30.0):  # on a busy machine the shortest may be over before the call is there
+        result = await bed.done(client.call("c", "job.hang", timeout_s=budget_s))
+        assert result.timeout == {"c"}
+        if log:
+            break
+    await bed.until(lambda: 0 < log.count("begun") == log.count("over"))
 
 
 @pytest.mark.parametrize(

@@ -27,7 +27,7 @@ async def test_everything_is_announced_again(bed: Bed) -> None:
     await bed.start("b")
     await bed.done(subscriber.wait_connected())
     await bed.done(subscriber.flush())
-    await bed.heard(publisher, "news")
+    await bed.heard(publisher, subscriber)
     await publisher.publish("news", "again")
     await bed.until(lambda: texts == ["again"])
     await publisher.subscribe("wanted")

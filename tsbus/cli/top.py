@@ -54,7 +54,8 @@ def top(
 ) -> int:  # fmt: skip
     """Show what nodes and containers use, live: of this node and all below it.
 
-    CPU: 100 % is one core. MEM: what the containers use. BOXES: containers that run, of all there are.
+    CPU of a node: the share of all its cores, 100 % at most; of a container: 100 % is one core, as in `docker stats`.
+    MEM: what the containers use. BOXES: containers that run, of all there are.
 
     Keys: Tab nodes or containers, Enter the containers of a node, Esc back, s sort, / filter, j and k move, q quit.
 

@@ -33,7 +33,7 @@ _NODES: Final[tuple[Column, ...]] = (
     Column("NODE", least=12),
     Column("STATE", style=lambda text: _STATES.get(text, {})),
     Column("CPU %", right=True),
-    Column("CPUS", right=True, spare=4),
+    Column("OF CORES", right=True, spare=4),
     Column("MEM", right=True, spare=1),
     Column("BOXES", right=True),
     Column("RTT", right=True, spare=3),
@@ -156,12 +156,13 @@ def _title(model: Model, nodes: frozenset[str], now_ms: int) -> str:
     views = [view for name, view in model.nodes.items() if name in nodes]
     lost = sum(view.state == "lost" for view in views)
     told = [view for view in views if view.stats_ms and view.state != "lost"]
-    cpu, memory = sum(view.cpu for view in told), sum(view.containers_memory for view in told)
+    cpu, cpus = sum(view.cpu for view in told), sum(view.cpus for view in told)
+    memory = sum(view.containers_memory for view in told)
     running, every = sum(view.running for view in views), sum(view.containers for view in views)
     parts = [
         count(len(views), "node") + (f", {lost} LOST" if lost else ""),
         f"{running} of {count(every, 'container')} running",
-        f"CPU {cpu:.0f} %, memory {size(memory)}" if told else "no figures yet",
+        f"CPU {cpu / max(cpus, 1):.0f} %, memory {size(memory)}" if told else "no figures yet",
     ]
     return f"{safe(model.here)}: " + " | ".join(parts)
 
@@ -203,7 +204,7 @@ def _node_rows(model: Model, nodes: frozenset[str], look: Look, now_ms: int) -> 
         drawn = list(TreeView(map(_tree_node, views), fold=False).lines())
         return [line.names[0] for line in drawn], [_tree_row(line, model, now_ms) for line in drawn]
     orders: dict[str, Callable[[NodeView], Any]] = {
-        "cpu": lambda view: -view.cpu,
+        "cpu": lambda view: -view.cpu / max(view.cpus, 1),
         "memory": lambda view: -view.containers_memory,
         "name": lambda view: natural(view.name),
     }
@@ -226,7 +227,7 @@ def _node_row(view: NodeView, name: str, below: Sequence[str], now_ms: int) -> R
     return (
         name,
         "LOST" if view.state == "lost" else view.state,
-        f"{view.cpu:.0f}" if told else "-",
+        f"{view.cpu / view.cpus:.0f}" if told and view.cpus else "-",
         str(view.cpus) if told and view.cpus else "-",
         size(view.containers_memory) if told else "-",
         f"{view.running}/{view.containers}" if view.monitored else "-",

@@ -29,7 +29,12 @@ from typing import Any
 import pytest
 
 LAB = Path(__file__).parent / "lab"
-LIMIT_S = 1500
+SILENT_S = 1500
+"""How long another pytest may tell nothing; a test that takes half of this in it ends it."""
+GUEST_S = 4 * 3600
+"""How long a guest may live: longer than all its tests on a slow machine, for who is silent is ended before."""
+END_S = 120
+"""How long another pytest may take to end what it has started, before it is killed."""
 BESIDE = {
     "browser": "aside",
     "sandboxed": "aside",
@@ -113,8 +118,12 @@ class Outside:
             self.others[place] = Other(place, [one for one in session.items if self.places.get(one.nodeid) == place])
 
     @pytest.hookimpl(tryfirst=True)
-    def pytest_runtest_protocol(self, item: pytest.Item) -> bool | None:
+    def pytest_runtest_protocol(self, item: pytest.Item, nextitem: pytest.Item | None) -> bool | None:
         place = self.places.get(item.nodeid)
+        if place is None and nextitem is not None and nextitem.nodeid in self.places:
+            # The last of here: what the session's fixtures have started ends now, and not after the summary.
+            item.ihook.pytest_runtest_protocol(item=item, nextitem=None)
+            return True
         if place is None:
             return None
         faulthandler.cancel_dump_traceback_later()  # the other pytest has a limit of its own
@@ -129,6 +138,7 @@ class Outside:
             other.process.send_signal(signal.SIGINT)
         for other in self.others.values():
             other.end()
+            other.stack.close()
 
 
 def end_with_parent() -> None:
@@ -148,13 +158,14 @@ class Other:
         self.log = folder / "log"
         self.lines = self.stack.enter_context((folder / "reports").open())
         self.done: dict[str, list[pytest.TestReport]] = defaultdict(list)
-        options = ["--share", str(folder), "--limit", str(LIMIT_S)]
+        self.told_at = time.monotonic()
+        options = ["--share", str(folder), "--limit", str(GUEST_S)]
         passed = [f"{name}={value}" for name, value in os.environ.items() if name.startswith(PASSED)]
         guest = [LAB / place, *(options if place == "uml-run" else ()), "env", *passed]
         self.process = subprocess.Popen(
             [*(("env",) if place in BESIDE.values() else guest), f"{REPORTS}={folder / 'reports'}",
              sys.executable, "-m", "pytest", "-q", "--color=no", "-p", "no:cacheprovider",
-             "-o", f"faulthandler_timeout={LIMIT_S // 2}", f"@{folder / 'tests'}"],
+             "-o", f"faulthandler_timeout={SILENT_S // 2}", f"@{folder / 'tests'}"],
             cwd=items[0].config.rootpath, stdin=subprocess.DEVNULL, stdout=self.stack.enter_context(self.log.open("w")),
             stderr=subprocess.STDOUT, env={**os.environ, "UML_RUN": " ".join(options)}, preexec_fn=end_with_parent,
             start_new_session=True,  # of Ctrl-C at the terminal it is told once, by us
@@ -170,6 +181,9 @@ class Other:
                 text = f"The pytest of {self.place} ended ({self.process.returncode}) before this test:\n{told}"
                 reports = [pytest.TestReport(item.nodeid, item.location, {}, "failed", text, "call")]
                 break
+            if not ended and time.monotonic() > self.told_at + SILENT_S:
+                self.process.send_signal(signal.SIGINT)
+                self.end()
             time.sleep(0.05)
         yield from reports
 
@@ -181,11 +195,17 @@ class Other:
             news.append(json.loads(line))
             position = self.lines.tell()
         self.lines.seek(position)  # half a line is read again when it is whole
+        if news:
+            self.told_at = time.monotonic()
         for data in news:
             report = item.config.hook.pytest_report_from_serializable(config=item.config, data=data)
             self.done[report.nodeid].append(report)
         return bool(news)
 
     def end(self) -> None:
-        self.process.wait()
-        self.stack.close()
+        """Wait until it has ended, who has been interrupted."""
+        try:
+            self.process.wait(END_S)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()

@@ -5,7 +5,6 @@ import socket
 import stat
 import subprocess
 import sys
-import time
 
 import click
 import pytest
@@ -16,6 +15,7 @@ from tsbus.cli import edge
 from tsbus.cli.main import COMMANDS, cli
 from tsbus.cli.pub import pub
 from tsbus.cli.sub import sub
+from tsbus.client import connect
 from tsbus.config import ConfigError
 
 SOUND = '[servers.a]\nname = "a"\nip = "127.0.0.1"\nservice_port = 9000\n'
@@ -161,12 +161,19 @@ def test_no_answer_says_why_and_what_to_do(tmp_path):
         assert words in edge.why_silent(place)
 
 
-def test_a_folder_that_is_not_there_is_not_waited_for():
+def test_a_folder_that_is_not_there_is_not_waited_for(tmp_path, monkeypatch):
     """A newcomer without a tree is told so at once; a router that starts anew is waited for."""
-    began = time.monotonic()
-    result = run("status", "--bus", "/nowhere/at/all/bus")
-    assert (result.exit_code, result.stdout) == (4, "")
-    assert time.monotonic() - began < 2.5
+    waits = []
+
+    def noted(*args, timeout_s, **options):
+        waits.append(timeout_s)
+        return connect(*args, timeout_s=timeout_s, **options)
+
+    monkeypatch.setattr("tsbus.client.connect", noted)
+    for folder in ("/nowhere/at/all", tmp_path):
+        result = run("status", "--bus", f"{folder}/bus")
+        assert (result.exit_code, result.stdout) == (4, "")
+    assert waits == [0.0, 3.0]
 
 
 def test_a_closed_or_full_output_is_no_defect():

@@ -23,7 +23,7 @@ def test_bad_configuration(tmp_path: Path, config: str, told: str) -> None:
     file = tmp_path / "treescale.toml"
     file.write_text(config)
     ended = subprocess.run(
-        [sys.executable, START, "--config", file], capture_output=True, text=True, timeout=30, check=False
+        [sys.executable, START, "--config", file], capture_output=True, text=True, timeout=60, check=False
     )
     assert ended.returncode == 2
     assert told in ended.stderr

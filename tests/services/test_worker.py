@@ -8,13 +8,13 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from waiting import LIMIT_S
 
 import tsbus
 from tsbus import Event, Refused, Request, Role, Worker
 from tsbus.testing import MemoryTree
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
-LIMIT_S = 20.0
 
 
 async def test_every_runs_at_fixed_times_and_never_twice_at_once() -> None:

@@ -4,13 +4,13 @@ import ast
 import re
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from waiting import LIMIT_S, wait
 
 import tsbus
 from tsbus import Worker
@@ -144,11 +144,8 @@ def test_blocking(
 ) -> None:
     """The script without asyncio works with the worker's example as a process of its own."""
     monkeypatch.setenv("TREESCALE_BUS", lone_bus)
-    with tsbus.connect_blocking(timeout_s=20) as bus:
-        deadline = time.monotonic() + 20
-        while not bus.call("solo", "greeter.stats").complete:
-            assert time.monotonic() < deadline, "the worker does not serve"
-            time.sleep(0.02)
+    with tsbus.connect_blocking(timeout_s=LIMIT_S) as bus:
+        wait("the worker serves", lambda: bus.call("solo", "greeter.stats").complete)
         exec(compile(BLOCKING, str(PAGE), "exec"), {})  # noqa: S102
     assert capsys.readouterr().out.splitlines() == [
         "{'topic': 'container.died', 'from': 'solo'}",

@@ -73,6 +73,15 @@ class Stage:
             self.host.run(tool, text=_NO_RULES)
 
     @contextmanager
+    def short_memory(self) -> Iterator[None]:
+        """Let the kernel forget a client of UDP after a second, for a while."""
+        self.host.run("ipvsadm", "--set", "0", "0", "1")
+        try:
+            yield
+        finally:
+            self.host.run("ipvsadm", "--set", "0", "0", "300")
+
+    @contextmanager
     def rule(self, text: str) -> Iterator[None]:
         """Have a rule of iptables before all others of its chain, for a while."""
         self.host.run("iptables", "-I", *text.split())

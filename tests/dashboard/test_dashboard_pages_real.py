@@ -340,9 +340,9 @@ def test_a_page_that_is_cut_off(site: Real, browser: Browser) -> None:
     """A page says that the dashboard is away and what to do, and goes on where it was: nothing typed is lost."""
     with signed_in(browser, site, path="/commands") as tab:
         tab.type("web[1-3]", "[name=target]")
-        tab.js("window.socket.disconnect()")
+        tab.js("void window.socket.disconnect()")
         tab.shows("supervisorctl status dashboard")
-        tab.js("window.socket.connect()")
+        tab.js("void window.socket.connect()")
         tab.wait("it is back", "!document.querySelector('.banner')")
         assert tab.js("document.querySelector('[name=target]').value") == "web[1-3]"
 

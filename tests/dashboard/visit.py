@@ -44,7 +44,7 @@ def signed_in(browser: Browser, site: Site, name: str = "alice", path: str = "/"
     with browser.tab(*WIDE, dark, known=name) as tab:
         sign_in(tab, site, name, path)
         yield tab
-        assert tab.errors == []
+        assert not tab.errors, tab.errors
         assert tab.js("window.pwned === undefined && !document.querySelector('img')")
         assert not [url for url in tab.fetched if not url.startswith((site.url, "data:"))]
 

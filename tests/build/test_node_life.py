@@ -66,6 +66,8 @@ class Node:
             SUPERVISOR: render_server("a", port=PORT, balancer=True),
         }
         self.reports = first + self.do(config_step(self.texts), activate_step("start", self.release))
+        self.serving = self.treescale("call . router.stats --json")
+        """What its router said as soon as it was activated."""
 
     def do(self, *steps, bundle=None, release=""):
         parcel = parcel_of(bundle) if bundle is not None else None
@@ -104,10 +106,12 @@ def uid(node, name):
 
 
 def test_all_of_it_is_done_and_the_router_answers(node):
-    """Every order changes something, and at the end all programs run and the node answers."""
+    """Every order changes something, and at the end all programs run and have joined, and the node answers."""
     assert states(node.reports) == ["changed"] * 6
     assert "up" in node.treescale("status")
     assert set(node.reports[-1].told["programs"]) == {"router", "executor", "docker", "events", "balancer"}
+    workers = json.loads(node.serving.splitlines()[0])["body"]["workers"]
+    assert {"exec.run", "node.facts", "docker.info", "lb.ls"} <= {one for each in workers for one in each["services"]}
 
 
 @pytest.mark.parametrize(

@@ -30,6 +30,7 @@ import subprocess
 import sys
 import tarfile
 import time
+import tomllib
 import xmlrpc.client
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -48,6 +49,10 @@ ORDERS_S: Final = 600.0
 """How long the orders may take to come: the console waits until it may send their bundle."""
 UP_S: Final = 60.0
 """How long a router may take until it answers."""
+JOIN_S: Final = 30.0
+"""How long the other programs may take to join it; more is no reason to fail."""
+SERVES: Final = {"executor": "exec.run", "events": "node.facts", "docker": "docker.info", "balancer": "lb.ls"}
+"""Program -> a command that it serves."""
 DOWN_S: Final = 60.0
 FOLLOW_S: Final = 180.0
 """Each of a node's programs is given 15 s to end."""
@@ -626,6 +631,22 @@ def router_answers() -> bool:
     return run(CURRENT / "bin" / "treescale", "ping", ".", check=False)[0] == 0
 
 
+def all_joined() -> bool:
+    """Tell whether the router knows the programs that run, so that whoever asks for them next finds them."""
+    with contextlib.suppress(Failed, ValueError, LookupError):
+        running = {name for name, state in states().items() if state in ("STARTING", "RUNNING")}
+        tree = tomllib.loads(CONFIG.read_text())
+        server = tree["servers"][tree["current_node"]]
+        if not server.get("docker", tree.get("docker", {})).get("enabled", True):
+            running.discard("docker")  # it serves nothing
+        words = (CURRENT / "bin" / "treescale", "call", ".", "router.stats", "--json")
+        said = run(*words, most=MAX_KEPT)[1]
+        workers = json.loads(said.splitlines()[0])["body"]["workers"]
+        served = {command for worker in workers for command in worker["services"]}
+        return {SERVES[name] for name in running & SERVES.keys()} <= served
+    return False
+
+
 def wait(limit_s: float, condition: Callable[[], bool]) -> bool:
     """Wait for a condition; returns whether it came."""
     until = time.monotonic() + limit_s
@@ -958,6 +979,7 @@ class Installer:
                 boot.restart()
             if not wait(UP_S, router_answers):
                 raise Failed(f"its router does not answer: {_last_words()}")
+            wait(JOIN_S, all_joined)
         except Exception as error:
             if flipped:
                 self._go_back(boot, before)

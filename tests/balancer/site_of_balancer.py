@@ -11,6 +11,7 @@ from typing import Any
 import msgspec
 from lan import Lan, enter
 from model_kernel import ZERO, Kernel, tree
+from waiting import LIMIT_S
 
 from tsbus import Client, Event, Request, Worker
 from tsbus.balancer.machine import Machine, MachineError, Refusal, Unusable, open_machine
@@ -23,7 +24,6 @@ from tsbus.config import Tree
 from tsbus.records import Container, ContainerEvent, EngineFacts, SnapshotHead
 from tsbus.testing import MemoryTree
 
-LIMIT_S = 10.0
 VIP = Virtual(Protocol.TCP, ip_address("10.0.0.1"), 80)
 KEYS = "containers = {nginx = 80}\nstart_grace_s = 0\ndrain_timeout_s = 20"
 ENGINE = EngineFacts(node="", up=True, since_ns=1)

@@ -10,7 +10,8 @@ from pathlib import Path
 import msgspec
 import pytest
 from model_kernel import box
-from site_of_balancer import ENGINE, KEYS, LIMIT_S, replace_struct, site
+from site_of_balancer import ENGINE, KEYS, replace_struct, site
+from waiting import LIMIT_S
 
 from tsbus.balancer import deaths
 from tsbus.balancer.deaths import Deaths

@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 from lan import Lan
 from model_kernel import box
-from site_of_balancer import KEYS, LIMIT_S, Site, opened, site
+from site_of_balancer import KEYS, Site, opened, site
+from waiting import LIMIT_S
 
 from tsbus.balancer import statefile
 from tsbus.balancer.clear import clear

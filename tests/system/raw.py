@@ -7,10 +7,12 @@ from typing import Any, Self
 
 import zmq
 from tree import Tree, until
+from waiting import wait
 
 from tsbus.core import message as wire
 from tsbus.core.message import Route, Type
 from tsbus.core.roles import Role
+from tsbus.supervision.local import port_is_free
 from tsbus.transport import Curve
 
 WINDOW = 1 << 20
@@ -191,7 +193,10 @@ class RawChild:
         self.parent = b""
 
     def close(self) -> None:
+        """Close it; libzmq does so later, and until then no router can have the port."""
         self.socket.close()
+        server = self.tree.config.servers[self.name]
+        wait("the port is free", lambda: port_is_free(server.ip, server.service_port))
 
     def __enter__(self) -> Self:
         return self

@@ -7,14 +7,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from lone_router import LoneRouter
-from waiting import wait
+from waiting import LIMIT_S, wait
 
 from tsbus import connect
 from tsbus.loop import SystemClock
 from tsbus.router import MALFORMED_LIMIT
 from tsbus.transport import Curve, SocketTransport, new_keypair
-
-LIMIT_S = 20.0
 
 
 @contextmanager

@@ -9,7 +9,7 @@ import zmq
 from tsbus.loop import SystemClock
 from tsbus.transport import SocketTransport
 
-LIMIT_MS = 5000
+LIMIT_MS = 30_000
 
 
 class Heard:

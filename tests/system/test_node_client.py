@@ -5,16 +5,17 @@ import os
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from lone_router import LoneRouter
+from waiting import LIMIT_S
 
 import tsbus
 from tsbus.core.message import Content
 
 ROOT = Path(__file__).parents[2]
 NODE = ROOT / "examples/node"
-LIMIT_S = 20.0
 
 
 @pytest.fixture(scope="module")
@@ -78,10 +79,17 @@ async def test_javascript_client_comes_back(
 
 
 async def _listens(client: tsbus.Client) -> None:
-    """Wait until the example is there and has subscribed."""
+    """Wait until the example has subscribed, and serves what it says right after."""
     async with client.interest("news.today") as interest:
         if not interest.wanted:
             await anext(interest)
+    while "shout" not in [worker["name"] for worker in await _serving(client)]:
+        await asyncio.sleep(0.01)
+
+
+async def _serving(client: tsbus.Client) -> list[dict[str, Any]]:
+    """Who serves something."""
+    return [worker for worker in (await client.call_one("solo", "router.stats"))["workers"] if worker["services"]]
 
 
 def test_javascript_agrees_with_the_vectors(node_modules: None) -> None:

@@ -9,6 +9,7 @@ import pytest
 import zmq
 from raw import Peer, RawChild, RawParent, RawWorker
 from tree import QUICK, Grow, Tree, until
+from waiting import LIMIT_S
 
 from tsbus.config import AllowRule, Operator, Policy
 from tsbus.core import message as wire
@@ -348,9 +349,9 @@ async def test_local_users(grow: Grow, users: dict[str, Role], answer: str) -> N
     def try_it() -> str:
         with Peer(tree.bus("a")) as peer:
             peer.local(Type.HELLO, wire.WorkerHello(versions=(1, 1), name="x", incarnation=1, window=1 << 20))
-            assert peer.socket.poll(10_000)
+            assert peer.socket.poll(LIMIT_S * 1000)
             peer.listen()
-            (heard,) = peer.heard
+            heard = peer.heard[0]
             body = heard.map()
             return body["reason"] if heard.type is Type.BYE else f"{body['who']} {body['role']}"
 

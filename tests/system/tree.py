@@ -21,6 +21,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from waiting import LIMIT_S
+
 from tsbus import Client, Event, Worker, connect
 from tsbus.config import BusSettings, Operator, Policy, Server, dump
 from tsbus.config import Tree as Config
@@ -28,7 +30,6 @@ from tsbus.errors import ConnectionLost
 from tsbus.transport import Curve, new_keypair, public_of
 
 ROUTER = Path(__file__).parents[2] / "services/ts_router.py"
-LIMIT_S = 20.0
 QUICK = BusSettings(
     heartbeat_ms=200, heartbeat_timeout_ms=1000, ping_ms=200, reset_after_s=1.0, steady_s=0.5, adopt_after_s=0.5
 )  # fmt: skip
@@ -37,6 +38,11 @@ QUICK = BusSettings(
 HOST = f"127.{os.getpid() >> 8 & 127 | 128}.{os.getpid() & 255}.1"
 """An address of our own: no other run of these tests, nor any program's own choice of a port, gets in the way."""
 _ports = itertools.count(7001)
+
+
+def new_port() -> int:
+    """Return a port of HOST that nobody has had yet."""
+    return next(_ports)
 
 
 async def until(what: str, is_so: Callable[[], Awaitable[Any] | Any], limit_s: float = LIMIT_S) -> Any:
@@ -56,7 +62,7 @@ class Cutter:
     """A TCP proxy in front of a node's port. It runs in the loop of the test."""
 
     def __init__(self, port: int) -> None:
-        self.port = next(_ports)
+        self.port = new_port()
         self._behind = port
         self._flows = asyncio.Event()
         self._flows.set()
@@ -154,7 +160,7 @@ class Tree:
         for name, kids in children.items():
             public, self.secrets[name] = new_keypair()
             servers[name] = Server(
-                name, HOST, next(_ports), childs=kids, public_key=public, tags=(tags or {}).get(name, ())
+                name, HOST, new_port(), childs=kids, public_key=public, tags=(tags or {}).get(name, ())
             )
         self.config = Config(servers=servers, bus=bus, operators=operators or {}, policy=policy or Policy())
         self.topology = self.config.topology()
@@ -311,11 +317,27 @@ class Tree:
     # Waiting.
 
     async def whole(self) -> None:
-        """Wait until every running node reaches every node, each below its own parent."""
-        for node in self.names:
-            await self.wait_seen(node, set(self.names), home=True)
+        """Wait until every node reaches every node, each below its own parent, and all know the same of them.
 
-    async def wait_seen(self, node: str, up: set[str], *, home: bool = False, limit_s: float = LIMIT_S) -> None:
+        Who has not missed a router that was killed and is back knows the one before.
+        """
+        seen: dict[str, dict[str, dict[str, Any]]] = {}
+
+        async def is_so() -> bool:
+            seen.clear()
+            for node in self.names:
+                seen[node] = await self.status(node)
+            known = [{name: (one["epoch"], one["incarnation"]) for name, one in each.items()} for each in seen.values()]
+            at_home = all(
+                one["state"] != "lost" and one["parent"] == one["home"]
+                for each in seen.values()
+                for one in each.values()
+            )
+            return at_home and all(each == known[0] and each.keys() == set(self.names) for each in known)
+
+        await self._until_seen("every node reaches every node", is_so, seen)
+
+    async def wait_seen(self, node: str, up: set[str], *, home: bool = False) -> None:
         """Wait until `node` reaches exactly `up`; `home`: and these hang below their own parents."""
         seen: dict[str, dict[str, Any]] = {}
 
@@ -326,10 +348,14 @@ class Tree:
             at_home = all(entry["parent"] == entry["home"] for name, entry in seen.items() if name in up)
             return reached == up and (at_home or not home)
 
+        await self._until_seen(f"{node} reaches exactly {sorted(up)}", is_so, seen)
+
+    async def _until_seen(self, what: str, is_so: Callable[[], Awaitable[bool]], seen: dict[str, Any]) -> None:
+        """Wait, and tell what was seen last if it does not come."""
         try:
-            await until(f"{node} reaches exactly {sorted(up)}", is_so, limit_s)
+            await until(what, is_so)
         except AssertionError as error:
-            raise AssertionError(f"{error}; it sees {json.dumps(seen, indent=1)}") from None
+            raise AssertionError(f"{error}; seen: {json.dumps(seen, indent=1)}") from None
 
 
 Grow = Callable[..., Awaitable[Tree]]

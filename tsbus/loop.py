@@ -120,7 +120,7 @@ class RouterProcess:
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._on_signal)
         signal.signal(signal.SIGHUP, self._on_hangup)
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP})  # services/ts_router.py held it back
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP})  # early.py held it back
         router = self.router
         _log.info("router.start", node=router.me, config=router.tree.version, pid=os.getpid())
         router.start()

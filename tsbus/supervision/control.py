@@ -3,6 +3,7 @@
 import contextlib
 import http.client
 import os
+import re
 import select
 import signal
 import socket
@@ -23,6 +24,7 @@ STOP_S = 20.0
 """Within this, supervisord has ended its programs: it gives each 15 s (stopwaitsecs), then kills it."""
 READERS = ("executor", "docker", "balancer", "dashboard")
 """Programs that read the tree when they start; the router follows it as it runs."""
+_STARTS_S = 0.05
 _IDLE = ("STOPPED", "EXITED", "FATAL")
 _ALIVE = ("RUNNING", "STARTING")
 
@@ -127,12 +129,24 @@ class Supervisord:
 
         One that does not run reads it when it starts, and is left alone.
         """
-        there = {each.name for each in self.programs() or () if each.state in _ALIVE}.intersection(programs)
+        there = self.alive().keys() & programs
         if "router" in there:
-            self._ask("signalProcess", "router", "HUP")
+            self._reload_router()
         for program in sorted(there.intersection(READERS)):
             self._ask("stopProcess", program)
             self._ask("startProcess", program, False)
+
+    def alive(self) -> dict[str, int]:
+        """Return the pids of the programs that run or have just been started."""
+        return {each.name: each.pid for each in self.programs() or () if each.state in _ALIVE}
+
+    def _reload_router(self) -> None:
+        """Let the router read its tree again. SIGHUP ends a process that has not come to its first line yet."""
+        until = time.monotonic() + STOP_S
+        while (pid := self.alive().get("router")) and not _takes_hangup(pid) and time.monotonic() < until:
+            time.sleep(_STARTS_S)
+        if pid:
+            self._ask("signalProcess", "router", "HUP")
 
     def stop(self, programs: Collection[str]) -> None:
         """End programs; supervisord does not start them again by itself."""
@@ -145,6 +159,19 @@ class Supervisord:
         if idle:
             self._ask("startAllProcesses", False)
         return idle
+
+
+def _takes_hangup(pid: int) -> bool:
+    """Tell whether a process catches SIGHUP, or holds it back until it does."""
+    folder = Path(f"/proc/{pid}")
+    try:
+        argv = (folder / "cmdline").read_bytes()
+        if not argv or any(word.endswith(b"supervisord") for word in argv.split(b"\0")):
+            return False  # a copy of supervisord, with what that does at the signal, or just becoming the program
+        masks = re.findall(r"^Sig(?:Cgt|Blk):\s*(\w+)$", (folder / "status").read_text(), re.MULTILINE)
+    except OSError:
+        return True  # it has ended, or is hidden
+    return any(int(mask, 16) >> (signal.SIGHUP - 1) & 1 for mask in masks)
 
 
 def pids_of(files: NodeFiles) -> tuple[list[int], list[int]]:

@@ -4,6 +4,8 @@ The services that act for callers write it: executor and containers. A line that
 a trace nothing is done.
 """
 
+import ctypes
+import errno
 import itertools
 import json
 import os
@@ -17,7 +19,9 @@ MAX_BYTES = 10 << 20
 """Of one file; then it becomes FILE.1, which becomes FILE.2 and so on."""
 FILES = 10
 """How many files are kept in all."""
-
+_ROOM_BYTES = 1024
+"""What the lines of a program take, mostly."""
+_KEEP_SIZE = 1  # FALLOC_FL_KEEP_SIZE of <linux/falloc.h>
 
 Outcome = Literal["ok", "failed", "refused", "open"]
 """`open`: it is under way, or its end was not written down."""
@@ -92,6 +96,7 @@ class AuditLog:
         self._max_bytes = max_bytes
         self._files = files
         self._torn = False
+        self._failed = False
 
     def write(self, record: dict[str, Any]) -> None:
         """Append `record` as one line. Raises AuditError."""
@@ -101,13 +106,37 @@ class AuditLog:
             if self._is_full(len(line)):
                 self._rotate()
             self._append(line)
+            self._failed = False
         except OSError as error:
-            raise AuditError(f"cannot write the audit log {self.path}: {error.strerror}") from error
+            self._failed = True
+            raise AuditError(self._why(error)) from error
+
+    def trouble(self) -> str:
+        """Return why no line could be written now, "" when one could. Takes room for one, and writes none."""
+        try:
+            if self._failed:
+                # Not every file system can say whether there is room: only an empty line, which is none, shows it.
+                self._append(b"\n")
+            file = self._open()
+            try:
+                _take_room(file)
+            finally:
+                os.close(file)
+        except OSError as error:
+            return self._why(error)
+        self._failed = False
+        return ""
+
+    def _why(self, error: OSError) -> str:
+        return f"cannot write the audit log {self.path}: {error.strerror}"
+
+    def _open(self) -> int:
+        return os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOCTTY, 0o640)
 
     def _append(self, line: bytes) -> None:
         if self._torn:
             line = b"\n" + line
-        file = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOCTTY, 0o640)
+        file = self._open()
         try:
             # The disk may be full in the middle of a line: the rest fails, and the next line starts on its own.
             written = os.write(file, line)
@@ -129,3 +158,16 @@ class AuditLog:
         for newer, older in reversed(list(itertools.pairwise(names))):
             if newer.exists():
                 newer.replace(older)
+
+
+def _take_room(file: int) -> None:
+    """Have the file system keep room for the next lines of `file`, whose size stays. Raises OSError if there is none.
+
+    What statvfs says does not help: a quota is not in it, nor what the file system keeps for itself.
+    """
+    libc = ctypes.CDLL(None, use_errno=True)
+    size = ctypes.c_long(os.fstat(file).st_size)
+    if libc.fallocate(file, _KEEP_SIZE, size, ctypes.c_long(_ROOM_BYTES)) != 0:
+        code = ctypes.get_errno()
+        if code in (errno.ENOSPC, errno.EDQUOT):
+            raise OSError(code, os.strerror(code))

@@ -5,7 +5,7 @@ import json
 import msgspec
 import pytest
 
-from tsbus.cli.check import away, cut_off, lines_of, mended
+from tsbus.cli.check import away, cut_off, lines_of, mended, troubled
 from tsbus.cli.eventlines import told
 from tsbus.cli.output import MAX_LINE, Kept, Lines
 from tsbus.cli.report import Ending, account, exit_code, summary
@@ -107,6 +107,22 @@ def test_a_program_that_is_away_is_told_once_with_all_its_nodes():
     (problem,) = away(nodes)
     assert (problem.node, problem.subject, problem.severe) == ("a,b", "docker", True)
     assert "docker.log" in problem.mend
+
+
+def test_what_programs_tell_of_themselves_is_told_once_with_its_nodes():
+    """The same trouble on several nodes is one problem with its mend; who does not answer is one as well."""
+    told = {("exec", "cannot write {it}"): ["b", "a"], ("process", "does not answer"): ["c"], ("exec", ""): ["d"]}
+    found = list(troubled(told))
+    assert [(one.subject, one.node, one.severe) for one in found] == [
+        ("executor", "a,b", True), ("supervisord", "c", True), ("executor", "d", True)
+    ]  # fmt: skip
+    assert [one.text.partition(": ")[0] for one in found] == [
+        "every program is refused on a,b",
+        "supervisord of c does not answer",
+        "the program executor does not answer on d",
+    ]
+    assert found[0].text.endswith("cannot write {it}")
+    assert all(one.mend for one in found)
 
 
 @pytest.mark.parametrize(

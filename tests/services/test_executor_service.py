@@ -279,6 +279,16 @@ async def test_no_audit_no_run(tmp_path: Path) -> None:
         assert (await client.call_one("a", "exec.stats"))["audit_errors"] == 1
 
 
+async def test_it_tells_that_it_would_refuse(tmp_path: Path) -> None:
+    """Whoever asks for its figures learns why programs would be refused, before one is, and no longer than it is so."""
+    log = tmp_path / "log"
+    async with open_site(tmp_path, audit_file=str(log / "audit")) as (_, client):
+        told = await client.call_one("a", "exec.stats")
+        assert told["trouble"] == f"cannot write the audit log {log}/audit: No such file or directory"
+        log.mkdir()
+        assert (await client.call_one("a", "exec.stats"))["trouble"] == ""
+
+
 async def test_disk_fills_up_while_it_runs(tmp_path: Path) -> None:
     """When the end cannot be written down any more, the caller still gets it, and the failure is counted."""
     log = tmp_path / "log"

@@ -1,9 +1,11 @@
 """Check: `treescale check`, what is wrong in the tree now, and what mends it.
 
 The problems are those of the dashboard's model. Added is what a model learns from events alone, which are over when
-somebody begins to look: nodes where a program is away that every node has.
+somebody begins to look: nodes where a program is away that every node has; and what programs tell of themselves when
+they are asked.
 """
 
+import asyncio
 import json
 import time
 from collections.abc import Collection, Iterator, Mapping
@@ -19,10 +21,12 @@ from tsbus.cli.edge import Code, Fault, bus_option, connect, json_option, run
 from tsbus.cli.lb.words import trouble
 from tsbus.cli.screen import columns
 from tsbus.cli.terminal import duration
+from tsbus.core.accounting import Outcome
 from tsbus.core.target import TargetError, fold
 from tsbus.dashboard.problems import Kind, Problem, problems
 
 if TYPE_CHECKING:
+    from tsbus.client import Client
     from tsbus.dashboard.feed import Feed
     from tsbus.dashboard.views import NodeView
 
@@ -30,12 +34,30 @@ SETTLE_S: Final = 5.0
 """Patience with nodes that have not told their containers and balancers."""
 ROUTERS_S: Final = 3.0
 """Patience with routers that have not told their queues and their clocks."""
+PROGRAMS_S: Final = 6.0
+"""Patience with programs that have not told of themselves."""
+MAX_TEXT: Final = 500
+"""Characters of what a program tells."""
 PROGRAMS: Final = {
     "containers": ("docker", "its containers are not seen"),
     "exec": ("executor", "no program can be run there"),
     "process": ("events", "nobody hears what its processes do, and it takes no new tree"),
 }
 """Name of a worker that each node's router has -> the program of supervisord that it is, and what it is for."""
+TOLD: Final = {
+    "exec": (
+        "executor",
+        "every program is refused on {nodes}: {text}",
+        "make room there, or let the executor write that file; nothing needs to be started anew",
+    ),
+    "process": (
+        "supervisord",
+        "supervisord of {nodes} {text}: the programs there run, but nobody starts one again that ends",
+        "see its state there with ps: kill -CONT lets a stopped one go on; otherwise restart the service treescale, or "
+        "end it with treescale up FILE --down --node NAME",
+    ),
+}
+"""Name of a worker that is asked -> who has the trouble that it tells, what that means, and what to do."""
 MENDS: Final[dict[Kind, str]] = {
     "node-lost": "see that the machine runs and can be reached, then its router: supervisorctl status, router.log",
     "node-torpid": "see there what keeps its router busy: top, router.log; supervisorctl restart router ends it",
@@ -79,12 +101,13 @@ async def _check(bus: str | None, target: str, as_json: bool) -> int:
         except TargetError as error:
             raise Fault(str(error), Code.USAGE) from None
         live = [name for name in nodes if feed.model.nodes[name].state == "up"]
-        await _wait_routers(feed, live)
+        _, told = await asyncio.gather(_wait_routers(feed, live), _ask_programs(client, live))
         now_ms = time.time_ns() // 1_000_000
         views = feed.model.nodes
         found = [*cut_off(views[client.node])] if client.node in live else []
         found += (mended(one, views) for one in problems(feed.model, now_ms) if not one.node or one.node in nodes)
         found += away([views[name] for name in live])
+        found += troubled(told)
     if as_json:
         for one in found:
             click.echo(json.dumps({"severe": one.severe} | msgspec.to_builtins(one)))
@@ -98,6 +121,37 @@ async def _wait_routers(feed: "Feed", live: Collection[str]) -> None:
     with feed.watching():
         while any(not feed.model.nodes[name].router for name in live) and (left := deadline - time.monotonic()) > 0:
             await feed.wait_change(feed.model.revision, left)
+
+
+async def _ask_programs(client: "Client", live: Collection[str]) -> dict[tuple[str, str], list[str]]:
+    """Return which nodes have a trouble, by worker and text; the text of a worker that does not answer is ""."""
+    found: dict[tuple[str, str], list[str]] = {}
+
+    async def ask(worker: str) -> None:
+        async with client.request(fold(live), f"{worker}.stats", timeout_s=PROGRAMS_S) as call:
+            async for reply in call:
+                told = reply.json() if reply.status is Outcome.OK else None
+                text = told.get("trouble") if isinstance(told, dict) else None
+                if text or reply.status is Outcome.TIMEOUT:
+                    found.setdefault((worker, str(text or "")[:MAX_TEXT]), []).append(reply.node)
+
+    if live:
+        await asyncio.gather(*map(ask, TOLD))
+    return found
+
+
+def troubled(told: Mapping[tuple[str, str], Collection[str]]) -> Iterator[Problem]:
+    """Return the problems that programs tell of themselves, as `_ask_programs` found them."""
+    for (worker, text), nodes in told.items():
+        names = fold(nodes)
+        if text:
+            subject, words, mend = TOLD[worker]
+            words = words.format(nodes=names, text=text)
+        else:
+            subject, missing = PROGRAMS[worker]
+            words = f"the program {subject} does not answer on {names}: {missing}"
+            mend = f"see there what it waits for: {subject}.log; supervisorctl restart {subject} ends it"
+        yield Problem(kind="process-fatal", node=names, subject=subject, text=words, mend=mend)
 
 
 def cut_off(here: "NodeView") -> Iterator[Problem]:

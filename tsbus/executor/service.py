@@ -72,7 +72,7 @@ def make_worker(tree: Tree, audit_dir: Path, address: str | None = None, user: s
     @worker.command("stats", role="observe")
     def stats(_: Request) -> dict[str, Any]:
         told = {runner.handler.name: runner.stats() for runner in handlers}
-        return {**worker.stats(), **executor.stats(), "handlers": told}
+        return {**worker.stats(), **executor.stats(), "handlers": told, "trouble": executor.trouble()}
 
     return worker
 
@@ -138,6 +138,10 @@ class Executor:
     def stats(self) -> dict[str, int]:
         """Return the counters of jobs."""
         return {"jobs": len(self._table.running), **self._counters}
+
+    def trouble(self) -> str:
+        """Return why every program would be refused now, "" when it would not."""
+        return self._audit.trouble()
 
     def account(self, user: str) -> Account:
         """Return the account with that name or uid, the default one for "". Raises StartError."""

@@ -9,6 +9,7 @@ import contextlib
 import os
 import sys
 from collections import deque
+from pathlib import Path
 from typing import Any, Final
 
 from tsbus import log
@@ -25,6 +26,8 @@ MAX_WAITING: Final = 1024
 JOIN_S: Final = 3.0
 """Of a node that is cut off, the events go to whoever is on its own side."""
 LOOK_S: Final = 0.05
+ANSWER_S: Final = 3.0
+"""A supervisord that takes longer to answer is frozen."""
 
 _log = log.Log("events")
 
@@ -36,9 +39,10 @@ class _Ended(Exception):
 class Listener:
     """Takes events from supervisord and gives them to the bus."""
 
-    def __init__(self, supervisor: Any) -> None:
-        """`supervisor`: the interface of control.remote."""
-        self._supervisor = supervisor
+    def __init__(self, supervisor: Any, control: Path) -> None:
+        """`supervisor`: the interface of control.remote; `control`: the socket of supervisord."""
+        self._supervisor, self._control = supervisor, control
+        self._looking: asyncio.Task[str] | None = None
         self._retries = Retries()
         self._waiting: deque[tuple[str, dict[str, Any]]] = deque()
         self._arrived = asyncio.Event()
@@ -84,6 +88,12 @@ class Listener:
         except Exception as error:  # it was started or removed meanwhile, or supervisord ends
             _log.warning("program.not-started", program=program, error=str(error))
 
+    async def stats(self) -> dict[str, Any]:
+        """Return the counters, and what is wrong with supervisord; however many ask, it is asked once at a time."""
+        if self._looking is None or self._looking.done():
+            self._looking = asyncio.create_task(_trouble(self._control))
+        return {**self.counters, "trouble": await asyncio.shield(self._looking)}
+
     async def publish(self, client: Client) -> None:
         """Publish what arrives, for ever."""
         while True:
@@ -94,6 +104,21 @@ class Listener:
                 topic, facts = self._waiting.popleft()
                 await client.publish(topic, {"node": client.node, **facts})
                 self.counters["published"] += 1
+
+
+async def _trouble(control: Path) -> str:
+    """Return what is wrong with supervisord, "" when it answers: that the request is not allowed is good enough."""
+    try:
+        async with asyncio.timeout(ANSWER_S):
+            reader, writer = await asyncio.open_unix_connection(control)
+            with contextlib.closing(writer):
+                writer.write(b"HEAD / HTTP/1.0\r\n\r\n")
+                await reader.readexactly(1)
+    except TimeoutError:
+        return f"does not answer within {ANSWER_S:g} s"
+    except (OSError, EOFError) as error:
+        return f"does not answer: {error}"
+    return ""
 
 
 async def _wait_joined(client: Client) -> None:
@@ -111,9 +136,10 @@ async def _wait_joined(client: Client) -> None:
 
 async def _run() -> None:
     files, password = files_of(os.environ), os.environ["SUPERVISOR_PASSWORD"]
-    listener, node = Listener(remote(files.control, password)), NodeService(files, Supervisord(files, password))
+    listener = Listener(remote(files.control, password), files.control)
+    node = NodeService(files, Supervisord(files, password))
     worker = Worker("process")
-    worker.command("stats", role="observe")(lambda _: listener.counters)
+    worker.command("stats", role="observe")(lambda _: listener.stats())
     reader = asyncio.StreamReader()
     await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
     async with asyncio.TaskGroup() as group:

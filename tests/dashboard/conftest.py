@@ -14,9 +14,9 @@ FOLDER = Path(__file__).parent
 AXE = FOLDER / "node_modules/axe-core/axe.min.js"
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def browser() -> Iterator[Browser]:
-    """A browser for the tests of a module."""
+    """A browser for all tests: it has loaded what the pages need."""
     with Browser() as running:
         yield running
 

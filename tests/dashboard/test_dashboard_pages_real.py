@@ -12,7 +12,7 @@ from browser import Browser
 from dockerd import Dockerd
 from live import EVIL
 from real import Real
-from visit import PICTURES, WIDE, agree, keep, look, row, says, sign_in, signed_in, tour
+from visit import PICTURES, WIDE, agree, follow, keep, look, row, says, sign_in, signed_in, tour
 from waiting import wait
 
 PROGRAM = "sh -c 'if grep -q db1.toml /proc/$PPID/cmdline; then echo other >&2; exit 1; fi; echo \"<img src=x>\"'"
@@ -314,7 +314,10 @@ def test_a_node_that_is_killed(site: Real, browser: Browser) -> None:
         tab.shows("web3 is lost")
         tab.shows("see that the machine runs")
         keep(tab, "lost")
-        tab.go(site.url + site.path("busy"))
+        follow(tab, "/node/web3")
+        tab.shows("see that the machine runs")
+        keep(tab, "lost-node")
+        follow(tab, site.path("busy"))
         tab.shows("as of before its node was lost")
         tab.go(site.url)
         site.tree.start("web3")

@@ -42,13 +42,13 @@ def test_an_entry_tells_who_did_what():
     assert second.cells[:4] == ("containers.stop web", ("busy", "no end yet"), "a", "uid:0 at root")
 
 
-def test_days_are_shown_from_the_file_and_the_audit_log_is_listed(served):
+def test_days_are_shown_from_the_file_and_the_audit_log_is_listed(served: Served, browser: Browser) -> None:
     """A day and a week can be chosen where there is a history file, and what was run is in the list with its person."""
     file = HistoryFile(served.tree.folder / "history.db", 7, 1 << 20)
     now = time.time_ns() // 60_000_000_000
     for ago in (300, 299, 298):
         file.put(now - ago, [(("b", ""), (61.0, 40.0, 7e6, 1.0), (93.0, 50.0, 8e6, 2.0))])
-    with Browser() as browser, browser.tab() as tab:
+    with browser.tab() as tab:
         tab.go(f"{URL}/node/b")
         tab.wait("the sign-in page", "location.pathname === '/sign-in'")
         for field, value in (("name", "alice"), ("password", PASSWORD)):

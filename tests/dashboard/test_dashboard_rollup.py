@@ -30,6 +30,8 @@ FIRST = 28_333_335
 assert FIRST % QUARTERS.minutes == 0
 BIG = 1 << 30
 CONTAINER = ("a", told.short())
+MEMORY = "/dev/shm"
+"""Where a file takes no time: each minute that is kept is written through to a disk, and thousands are kept here."""
 
 
 def row(key: Key, cpu: float, highest: float | None = None) -> Rolled:
@@ -54,7 +56,7 @@ def cpus(file: HistoryFile, minutes: int, now: int, key: Key = CONTAINER, *, hig
 )
 def test_in_any_order_with_gaps_and_restarts_it_is_the_mean_of_its_minutes(told_minutes):
     """What was written last of a minute counts; each quarter has the mean of its minutes, and the highest."""
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory(dir=MEMORY) as folder:
         path = Path(folder) / "history.db"
         file, wanted = HistoryFile(path, 7, BIG), {}
         for minute, node, cpu, restart in told_minutes:
@@ -90,9 +92,16 @@ def test_a_row_is_of_what_is_known(lines):
         assert highest == tuple(max(points, default=None) for points in known)
 
 
-def test_minutes_are_kept_for_a_day_and_quarters_for_as_many_as_wanted(tmp_path):
+@pytest.fixture
+def memory():
+    """A folder in memory."""
+    with tempfile.TemporaryDirectory(dir=MEMORY) as folder:
+        yield Path(folder)
+
+
+def test_minutes_are_kept_for_a_day_and_quarters_for_as_many_as_wanted(memory):
     """What is too old goes with the next minute, and with it series that have nothing any more."""
-    file = HistoryFile(tmp_path / "history.db", 3, BIG)
+    file = HistoryFile(memory / "history.db", 3, BIG)
     for hour in range(24 * 5):
         file.put(FIRST + hour * 60, [row(("a", f"box{hour // 24}"), 1.0), row(CONTAINER, hour)])
     now = FIRST + (24 * 5 - 1) * 60
@@ -106,10 +115,10 @@ def test_minutes_are_kept_for_a_day_and_quarters_for_as_many_as_wanted(tmp_path)
     assert oldest == (now - 3 * DAY_MINUTES) // QUARTERS.minutes
 
 
-def test_the_file_stays_within_its_bytes(tmp_path):
+def test_the_file_stays_within_its_bytes(memory):
     """However many series there are, the oldest minutes go first, then the oldest quarters, and the newest is there."""
     limit = 512 << 10
-    file = HistoryFile(tmp_path / "history.db", 7, limit)
+    file = HistoryFile(memory / "history.db", 7, limit)
     rows = [row(("a", f"{number:012x}"), number * 1.1) for number in range(300)]
     for minute in range(0, 1200, 3):
         file.put(FIRST + minute, rows)

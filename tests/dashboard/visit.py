@@ -13,7 +13,8 @@ WIDE, NARROW = (1400, 900), (360, 780)
 RULES = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "best-practice"]
 _FOLLOW = """((path) => {
   const screen = document.querySelector(".screen");
-  if (screen && window.followed !== path) {
+  const here = location.pathname + location.search === path;
+  if (screen && !here && window.followed !== path) {
     window.followed = path;
     screen.dataset.before = true;
     const link = Object.assign(document.createElement("a"), {href: path});
@@ -21,7 +22,7 @@ _FOLLOW = """((path) => {
     link.click();
     link.remove();
   }
-  return screen && !screen.dataset.before && location.pathname + location.search === path;
+  return screen && here && !screen.dataset.before;
 })(%s)"""
 """Clicks on a link, once in each document; true when its screen is there."""
 
@@ -73,7 +74,8 @@ def agree(tab: Tab) -> str:
 def broken_rules(tab: Tab, axe: str) -> list[str]:
     """What axe finds on the page as it is now; a page that loads itself anew meanwhile is asked again."""
     report = "(one) => `${one.id}: ${one.nodes.slice(0, 3).map((node) => node.html.slice(0, 160)).join(' | ')}`"
-    run = f"axe.run(document, {{runOnly: {json.dumps(RULES)}}}).then((found) => [found.violations.map({report})])"
+    options = json.dumps({"runOnly": RULES, "resultTypes": ["violations"]})
+    run = f"axe.run(document, {options}).then((found) => [found.violations.map({report})])"
     return list(tab.wait("what axe finds", f"if (!window.axe) {{ {axe} }}\n;{run}")[0])
 
 

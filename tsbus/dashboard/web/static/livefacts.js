@@ -3,6 +3,8 @@
 import { element, fill, setClock } from "treescale/cells.js";
 import { part } from "treescale/parts.js";
 
+const LONG = 44;
+
 export default {
   mixins: [part],
   template: `<dl class="facts" :class="look" :aria-label="label"></dl>`,
@@ -21,7 +23,8 @@ export default {
           part.append(element("dt", "", label), element("dd"));
           this.parts.set(key, part);
         }
-        part.className = `fact ${tone ?? ""}`;
+        const size = (Array.isArray(value) ? value.join(" ") : String(value)).length;
+        part.className = `fact ${tone ?? ""}${size > LONG ? " long" : ""}`;
         part.firstChild.textContent = label;
         const shown = element(href ? "a" : "span", kind === "mono" ? "value mono" : "value");
         if (href) shown.href = href;

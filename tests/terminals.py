@@ -1,5 +1,6 @@
 """Terminals: programs that run at a terminal of their own, as if somebody sat there."""
 
+import codecs
 import os
 import pty
 import re
@@ -25,6 +26,7 @@ class Terminal:
         """`size` is in lines and columns."""
         self._fd, inner = pty.openpty()
         self.seen = ""
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self.resize(*size)
         self.process = subprocess.Popen(
             argv, env={**env, "TERM": "xterm"}, cwd=folder, stdin=inner, stdout=inner, stderr=inner,
@@ -48,27 +50,34 @@ class Terminal:
 
     def read_until(self, *wanted: str) -> str:
         """Read until all of `wanted` has come since the last call, without the codes of colours; returns what came."""
-        came, until = "", time.monotonic() + LIMIT_S
+        raw, came, until = "", "", time.monotonic() + LIMIT_S
         while not all(each in came for each in wanted):
             assert time.monotonic() < until, f"{wanted} did not come, but at the end {came[-2000:]!r}"
             piece = self._read()
             assert piece, f"{wanted} did not come before the end, but {came!r}"
-            came += _CODES.sub("", piece)
+            raw += piece
+            came = _CODES.sub("", raw)  # of all: a code may come in two pieces
         return came
 
     def end(self) -> tuple[int, str]:
         """Wait for the end of the program; returns its exit code and what came since the last call."""
-        came = ""
+        raw = ""
         while piece := self._read():
-            came += _CODES.sub("", piece)
-        return self.process.wait(LIMIT_S), came
+            raw += piece
+        return self.process.wait(LIMIT_S), _CODES.sub("", raw)
 
     def _read(self) -> str:
-        ready, _, _ = select.select([self._fd], [], [], LIMIT_S)
-        assert ready, f"nothing more came; the end of what did: {self.seen[-3000:]!r}"
-        try:
-            piece = os.read(self._fd, 4096).decode(errors="replace")
-        except OSError:  # nobody has the terminal any more
-            return ""
+        """What comes next, "" at the end; a character may come in two pieces."""
+        piece = ""
+        while not piece:
+            ready, _, _ = select.select([self._fd], [], [], LIMIT_S)
+            assert ready, f"nothing more came; the end of what did: {self.seen[-3000:]!r}"
+            try:
+                data = os.read(self._fd, 4096)
+            except OSError:  # nobody has the terminal any more
+                return ""
+            if not data:
+                return ""
+            piece = self._decoder.decode(data)
         self.seen += piece
         return piece

@@ -11,6 +11,7 @@ from lan import Box, enter
 from lone_router import ROOT
 from model_kernel import box
 from site_of_balancer import KEYS, site
+from waiting import LIMIT_S
 
 from tsbus.balancer import lock
 from tsbus.balancer.lock import NAME, Lock, Taken
@@ -32,6 +33,7 @@ time.sleep(1000)
 def host(monkeypatch: pytest.MonkeyPatch) -> Iterator[Box]:
     """A network namespace."""
     monkeypatch.setattr(lock, "PATIENCE_S", 0.2)
+    monkeypatch.setattr(lock, "ANSWER_S", LIMIT_S)
     host = Box("host")
     yield host
     host.close()
@@ -50,7 +52,7 @@ def holding(host: Box, code: str) -> Iterator[subprocess.Popen[str]]:
             started.kill()
 
 
-def test_one_for_each_network(host: Box) -> None:
+def test_one_for_each_network(host: Box, monkeypatch: pytest.MonkeyPatch) -> None:
     """The second on a kernel is told whose it is; in another namespace, and when the first has gone, there is room."""
     first = host.call(Lock, "n1")
     for _ in range(3):
@@ -60,6 +62,7 @@ def test_one_for_each_network(host: Box) -> None:
     other.call(Lock, "n2").close()
     other.close()
     first.close()
+    monkeypatch.setattr(lock, "PATIENCE_S", LIMIT_S)
     second = host.call(Lock, "n2")
     assert second.problem is None
     second.close()
@@ -72,8 +75,9 @@ def test_it_goes_with_the_process(host: Box) -> None:
     host.call(Lock, "n1").close()
 
 
-def test_nobody_else_can_keep_a_balancer_away(host: Box) -> None:
+def test_nobody_else_can_keep_a_balancer_away(host: Box, monkeypatch: pytest.MonkeyPatch) -> None:
     """A process without rights that has taken the name is a problem, and no reason not to balance."""
+    monkeypatch.setattr(lock, "ANSWER_S", 0.2)
     with holding(host, STRANGER) as stranger:
         passed = host.call(Lock, "n1")
     assert passed.problem is not None

@@ -18,7 +18,9 @@ from tsbus.balancer.report import Problem
 
 NAME: Final = "\0treescale-balancer"
 PATIENCE_S: Final = 2.0
-"""So long a balancer that is just ending may take to go, and one that has the lock to say whose it is."""
+"""So long a balancer that is just ending may take to go."""
+ANSWER_S: Final = 2.0
+"""So long one that has the lock may take to say whose it is."""
 _AGAIN_S: Final = 0.05
 _CREDENTIALS: Final = struct.Struct("3i")
 
@@ -40,7 +42,7 @@ class Lock:
     """Why it is not held."""
 
     def __init__(self, node: str) -> None:
-        """`node`: whose balancer this is. Blocks for PATIENCE_S at most. Raises Taken."""
+        """`node`: whose balancer this is. Blocks for PATIENCE_S and ANSWER_S at most. Raises Taken."""
         self._socket = socket.socket(socket.AF_UNIX)
         try:
             self._take()
@@ -91,7 +93,7 @@ class Lock:
 def _holder() -> _Holder:
     """Return who has the name; of a process that does not answer uid -1."""
     with socket.socket(socket.AF_UNIX) as asking, suppress(OSError):
-        asking.settimeout(PATIENCE_S)
+        asking.settimeout(ANSWER_S)
         asking.connect(NAME)
         pid, uid, _ = _CREDENTIALS.unpack(asking.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size))
         with suppress(OSError):

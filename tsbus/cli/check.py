@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Final
 
 import click
 import msgspec
-from msgspec.structs import replace
 
 from tsbus.cli.completion import complete_target
 from tsbus.cli.containers.words import count
@@ -23,7 +22,7 @@ from tsbus.cli.screen import columns
 from tsbus.cli.terminal import duration
 from tsbus.core.accounting import Outcome
 from tsbus.core.target import TargetError, fold
-from tsbus.dashboard.problems import Kind, Problem, problems
+from tsbus.dashboard.problems import Problem, problems
 
 if TYPE_CHECKING:
     from tsbus.client import Client
@@ -58,18 +57,6 @@ TOLD: Final = {
     ),
 }
 """Name of a worker that is asked -> who has the trouble that it tells, what that means, and what to do."""
-MENDS: Final[dict[Kind, str]] = {
-    "node-lost": "see that the machine runs and can be reached, then its router: supervisorctl status, router.log",
-    "node-torpid": "see there what keeps its router busy: top, router.log; supervisorctl restart router ends it",
-    "slow-reader": "see what it waits for; what it has missed does not come again",
-    "engine-down": "start Docker there; if there is to be none, say enabled = false in its [docker]",
-}
-"""What to do about problems that do not say so themselves."""
-LOST_MENDS: Final = {
-    "bye": "its router was stopped: start it there, with supervisorctl start router or treescale up",
-    "never": "start it; if it runs, its address or its key is not what the tree here says: see router.log there",
-}
-"""The same of lost nodes, by cause."""
 
 
 @click.command()
@@ -105,7 +92,7 @@ async def _check(bus: str | None, target: str, as_json: bool) -> int:
         now_ms = time.time_ns() // 1_000_000
         views = feed.model.nodes
         found = [*cut_off(views[client.node])] if client.node in live else []
-        found += (mended(one, views) for one in problems(feed.model, now_ms) if not one.node or one.node in nodes)
+        found += (one for one in problems(feed.model, now_ms) if not one.node or one.node in nodes)
         found += away([views[name] for name in live])
         found += troubled(told)
     if as_json:
@@ -175,14 +162,6 @@ def away(live: Collection["NodeView"]) -> Iterator[Problem]:
             text = f"the program {program} does not run on {fold(without)}: {missing}"
             mend = f"see there why: supervisorctl status, {program}.log"
             yield Problem(kind="process-fatal", node=fold(without), subject=program, text=text, mend=mend)
-
-
-def mended(problem: Problem, nodes: "Mapping[str, NodeView]") -> Problem:
-    """Return the problem with what to do."""
-    mend = problem.mend or MENDS.get(problem.kind, "")
-    if problem.kind == "node-lost":
-        mend = LOST_MENDS.get(nodes[problem.node].cause, mend)
-    return replace(problem, mend=mend)
 
 
 def lines_of(found: Collection[Problem], nodes: int, now_ms: int, width: int | None) -> Iterator[str]:

@@ -36,7 +36,7 @@ test: lint tools
 	$(BIN)/pytest -m 'not long'
 
 test-long: setup tools
-	$(BIN)/pytest -m long
+	$(BIN)/pytest -m long -o faulthandler_timeout=1500  # some of these are a whole life of a tree
 
 tools:
 	@command -v npm >/dev/null || $(APT) nodejs npm  # for the client in JavaScript

@@ -7,7 +7,7 @@ import pytest
 from console_of_tests import LIMIT_S, wait
 from sites import SNAPSHOT, Program
 from targets import PASSWORD, Lab, Target
-from test_ssh_login import add
+from test_ssh_login import add, agent_at
 
 PASSPHRASE = "long enough to keep"
 TREE = {"root": ["west", "east"], "west": ["w1", "w2", "w3"], "east": ["e1", "e2"]}
@@ -91,11 +91,6 @@ def program(lab: Lab, targets: dict[str, Target], tmp_path_factory: pytest.TempP
     locked.write_text(lab.key.read_text())
     locked.chmod(0o600)
     subprocess.run(["ssh-keygen", "-q", "-p", "-P", "", "-N", PASSPHRASE, "-f", locked], check=True)
-    process = subprocess.Popen(["ssh-agent", "-D", "-a", agent], stdout=subprocess.DEVNULL)
-    wait("the agent is there", agent.exists)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("SSH_AUTH_SOCK", str(agent))
-        add(locked, PASSPHRASE)
     places = {name: target.ip for name, target in targets.items()} | {"key": str(lab.key), "locked": str(locked)}
     (folder / "console.toml").write_text(CONSOLE.format(**places))
     (folder / "console.toml").chmod(0o600)
@@ -107,9 +102,11 @@ def program(lab: Lab, targets: dict[str, Target], tmp_path_factory: pytest.TempP
     )
     (folder / ".ssh").mkdir(mode=0o700)
     (folder / ".ssh/config").write_text(SSH_CONFIG.format(**places))
-    yield Program(folder, SSH_AUTH_SOCK=str(agent), TREE_PASSWORD=PASSWORD, KEY_PASSPHRASE=PASSPHRASE)
-    process.terminate()
-    process.wait(LIMIT_S)
+    with agent_at(agent):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("SSH_AUTH_SOCK", str(agent))
+            add(locked, PASSPHRASE)
+        yield Program(folder, SSH_AUTH_SOCK=str(agent), TREE_PASSWORD=PASSWORD, KEY_PASSPHRASE=PASSPHRASE)
 
 
 @pytest.fixture(scope="module")

@@ -1,13 +1,14 @@
 """Logging in: with keys of all kinds, an agent, passwords; and what is said when a server lets nobody in."""
 
+import contextlib
 import os
+import socket
 import subprocess
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from console_of_tests import TREE, Desk, trouble_of, wait
+from console_of_tests import LIMIT_S, TREE, Desk, trouble_of, wait
 from targets import Target
 
 from tsbus.build.access import Agent, FirstLine, Given, KeyFile, Output, Password, Variable
@@ -38,17 +39,28 @@ def admit(server: Target) -> Iterator[object]:
     server.run(f"rm -rf {folder}")
 
 
+@contextlib.contextmanager
+def agent_at(address: Path) -> Iterator[None]:
+    """A real ssh-agent without keys."""
+    process = subprocess.Popen(["ssh-agent", "-D", "-a", address], stdout=subprocess.DEVNULL)
+
+    def listens() -> bool:  # its address is there before that
+        with socket.socket(socket.AF_UNIX) as link:
+            return link.connect_ex(str(address)) == 0
+
+    wait("the agent listens", listens)
+    yield
+    process.terminate()
+    process.wait(LIMIT_S)
+
+
 @pytest.fixture
 def agent(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """The address of a real ssh-agent without keys."""
     address = desk.folder / "agent"
-    process = subprocess.Popen(["ssh-agent", "-D", "-a", address], stdout=subprocess.DEVNULL)
     monkeypatch.setenv("SSH_AUTH_SOCK", str(address))
-    while not address.exists():
-        time.sleep(0.01)
-    yield address
-    process.terminate()
-    process.wait()
+    with agent_at(address):
+        yield address
 
 
 def add(key: Path, passphrase: str = "") -> None:

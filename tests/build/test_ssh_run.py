@@ -232,9 +232,10 @@ def _known(desk, server):
 
 def test_a_server_that_is_frozen(desk, server, monkeypatch):
     """A server that nothing comes from any more is lost after a while; one that is only quiet is not."""
-    monkeypatch.setattr(exchange, "ALIVE_S", 0.3)
+    monkeypatch.setattr(exchange, "ALIVE_S", 2.0)
     with cutter(server) as proxy, desk.session("127.0.0.1", port=proxy.port, known_as=_known(desk, server)) as session:
-        assert session.run("sleep 2; echo quiet", stage="probe").out == "quiet\n"
+        assert session.run("sleep 5; echo quiet", stage="probe").out == "quiet\n"
+        monkeypatch.setattr(exchange, "ALIVE_S", 0.3)
         trouble = trouble_of(lambda: session.run("echo; sleep 99", stage="docker", tell=lambda _: proxy.freeze()))
     assert trouble.kind == "lost"
 

@@ -8,9 +8,12 @@ import tempfile
 from pathlib import Path
 
 import pytest
+from dockerd import Dockerd
+from lan import Box, inside
 
 from tsbus.cli.demo import borrowed, containers
 from tsbus.cli.demo.borrowed import Borrowed
+from tsbus.containers.engine import Engine
 
 ROOT = Path(__file__).parents[2]
 
@@ -18,11 +21,11 @@ ROOT = Path(__file__).parents[2]
 class Showing:
     """A demo under way, with all its files in a folder of its own."""
 
-    def __init__(self, folder, *options, host):
+    def __init__(self, folder, box, *options, host):
         self.folder = folder
         env = os.environ | {"TMPDIR": folder, "XDG_RUNTIME_DIR": folder, "DOCKER_HOST": host}
         argv = [ROOT / "bin/treescale", "demo", *options]
-        self.process = subprocess.Popen(argv, stdout=subprocess.PIPE, text=True, env=env)
+        self.process = box.call(subprocess.Popen, argv, stdout=subprocess.PIPE, text=True, env=env)
 
     def wait_for(self, text):
         """Read on until a line has `text`."""
@@ -51,14 +54,47 @@ def processes_with(text):
     return found
 
 
+@pytest.fixture(scope="module")
+def box():
+    """A network for demos and their engine: of one network only one balancer has the kernel, and others show demos."""
+    box = Box("demo")
+    box.ip("link set lo up")
+    yield box
+    box.close()
+
+
+@pytest.fixture(scope="module")
+def dockerd(box):
+    """An engine that demos reach."""
+    with inside(box):
+        engine = Dockerd()
+        try:
+            engine.start()
+            engine.image("box:1", 'CMD ["sleep", "1000"]')
+        except BaseException:
+            engine.stop()
+            raise
+    yield engine
+    with inside(box):
+        engine.stop()
+
+
+@pytest.fixture(scope="module")
+def engine(dockerd):
+    """The edge to it."""
+    edge = Engine(dockerd.host)
+    yield edge
+    edge.close()
+
+
 @pytest.fixture
-def show():
+def show(box):
     """A function that starts the demo."""
     shown = []
     with tempfile.TemporaryDirectory(prefix="ts-") as folder:  # short enough for sockets
 
         def start(*options, host=f"unix://{folder}/none"):
-            shown.append(Showing(folder, *options, host=host))
+            shown.append(Showing(folder, box, *options, host=host))
             return shown[-1]
 
         yield start
@@ -72,10 +108,10 @@ def things_in(engine):
     return {one.id: one.state for one in engine.list()}, {one["id"]: one["names"] for one in engine.images()}
 
 
-def things_in_kernel():
-    """Lines of this machine's network that speak of us."""
+def things_in_kernel(box):
+    """Lines of the network that speak of us."""
     commands = (["nft", "list", "tables"], ["ip", "-o", "link"], ["iptables-save"])
-    told = "".join(subprocess.run(each, capture_output=True, text=True, check=True).stdout for each in commands)
+    told = "".join(box.run(*each) for each in commands)
     return [line for line in told.lower().splitlines() if "treescale" in line or " ts0:" in line]
 
 
@@ -100,7 +136,7 @@ def test_ctrl_c_leaves_nothing(show):
     assert code == 130
 
 
-def test_with_an_engine(show, dockerd, neighbour):
+def test_with_an_engine(show, box, dockerd, neighbour):
     """The whole demo goes well, a drained web server fails nobody, and nothing is left behind."""
     shown, code = show("--once", host=dockerd.host).end()
     assert code == 0
@@ -111,11 +147,12 @@ def test_with_an_engine(show, dockerd, neighbour):
     assert "2 nodes, 2 containers, 1 running" in shown
     assert re.search(r"^The root knew it \d+\.\d ms after the engine.$", shown, re.MULTILINE)
     loads = re.findall(r"^(\d+) requests: (.*); failed: (\d+)\.$", shown, re.MULTILINE)
+    assert len(loads) == 3, shown
     spread, _, drained = loads
     assert re.fullmatch(rf"\d+ by {name}-shop-1, \d+ by {name}-shop-2, \d+ by {name}-shop-3", spread[1])
     assert spread[2] == drained[2] == "0"
     assert re.search(rf"^{name}-shop-1 was removed from the table: .*\.$", shown, re.MULTILINE)
-    assert things_in_kernel() == []
+    assert things_in_kernel(box) == []
     assert re.findall(r"^== (\d)\.", shown, re.MULTILINE) == list("123456789")
     assert '"greeting":"hello reader' in shown
     assert '{"nodes": 7, "up": 7, ' in shown

@@ -29,7 +29,7 @@ HEALTH: Final = ("--health-cmd", "wget -q -O /dev/null 127.0.0.1", "--health-int
 _THREADS: Final = 4
 _PAUSE_S: Final = 0.02
 """Between two requests of a thread: nearly 200 a second in all."""
-_PATIENCE_S: Final = 5.0
+_PATIENCE_S: Final = 20.0
 _KINDS: Final = {"ipvs": "by IPVS", "nftables": "by nftables, since this kernel has no IPVS"}
 
 

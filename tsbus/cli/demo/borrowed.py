@@ -17,7 +17,7 @@ from tsbus.cli.demo.stage import say
 from tsbus.config import DockerPolicy
 from tsbus.containers.engine import Engine, EngineError, ErrorKind
 
-ASK_S: Final = 3.0
+ASK_S: Final = 10.0
 """How long the engine may take for an answer."""
 ALSO_FIT: Final = ("busybox:latest", "alpine:latest")
 """Images that do as well, where there is no busybox to make one of."""

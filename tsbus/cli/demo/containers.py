@@ -10,7 +10,7 @@ from tsbus.cli.edge import Fault
 from tsbus.containers.engine import EngineError
 
 NODES: Final = ("web1", "web2")
-TOPICS: Final = ("treescale", "events", "--timeout", "20", "--count")
+TOPICS: Final = ("treescale", "events", "--timeout", "60", "--count")
 
 
 def show(stage: Stage, bus: BlockingClient, docker: Borrowed) -> None:

@@ -51,7 +51,7 @@ def send_event(stage: Stage) -> None:
     """An event finds its listeners."""
     chapter("2. An event from a leaf reaches the root and everybody with the tag db")
     say("Three listen, at the root and on the two nodes with the tag; then web1 says something to them.")
-    with stage.listening(["ts-sub", "order.>", "--count", "1", "--timeout", "20"], ("root", "db1", "db2")) as tell:
+    with stage.listening(["ts-sub", "order.>", "--count", "1", "--timeout", "60"], ("root", "db1", "db2")) as tell:
         stage.run(["ts-pub", "order.paid", '{"order": 1207}', "--to", "root,@db"], at="web1")
         tell()
 

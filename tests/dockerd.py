@@ -55,12 +55,10 @@ class Dockerd:
         self._bridge = f"tsd{number}"
         self._subnet = f"198.18.{number}.1/24"  # for benchmarks of networks (RFC 2544), so nobody has it
         self._networks = f"198.19.{number}."
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self._port = free.getsockname()[1]
-        self.tls_host = f"tcp://127.0.0.1:{self._port}"
+        loopback = f"127.18.{number}.1"  # nobody else has it, so its port is free, also when dockerd starts again
+        self.tls_host = f"tcp://{loopback}:2376"
         self._process: subprocess.Popen[bytes] | None = None
-        _make_certificates(self.folder / "server", self.certs)
+        _make_certificates(self.folder / "server", self.certs, loopback)
 
     @property
     def pid(self) -> int:
@@ -233,8 +231,8 @@ def _is_link(name: str) -> bool:
     return not subprocess.run(["ip", "link", "show", name], capture_output=True, check=False).returncode
 
 
-def _make_certificates(server: Path, client: Path) -> None:
-    """One authority, a server for 127.0.0.1 and localhost, and a client."""
+def _make_certificates(server: Path, client: Path, address: str) -> None:
+    """One authority, a server with this address, and a client."""
     server.mkdir()
     client.mkdir()
     authority = server / "authority.pem"
@@ -244,7 +242,7 @@ def _make_certificates(server: Path, client: Path) -> None:
     by = ("-CA", server / "ca.pem", "-CAkey", authority)
     use = ("-addext", "basicConstraints=CA:false", "-addext")
     for folder, more in (
-        (server, (*use, "subjectAltName=DNS:localhost,IP:127.0.0.1")),
+        (server, (*use, f"subjectAltName=IP:{address}")),
         (client, (*use, "extendedKeyUsage=clientAuth")),
     ):
         key, certificate = folder / "key.pem", folder / "cert.pem"

@@ -358,7 +358,10 @@ def test_what_stands_still(engine, make):
 
 def test_logs(engine, make):
     """The log gives both outputs apart, or a part of it, with times where they are wanted."""
-    container = make("sh", "-c", "echo one; echo two >&2; sleep 0.1; echo three")
+    container = make("sh", "-c", "echo one; echo two >&2; until test -e /tmp/go; do sleep 0.1; done; echo three")
+    # Each output is read by a thread of its own, so only what the log has already stands before what comes.
+    wait("both lines", lambda: both(engine.logs(container)) == (b"one\n", b"two\n"))
+    list(engine.exec(container, ["touch", "/tmp/go"]))
     assert both(engine.logs(container, follow=True)) == (b"one\nthree\n", b"two\n")
     assert both(engine.logs(container, tail=1)) == (b"three\n", b"")
     assert both(engine.logs(container, tail=0)) == (b"", b"")
@@ -613,9 +616,10 @@ def test_no_engine(tmp_path):
     kind, text = failure(Engine(f"unix://{tmp_path}/docker.sock").connect)
     assert kind is ErrorKind.DOWN
     assert "is Docker installed and running?" in text
-    with socket.create_server(("127.0.0.1", 0)) as gone:
-        port = gone.getsockname()[1]
-    kind, text = failure(Engine(f"tcp://127.0.0.1:{port}").connect)
+    with socket.socket() as mute:  # it keeps the port from others, and does not listen
+        mute.bind(("127.0.0.1", 0))
+        port = mute.getsockname()[1]
+        kind, text = failure(Engine(f"tcp://127.0.0.1:{port}").connect)
     assert kind is ErrorKind.DOWN
     assert f"127.0.0.1:{port}" in text
     assert failure(Engine("tcp://no-such-host.invalid").connect)[0] is ErrorKind.DOWN
@@ -663,7 +667,14 @@ def test_socket_without_permission(dockerd, engine):
 def test_engine_that_hangs(dockerd, ticker):
     """An engine that takes connections and does not answer is down after the time-out, for calls and streams."""
     engine = Engine(dockerd.host, timeout_s=0.3)
-    engine.ping()
+
+    def answers() -> bool:
+        with contextlib.suppress(EngineError):  # on a busy machine it may take longer
+            engine.ping()
+            return True
+        return False
+
+    wait("it answers", answers)
     dockerd.pause()
     try:
         for call in (engine.ping, engine.events, engine.connect):
@@ -671,7 +682,7 @@ def test_engine_that_hangs(dockerd, ticker):
             assert (kind, "has not answered in 0.3 s" in text) == (ErrorKind.DOWN, True), text
     finally:
         dockerd.resume()
-    engine.ping()
+    wait("it answers again", answers)
     with silent_server() as port:
         assert failure(Engine(f"tcp://127.0.0.1:{port}", timeout_s=0.3).connect)[0] is ErrorKind.DOWN
 

@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 from waiting import wait
 
+LIMIT_S = 300.0
+"""For a guest to boot and to end."""
 UML_RUN = Path(__file__).parents[1] / "lab" / "uml-run"
 
 
@@ -27,7 +29,7 @@ def start(*words: str) -> "subprocess.Popen[str]":
 
 def outcome(guest: "subprocess.Popen[str]") -> tuple[int, str, str]:
     """Exit status, output, errors."""
-    out, err = guest.communicate(timeout=60)
+    out, err = guest.communicate(timeout=LIMIT_S)
     return guest.returncode, out, err
 
 
@@ -69,7 +71,7 @@ def test_the_time_was_up(folder: Path) -> None:
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
 def test_nothing_stays(folder: Path, number: signal.Signals) -> None:
     """Whatever ends uml-run, the guest's processes and files go with it."""
-    guest = start("--limit", "60", "sleep", "100")
+    guest = start("--limit", str(LIMIT_S), "sleep", "1000")
     wait("the guest's kernel", lambda: processes_of(folder))
     guest.send_signal(number)
     outcome(guest)

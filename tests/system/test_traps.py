@@ -1,8 +1,9 @@
-"""The thirteen traps of libzmq, P1 to P13 in docs/decisions/libzmq-traps.md: none of them catches our routers."""
+"""The fourteen traps of libzmq, P1 to P14 in docs/decisions/libzmq-traps.md: none of them catches our routers."""
 
 import asyncio
 import signal
 import subprocess
+import sys
 import time
 from dataclasses import replace
 from itertools import pairwise
@@ -11,7 +12,7 @@ from typing import Any
 import pytest
 import zmq
 from raw import RawWorker
-from tree import HOST, QUICK, Cutter, Grow, bodies, until
+from tree import HOST, QUICK, ROUTER, Cutter, Grow, bodies, until
 from waiting import LIMIT_S
 
 from tsbus import Request, Worker
@@ -332,3 +333,36 @@ async def test_p13_no_edge_is_missed(grow: Grow) -> None:
     for _ in range(20):
         calls = [one.call("*", "router.ping", timeout_s=LIMIT_S) for one in (client, other) for _ in range(25)]
         assert all(result.complete for result in await asyncio.gather(*calls))
+
+
+LATE = """
+import zmq
+from tsbus.transport.options import beat, monitor_of, new_socket, next_event
+server, peer = (new_socket(zmq.Context.instance(), kind) for kind in (zmq.ROUTER, zmq.DEALER))
+beat(server, 50, 60_000)
+monitor = monitor_of(server)
+peer.connect(f"tcp://127.0.0.1:{server.bind_to_random_port('tcp://127.0.0.1')}")
+for _ in range(5000):
+    peer.send(b"")
+peer.close(linger=-1)
+event = None
+while event != zmq.EVENT_DISCONNECTED:
+    assert monitor.poll(LIMIT_MS), "it has not left"
+    event, _ = next_event(monitor)
+count = 0
+while server.poll(0):
+    server.recv_multipart()
+    count += 1
+print(count)
+"""
+"""A program that comes to read only when the peer that has sent much is gone."""
+
+
+def test_p14_a_heartbeat_at_a_full_pipe() -> None:
+    """P14: where a pipe is full when its peer leaves, the next heartbeat aborts the process."""
+    code = LATE.replace("LIMIT_MS", str(round(LIMIT_S * 1000)))
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=ROUTER.parents[1]
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert int(done.stdout) > 256

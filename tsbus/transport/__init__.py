@@ -2,7 +2,7 @@
 
 server.py serves a router: the sockets that it binds (listener.py), a socket for each node that it dials (dial.py), and
 the ZAP handler, all in one thread and one epoll (poller.py). channel.py serves a client. keys.py has the CURVE keys,
-options.py what all sockets have. The comments P1 to P13 name libzmq traps that docs/decisions/libzmq-traps.md explains
+options.py what all sockets have. The comments P1 to P14 name libzmq traps that docs/decisions/libzmq-traps.md explains
 and tests/system/test_traps.py reproduces.
 """
 

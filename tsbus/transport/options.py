@@ -26,6 +26,8 @@ FAILED = (
 _MONITORED = zmq.EVENT_ACCEPTED | zmq.EVENT_DISCONNECTED | zmq.EVENT_HANDSHAKE_SUCCEEDED | sum(FAILED)
 _HWM = 256
 """Messages in each libzmq pipe: the window bounds bytes, this only bounds the number of tiny messages (P11)."""
+_BEATING_HWM = 128 * 1024
+"""Messages that wait to be read where there are heartbeats: more than fit into the windows (P14)."""
 _SOCKET_BUFFER = 1024 * 1024
 _HANDSHAKE_MS = 5000
 
@@ -52,6 +54,7 @@ def beat(socket: Socket, every_ms: int, timeout_ms: int) -> None:
     socket.setsockopt(zmq.HEARTBEAT_IVL, every_ms)
     socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, timeout_ms)
     socket.setsockopt(zmq.HEARTBEAT_TTL, timeout_ms)
+    socket.rcvhwm = _BEATING_HWM
 
 
 def monitor_of(socket: Socket) -> Socket:

@@ -36,6 +36,7 @@ def test_resolve() -> None:
     with pytest.raises(NotOne, match=r"^no container 'wbe' here; did you mean 'web'\?$"):
         resolve(["wbe"], known, if_here=False)
     assert near("zzz", known) == ""
+    assert near("shop", [DB, Target(WEB.id, "shop-web-2"), Target(HEX.id, "shop-web-1")]) == "shop-web-1"
 
 
 def box(**more: Any) -> Container:

@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 import told
 from click.testing import CliRunner
+from terminals import Terminal
 from tree import until
 
 from tsbus import Request, Worker, connect
@@ -204,6 +205,21 @@ async def test_on_a_terminal_it_draws_takes_keys_and_leaves_nothing_behind(watch
             program.kill()
         os.close(terminal)
         os.close(inner)
+
+
+async def test_once_fits_the_terminal_that_it_is_printed_on(watched, tmp_path):
+    """40 columns are enough for one drawing as for the screen that stays."""
+
+    def printed() -> str:
+        argv = [sys.executable, "-c", PROGRAM, "--bus", watched[0], "top", "--once"]
+        with Terminal(argv, {**os.environ, "PYTHONPATH": str(ROOT)}, tmp_path, (24, 40)) as terminal:
+            code, text = terminal.end()
+        assert code == 0
+        return text
+
+    lines = (await asyncio.to_thread(printed)).split("\r\n")
+    assert any(line.startswith("solo") for line in lines)
+    assert max(map(len, lines)) <= 40
 
 
 async def test_once_and_json_are_for_scripts(watched):

@@ -110,6 +110,7 @@ def test_an_unknown_command_is_a_usage_error_with_the_nearest_name():
         (sub, ["a..b"], "empty"),
         (sub, ["a", "--exec", "echo 'x"], "No closing quotation"),
         (cli, ["status", "--bus", "tcp://127.0.0.1:1"], "TREESCALE_OPERATOR_KEY"),
+        (cli, ["worker", "ls", "--conf", "none.conf"], "it is in the node's folder: name it with --conf"),
     ],
 )
 def test_wrong_usage_ends_with_2_and_says_what_is_wrong(program, args, text, monkeypatch):

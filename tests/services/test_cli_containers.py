@@ -238,6 +238,15 @@ def test_nodes_that_do_not_answer_are_named_below_with_the_reason():
     assert any("? was up" in line for line in lines)
 
 
+@pytest.mark.parametrize(
+    ("width", "shown"),
+    [(80, "IMAGE STATE PORTS ID"), (40, "IMAGE STATE PORTS"), (28, "IMAGE STATE"), (24, "STATE")],
+)
+def test_on_a_narrow_terminal_names_and_states_stay(width, shown):
+    """Ids go first, then ports, then images."""
+    assert listed(width=width)[2].split() == ["NODE", "NAME", *shown.split()]
+
+
 def test_quiet_prints_ids_and_json_prints_records():
     """Both are for scripts: one line for each container and nothing else."""
     assert listed(Look(quiet=True)) == [ID[:12]] * 3

@@ -515,6 +515,16 @@ def test_a_question_ends_at_once_with_a_line_break(site, words, end):
     assert not {"containers.kill", "images.prune"} & {*names(site.asked("a"))}
 
 
+def test_a_followed_log_leaves_the_shells_prompt_a_line_of_its_own(site):
+    """Ctrl-C shows as ^C at a terminal; a line break follows it, and 130."""
+    site.nodes["b"].logs = {"solo": [(False, b"one\n")]}
+    with Terminal(site, "container", "logs", "-f", "b", "solo") as terminal:
+        terminal.read_until(b"one\r\n")
+        terminal.type(b"\x03")
+        terminal.read_until(b"^C\r\n")
+        assert terminal.code() == 130
+
+
 def test_foreign_logs_cannot_steer_the_terminal(site):
     """Control characters are shown, not obeyed; --raw passes them on."""
     site.nodes["b"].logs = {"solo": [(False, b"\x1b[31mred\tx\r\n")]}

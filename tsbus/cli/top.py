@@ -20,7 +20,7 @@ import msgspec
 
 from tsbus.cli.completion import complete_target
 from tsbus.cli.edge import Code, Fault, bus_option, connect, json_option, run
-from tsbus.cli.screen import Screen, within
+from tsbus.cli.screen import Screen, columns, within
 from tsbus.cli.topview import SORTS, Kind, Look, after_key, picture
 from tsbus.core.target import TargetError
 from tsbus.dashboard.problems import problems
@@ -104,7 +104,7 @@ async def _print(feed: "Feed", target: str, look: Look, once: bool, as_json: boo
         if as_json:
             click.echo(msgspec.json.encode(as_object(feed.model, nodes, now_ms)))
         else:
-            click.echo("\n".join(picture(feed.model, nodes, look, now_ms, width=None, height=None).lines))
+            click.echo("\n".join(picture(feed.model, nodes, look, now_ms, width=columns(), height=None).lines))
         sys.stdout.flush()
         if once:
             return
@@ -157,8 +157,8 @@ class _Top:
 
     def _draw(self, screen: Screen) -> None:
         model = self._feed.model
-        columns, lines = shutil.get_terminal_size()
-        place = (columns, lines) if screen.is_terminal else (None, None)
+        width, height = shutil.get_terminal_size()
+        place = (width, height) if screen.is_terminal else (None, None)
         shown = picture(model, _select(model, self._target), self._look, _now_ms(), width=place[0], height=place[1])
         self._chosen = shown.chosen
         self._look = replace(self._look, place=shown.place)

@@ -22,6 +22,12 @@ def _of_node(command: Callable[..., Any]) -> Callable[..., Any]:
 
     @wraps(command)
     def wrapped(conf_file: Path, **options: Any) -> Any:
+        if not conf_file.exists():
+            raise Fault(
+                f"no node here: there is no {conf_file}; treescale build makes it on servers, and with treescale up "
+                "it is in the node's folder: name it with --conf",
+                Code.USAGE,
+            )
         try:
             return command(Workers(conf_file), **options)
         except SupervisionError as error:

@@ -47,8 +47,10 @@ def matching(name: str, containers: Iterable[N]) -> list[N]:
 
 
 def near(name: str, containers: Iterable[Named]) -> str:
-    """Return the name that is most like `name`, or an empty text."""
-    return next(iter(difflib.get_close_matches(name, [one.name for one in containers], n=1)), "")
+    """Return the name that is most like `name`, else one that has it in it, or an empty text."""
+    names = [one.name for one in containers]
+    like = difflib.get_close_matches(name, names, n=1) or [one for one in sorted(names) if name in one]
+    return next(iter(like), "")
 
 
 def resolve(names: Iterable[str], containers: Iterable[Named], *, if_here: bool) -> list[Target]:

@@ -111,6 +111,8 @@ async def logs(
             except BrokenPipeError:  # `logs -f | head -1`: the reader has enough
                 forget_stdout()
                 return Code.OK
+    if not whole and sys.stderr.isatty():
+        click.echo(err=True)  # behind ^C: the shell's prompt begins a line
     return code_of(whole, conclude(endings, progress.elapsed_s, as_json=False, quiet=not whole))
 
 

@@ -40,11 +40,11 @@ def _style(cell: str) -> dict[str, Any]:
 
 _NODE = Column("NODE", least=10)
 _NAME = Column("NAME", least=14)
-_IMAGE = Column("IMAGE", least=14)
+_IMAGE = Column("IMAGE", least=14, spare=1)
 _STATE = Column("STATE", style=_style)
 _USE = (Column("CPU %", right=True), Column("MEMORY", right=True))
-_PORTS = Column("PORTS", least=14, spare=1)
-_ID = Column("ID", spare=2)
+_PORTS = Column("PORTS", least=14, spare=2)
+_ID = Column("ID", spare=3)
 
 SORTS = ("name", "node", "state", "cpu", "memory", "created", "image")
 _ORDER = {state: place for place, state in enumerate(

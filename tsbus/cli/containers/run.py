@@ -150,7 +150,7 @@ async def run_(
 
     \b
     Examples:
-      treescale container run @web nginx --name web --publish 8080:80 --restart always
+      treescale container run @web nginx --name web -p 8080:80 --restart always
       treescale container run '*' nginx --name web --count 10 --memory 256m
       treescale container run @web nginx:1.28 --name web --replace
       treescale container run node1 busybox --rm --attach -- sh -c 'echo hello'

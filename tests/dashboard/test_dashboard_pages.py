@@ -260,6 +260,9 @@ def test_links_are_told_once():
     assert [row.cells[0] for row in bus.link_rows(told, NOW)] == ["root → a"]
     assert [row.cells[0] for row in bus.link_rows(told, NOW, "a")] == ["root → a"]
     assert by_key(bus.totals(told, NOW))["median"].value == 1.5
+    told.status(status(lost=("a",)), NOW)
+    (known,) = bus.link_rows(told, NOW, "a")
+    assert (known.cells[1], known.tone) == (("lost", "lost"), "lost"), "what a lost node said of it is over"
 
 
 def test_the_page_of_a_node_tells_what_is_known():

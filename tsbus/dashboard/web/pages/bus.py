@@ -65,6 +65,7 @@ def link_rows(model: Model, now_ms: int, of: str = "") -> Iterator[Row]:
 
 def _link(node: NodeView, link: PeerView) -> Row:
     tone = ("warn", "slow") if link.slow else ("ok", "up") if link.state == "up" else ("warn", link.state)
+    tone = ("lost", "lost") if node.state == "lost" else tone
     ends = (link.name, node.name) if link.kind == "parent" else (node.name, link.name)
     return Row(
         key=f"{node.name} {link.kind} {link.name}",

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 from node_bundle import CACHE
+from sites import RUN_S
 from targets import Lab, Target
-from terminals import LIMIT_S, Terminal
+from terminals import Terminal
 
 from tsbus.build.lock import PLACE
 
@@ -45,7 +46,7 @@ class Console:
     def run(self, *options: str) -> subprocess.CompletedProcess[str]:
         """As a script would: without a terminal."""
         return subprocess.run([*self._build, *options], cwd=self.folder, env=self.env, stdin=subprocess.DEVNULL,
-                              capture_output=True, text=True, timeout=4 * LIMIT_S, check=False)  # fmt: skip
+                              capture_output=True, text=True, timeout=RUN_S, check=False)  # fmt: skip
 
     def terminal(self, *options: str) -> Terminal:
         """As a person would."""

@@ -9,7 +9,7 @@ import pytest
 from console_of_tests import Desk, wait
 from installing import parcel_of
 from node_bundle import CACHE, made
-from sites import SNAPSHOT
+from sites import RUN_S, SNAPSHOT
 from targets import Lab, Target
 
 import tsbus.build
@@ -71,7 +71,7 @@ class Console:
 
         with self.desk.session(self.target) as session:
             script = orders.script(f"/usr/bin/python3.{made().platform.python}", parcel)
-            outcome = session.run(script, stage="bundle", stdin=rest, timeout_s=120)
+            outcome = session.run(script, stage="bundle", stdin=rest, timeout_s=RUN_S)
         reports = [each for line in outcome.out.splitlines() if (each := orders.parse(line))]
         assert "failed" not in [each.state for each in reports], outcome.out
         return [each for each in reports if each.state in ("ok", "changed")]

@@ -8,13 +8,13 @@ from collections.abc import Iterator
 import elsewhere
 import pytest
 from dockerd import Dockerd
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 from lone_router import LoneRouter
 
 from tsbus.containers.engine import Engine
 
 # How long an example takes depends on what else the machine does: nothing here is a timed test.
-settings.register_profile("treescale", deadline=None)
+settings.register_profile("treescale", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("treescale")
 
 

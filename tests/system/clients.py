@@ -90,6 +90,10 @@ class Visitors:
         for thread in self._threads:
             thread.join()
 
+    def forget(self) -> None:
+        """Count anew, only visits that begin from now on: one that is over may not have been counted yet."""
+        self.answered = Counter()
+
     def wait_more(self, *servers: str) -> None:
         """Wait until each of these has had two more visits that ended well."""
         before = Counter(self.answered)
@@ -101,7 +105,7 @@ class Visitors:
             self._visit(random.uniform(0, self._hold_s) if holds else 0)
 
     def _visit(self, hold_s: float) -> None:
-        began, server = time.monotonic(), ""
+        began, server, answered = time.monotonic(), "", self.answered
         try:
             with socket.create_connection(self._to, LIMIT_S) as end:
                 server = _hear(end).server
@@ -113,4 +117,4 @@ class Visitors:
         except OSError as error:
             self.failed.append(Failure(began, time.monotonic(), server, repr(error)))
         else:
-            self.answered[server] += 1
+            answered[server] += 1

@@ -35,5 +35,4 @@ def site(machines: Machines) -> Iterator[Machines]:
     """The machines, without containers before and after the test."""
     machines.events.clear()
     yield machines
-    for each in (machines.top, machines.low):
-        each.remove()
+    machines.settle()

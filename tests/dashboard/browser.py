@@ -183,8 +183,10 @@ class Tab:
 
     def go(self, url: str) -> None:
         """Load a page; wait until its document is there, with all that it loads."""
+        known = len(self.errors)
         for _ in range(TRIES):
             self._disturbed = False
+            del self.errors[known:]  # they were of requests that were given up
             failed = self.call("Page.navigate", url=url).get("errorText", "")
             if "ERR_NETWORK_CHANGED" in failed:
                 continue

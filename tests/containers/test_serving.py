@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from waiting import LIMIT_S
 
 from tsbus.containers import orders
 from tsbus.containers.asking import verdict
@@ -178,7 +179,7 @@ async def test_pump() -> None:
     source.items.put(OSError("gone"))
     with pytest.raises(OSError, match="gone"):
         await pump.take()
-    assert source.closed.is_set()
+    assert await asyncio.to_thread(source.closed.wait, LIMIT_S)
 
 
 async def test_a_pump_that_is_closed() -> None:
@@ -211,5 +212,5 @@ async def test_a_stream_that_nobody_waits_for() -> None:
     with pytest.raises(asyncio.CancelledError):
         await task
     may_open.set()
-    assert await asyncio.to_thread(source.closed.wait, 10)
+    assert await asyncio.to_thread(source.closed.wait, LIMIT_S)
     pool.close()

@@ -138,6 +138,7 @@ def test_a_holder_that_hears_nothing(desk, server, session, monkeypatch):
         assert lock.is_ours
         proxy.freeze()
         monkeypatch.setattr("tsbus.build.lock.STALE_S", 1.0)
+        monkeypatch.setattr("tsbus.build.lock._GOODBYE_S", 1.0)  # it cannot be given back
         wait("it is no more its own", lambda: not lock.is_ours)
         assert lock.lost_to is None
 

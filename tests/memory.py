@@ -229,6 +229,8 @@ class Probe:
         self.subscriptions: set[tuple[str, str]] = set()
         self.answers_at_once = False
         self.deaf = False
+        self.read = 0
+        """Chunks of input that came."""
         self.saw: Callable[[str], None] = lambda line: None
         self.welcome: wire.WorkerWelcome | None = None
         self.bye: wire.Bye | None = None
@@ -399,6 +401,9 @@ class Probe:
         self.saw(f"request {route.topic} from {route.origin}{_quoted(body)}")
         if self.answers_at_once:
             self.answer(key, body)
+
+    def _on_input(self, *_: object) -> None:
+        self.read += 1
 
     def _on_cancel(self, route: Route, meta: bytes, _: bytes) -> None:
         number = wire.decode_meta(wire.CallMeta, meta).call

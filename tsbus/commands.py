@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from tsbus.router import Router
 
 _MAX_COMMANDS = 1000
+_MAX_SPILLED = 10_000
+_FEW_BYTES = 1024
+"""A last answer as short as this takes hardly more room than the word that there was none for it."""
 _NODE_BYTES = 100
 """What a node in a remembered target takes, about."""
 _NOT_EVEN = (Outcome.REFUSED, "this needs the role observe")
@@ -50,6 +53,8 @@ class Commands:
         self.serving = Serving()
         self._services: dict[str, list[Peer]] = {}
         self._turn = 0
+        self._spilled: dict[tuple[tuple[str, int, int], str], None] = {}
+        """Calls that a link had no room for, with the node or the way: they are ended once."""
 
     # Services ---------------------------------------------------------------------------------------------------------
 
@@ -214,11 +219,14 @@ class Commands:
 
     def _cancel(self, call: Call, nodes: frozenset[str]) -> None:
         """Tell `nodes` that nobody waits for their answer any more."""
-        router = self._router
-        paths = router.routing.split(nodes, HERE)
+        self._cancel_at(nodes, (self._router.me, call.handle, call.number), call.command)
+
+    def _cancel_at(self, nodes: frozenset[str], key: tuple[str, int, int], command: str) -> None:
+        origin, handle, number = key
+        paths = self._router.routing.split(nodes, HERE)
         if isinstance(paths, Paths):
-            route = Route(Type.CANCEL, router.me, "router", Role.ADMIN, call.handle, fold(nodes), call.command)
-            meta = wire.encode(wire.CallMeta(call.number))
+            route = Route(Type.CANCEL, origin, "router", Role.ADMIN, handle, fold(nodes), command)
+            meta = wire.encode(wire.CallMeta(number))
             self._onward(route, wire.encode(route), paths, Lane.STREAM, meta, b"")
 
     def _home(self, peer: Peer, decision: Decision, route: bytes, meta: bytes, body: bytes) -> None:
@@ -304,10 +312,8 @@ class Commands:
             if not link.outbox.stream.crowded:
                 router.put(link, Lane.STREAM, items)
                 continue
-            text = f"the link from {router.me} to {link.name} does not keep up"
-            for node in unfold(route.target, router.topology):
-                if router.directory.way(node) == link.way:
-                    self._answer(route.origin, route.handle, number, Outcome.REFUSED, text, node=node)
+            for node in self._beyond(link, route):
+                self._answer(route.origin, route.handle, number, Outcome.REFUSED, _slow(router.me, link), node=node)
 
     def _pass(self, _: Peer, decision: Decision, route: bytes, meta: bytes, body: bytes) -> None:
         """INPUT, CANCEL or GRANT from a link, meant for this node too."""
@@ -319,7 +325,7 @@ class Commands:
         self, route: Route, data: bytes, paths: Paths, lane: Lane, meta: bytes, body: bytes, source: Peer | None = None
     ) -> None:
         for link in self._router.links.on(paths):
-            self._router.put(link, lane, [data, meta, body], source)
+            self.pass_on(link, route, [data, meta, body], lane, source)
         if paths.here:
             key = (route.origin, route.handle, wire.decode_meta(wire.CallMeta, meta).call)
             worker = self._router.workers.get(self.serving.worker(key) or 0)
@@ -327,7 +333,7 @@ class Commands:
                 self._router.counters["late"] += 1
                 return
             queue = worker.outbox.stream
-            if route.type == Type.INPUT and queue.waiting > queue.limit * 3 // 4:
+            if route.type == Type.INPUT and queue.filling:
                 # It would overflow, and end with the worker's connection what the worker does for others.
                 self._end_at_worker(key)
                 self._answer(*key, Outcome.FAILED, f"the worker {worker.name} does not keep up with its input")
@@ -335,6 +341,43 @@ class Commands:
             self._router.put(worker, lane, [data, meta, body])
             if route.type == Type.CANCEL:
                 self.serving.end(key)
+
+    def pass_on(
+        self, link: Peer, route: Route, items: list[bytes], lane: Lane = Lane.STREAM, source: Peer | None = None
+    ) -> None:
+        """Put an envelope into a link. A chunk that finds no room there ends its call, and not the link (protocol 9.4).
+
+        Raises ProtocolError.
+        """
+        _, meta, body = items
+        if route.type in (Type.REPLY, Type.INPUT) and link.outbox.stream.filling:
+            reply = wire.decode_meta(wire.ReplyMeta, meta) if route.type == Type.REPLY else None
+            if reply is None or not reply.flags & Flag.LAST or len(body) > _FEW_BYTES:
+                self._spill(link, route, wire.decode_meta(wire.CallMeta, meta).call)
+                return
+        self._router.put(link, lane, items, source)
+
+    def _spill(self, link: Peer, route: Route, number: int) -> None:
+        """Answer for the nodes whose REPLY, or for which INPUT, finds no room in a link, and tell them: each once."""
+        router = self._router
+        if is_reply := route.type == Type.REPLY:
+            key, place = (route.target, int(route.topic), number), route.origin
+        else:
+            key, place = (route.origin, route.handle, number), link.way
+        if (key, place) in self._spilled:
+            return
+        self._spilled[key, place] = None
+        if len(self._spilled) > _MAX_SPILLED:
+            del self._spilled[next(iter(self._spilled))]
+        nodes = frozenset({route.origin}) if is_reply else self._beyond(link, route)
+        for node in nodes:
+            self._answer(*key, Outcome.FAILED, _slow(router.me, link), node=node)
+        self._cancel_at(nodes, key, "router.lost")
+
+    def _beyond(self, link: Peer, route: Route) -> frozenset[str]:
+        """Return the nodes of an explicit target to which the way is this link."""
+        way = self._router.directory.way
+        return frozenset(node for node in unfold(route.target, self._router.topology) if way(node) == link.way)
 
     # The responder's router -------------------------------------------------------------------------------------------
 
@@ -387,7 +430,7 @@ class Commands:
         link = decision.extra
         assert isinstance(link, Peer)  # noqa: S101 - _judge_backward put it there
         if self._is_theirs(peer, decision.route, meta):
-            self._router.put(link, decision.lane, [route, meta, body], source=peer)
+            self.pass_on(link, decision.route, [route, meta, body], decision.lane, source=peer)
 
     def _from_worker_home(self, peer: Peer, decision: Decision, route: bytes, meta: bytes, body: bytes) -> None:
         """An answer of a local worker for a caller on this node."""
@@ -447,6 +490,10 @@ class Commands:
                 self._home(client, decision, *items)
         elif way in router.links.by_way:
             router.put(router.links.by_way[way], Lane.STREAM, items)
+
+
+def _slow(me: str, link: Peer) -> str:
+    return f"the link from {me} to {link.name} does not keep up"
 
 
 def _is_handle(topic: str) -> bool:

@@ -206,6 +206,9 @@ class Router:
         size = sum(map(len, items)) if frame is None else 0
         for out in decision.outs:
             queue = out.outbox.lanes[lane]
+            if lane is Lane.STREAM and queue.filling:
+                self._spill(peer, decision.route, out, items)
+                continue
             if frame is not None:
                 queue.add_frame(frame, items)
             else:
@@ -213,6 +216,14 @@ class Router:
             self.dirty.add(out)
             if queue.waiting > queue.limit // 2:
                 self._pacing.crowded(peer, out, queue, lane)
+
+    def _spill(self, peer: Peer, route: Route, out: Peer, items: list[bytes]) -> None:
+        """Hand over, one by one, what is for a link that has little room left."""
+        for index in range(0, len(items), 3):
+            try:
+                self.commands.pass_on(out, route, items[index : index + 3])
+            except ProtocolError as error:
+                self._malformed(peer, error)
 
     def _decide(self, peer: Peer, data: bytes) -> Decision:
         """Work out what happens to a route from this peer, and remember it."""

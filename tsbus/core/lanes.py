@@ -90,6 +90,11 @@ class Queue:
         """Whether it is more than half full."""
         return self.waiting > self.limit // 2
 
+    @property
+    def filling(self) -> bool:
+        """Whether it is more than three quarters full: what is left is for what must not be dropped."""
+        return self.waiting > self.limit * 3 // 4
+
     def ready(self) -> bool:
         """Whether something waits and the window is open."""
         return bool(self.batches or self.gaps) and self.sent_total - self.acked_total < self.window

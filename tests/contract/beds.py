@@ -21,8 +21,11 @@ from tsbus.transport import new_keypair, open_channel
 
 CHILDREN: dict[str, list[str]] = {"root": ["a", "b"], "a": ["c"], "b": [], "c": []}
 TAGS = {"web": ["a", "c"]}
-SETTINGS = BusSettings(adopt_after_s=60.0)
-"""Nobody adopts while a test has a node stopped, so that what cannot be reached is the same in both beds."""
+SETTINGS = BusSettings(adopt_after_s=60.0, heartbeat_timeout_ms=30_000, torpid_after=60)
+"""Nobody adopts while a test has a node stopped, so that what cannot be reached is the same in both beds.
+
+Who stands still is not lost: in the bed of sockets a busy machine lets processes do so.
+"""
 LIMIT_S = 60.0
 HOST = f"127.{os.getpid() >> 8 & 127 | 128}.{os.getpid() & 255}.2"
 """An address of our own: no other run of tests, nor any program's own choice of a port, gets in the way."""

@@ -14,6 +14,7 @@ import pytest
 import zmq
 from raw import RawWorker
 from tree import QUICK, Grow, Tree, bodies, until
+from waiting import LIMIT_S
 
 from tsbus import Client, Request, Worker
 from tsbus.core import message as wire
@@ -38,7 +39,10 @@ async def wanted(client: Client, topic: str) -> None:
 
 
 async def test_slow_subscriber(grow: Grow) -> None:
-    """A reader that stops is named within a second and costs a bound; its gaps tell exactly what it missed."""
+    """A reader that stops is named and costs a bound; its gaps tell exactly what it missed.
+
+    How soon it is named is told by the router's own clock, in tests/core/test_slow.py.
+    """
     tree = await grow("a", bus=SMALL)
     publisher, sibling = await tree.connect("a"), await tree.collect("a", "load")
     slow = await tree.collect("a", "bus.slow")
@@ -49,9 +53,8 @@ async def test_slow_subscriber(grow: Grow) -> None:
         before = tree.rss_kib("a")
         first = 10_000
         await publish(publisher, "load", first)  # 10 MB: five times the bound
-        await until("bus.slow", lambda: slow, 2)
+        await until("bus.slow", lambda: slow)
         assert [body["peer"] for body in bodies(slow)] == ["sleeper"]
-        assert slow[0].time_ms - sibling[0].time_ms < 1000
         await publish(publisher, "load", 30_000)
         await until("all of it at the sibling", lambda: len(sibling) == first + 30_000)
         assert tree.rss_kib("a") - before < 20_000
@@ -73,21 +76,21 @@ async def test_stopped_child(grow: Grow) -> None:
     at_b, at_c = await tree.collect("b", "load"), await tree.collect("c", "load")
     await wanted(publisher, "load")
     await until("interest of both", lambda: both_want(tree))
+    recovered = await tree.collect("a", "bus.recovered")
     before = tree.rss_kib("a")
     tree.signal(signal.SIGSTOP, "b")
     count = 40_000
     publishing = asyncio.create_task(publish(publisher, "load", count))
-    await until("bus.slow", lambda: slow)
-    assert bodies(slow)[0]["peer"] == "b"
+    await until("b is named", lambda: "b" in [body["peer"] for body in bodies(slow)])
     while not publishing.done():
         assert await tree.ask("c", "router.ping")
     await publishing
     await until("all of it at the sibling", lambda: len(at_c) == count)
     assert tree.rss_kib("a") - before < 25_000
     tree.signal(signal.SIGCONT, "b")
-    recovered = await tree.collect("a", "bus.recovered")
-    await until("recovery", lambda: recovered)
-    assert 0 < len(at_b) < count
+    await until("its recovery", lambda: "b" in [body["peer"] for body in bodies(recovered)])
+    await until("the rest", lambda: at_b)
+    assert len(at_b) < count
 
 
 async def both_want(tree: Tree) -> bool:
@@ -277,7 +280,7 @@ context = zmq.Context(); context.set(zmq.MAX_SOCKETS, 20000)
 hello = wire.encode_frame(wire.local(Type.HELLO, wire.WorkerHello(versions=(1, 1), name="x", incarnation=1, window=1)))
 sockets = []
 welcome = bye = 0
-until = time.monotonic() + 120
+until = time.monotonic() + 300
 for _ in range(0, {count}, 100):  # a handshake has 5 s, and a HELLO that its end takes along is not said again here
     some = [context.socket(zmq.DEALER) for _ in range(100)]
     for socket in some:
@@ -330,7 +333,7 @@ async def test_ten_thousand_workers(grow: Grow) -> None:
 
 def start(argv: list[str]) -> tuple[int, str]:
     """Run a router that should end at once: its exit status, and the one line that it says."""
-    result = subprocess.run(argv, capture_output=True, text=True, timeout=20)
+    result = subprocess.run(argv, capture_output=True, text=True, timeout=LIMIT_S)
     lines = [line for line in result.stderr.splitlines() if not line.startswith("{")]
     assert len(lines) == 1, result.stderr
     return result.returncode, lines[0]

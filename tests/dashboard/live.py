@@ -34,6 +34,8 @@ EVIL = '<img src=x onerror="window.pwned=1">'
 """Text that would run if any of it were read as markup."""
 PASSWORDS = {"alice": ("correct horse", Role.OPERATE), "victor": ("battery staple", Role.VIEW)}
 PORT = 8801
+START_S = 120.0
+"""How long a process with many imports may take to be there, on a busy machine where others start at the same time."""
 SERVICES = Path(__file__).parents[2] / "services"
 SHIFTED = Path(__file__).with_name("shifted.py")
 ALERTS = {
@@ -83,7 +85,7 @@ class Site(Background):
             try:
                 await self.furnish()
                 self._dashboard = self.run("dashboard", "root")
-                await until("the dashboard listens", self._listens)
+                await until("the dashboard listens", self._listens, START_S)
                 yield
             finally:
                 await self.clear()

@@ -15,7 +15,7 @@ from typing import Any, Self
 
 from dockerd import Dockerd
 from lan import Box, enter, inside
-from live import EVIL, Site
+from live import EVIL, START_S, Site
 from tree import Tree, until
 
 from tsbus.balancer.nftables import Table
@@ -112,8 +112,8 @@ class Real(Site):
         for node in self.tree.names:
             self.serve(node)
         for node in self.tree.names:
-            await until(f"{node} has its services", lambda node=node: self.is_served(node), 2 * LIMIT_S)
-        await until("the shop is balanced", lambda: len(self.weights()) == len(CONTAINERS["web1"]), 2 * LIMIT_S)
+            await until(f"{node} has its services", lambda node=node: self.is_served(node), START_S)
+        await until("the shop is balanced", lambda: len(self.weights()) == len(CONTAINERS["web1"]), START_S)
 
     async def is_served(self, node: str) -> bool:
         """Whether all services of a node have joined."""

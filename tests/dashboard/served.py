@@ -25,7 +25,7 @@ from tsbus.dashboard.users import Hashed, Role, User, Users, UsersFile
 SERVICES = Path(__file__).parents[2] / "services"
 PORT = 8802
 URL = f"http://{HOST}:{PORT}"
-LIMIT_S = 60
+LIMIT_S = 120
 PASSWORD = "correct horse"
 GONE = "4711ab0c9e21"
 """A container that used 1.5 % on b before the dashboard was started, and is there no more."""

@@ -23,7 +23,8 @@ class Background(ABC):
 
     def __init__(self) -> None:
         self._ready = threading.Event()
-        self._thread = threading.Thread(target=lambda: asyncio.run(self._run()), daemon=True)
+        self._failure: Exception | None = None
+        self._thread = threading.Thread(target=self._work, daemon=True)
 
     @abstractmethod
     def live(self, folder: Path) -> AbstractAsyncContextManager[None]:
@@ -36,11 +37,22 @@ class Background(ABC):
     def __enter__(self) -> Self:
         self._thread.start()
         assert self._ready.wait(LIMIT_S)
+        if self._failure is not None:
+            raise self._failure
         return self
 
     def __exit__(self, *_: object) -> None:
         self._loop.call_soon_threadsafe(self._over.set)
         self._thread.join(LIMIT_S)
+
+    def _work(self) -> None:
+        try:
+            asyncio.run(self._run())
+        except Exception as error:
+            if self._ready.is_set():
+                raise
+            self._failure = error
+            self._ready.set()
 
     async def _run(self) -> None:
         self._over, self._loop = asyncio.Event(), asyncio.get_running_loop()

@@ -517,8 +517,12 @@ async def test_a_program_whose_caller_is_gone(site: Site, make: Make, engine: En
 
     await until("the program has ended", lambda: not programs())
     assert await site.ok("containers.exec", {"container": "left", "argv": ["ls", "/tmp"]}) == [b"asked\n", {"exit": 0}]
-    (stats,) = await site.ok("containers.stats", by=site.observe)
-    assert stats["calls"]["programs_ended"] == 1
+
+    async def ended() -> int:
+        return int((await site.ok("containers.stats", by=site.observe))[0]["calls"]["programs_ended"])
+
+    await until("it is counted", ended)
+    assert await ended() == 1
 
 
 async def test_a_caller_that_does_not_read(site: Site, make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -530,7 +534,8 @@ async def test_a_caller_that_does_not_read(site: Site, make: Make, monkeypatch: 
             assert reply is not None
             assert len(reply.body) <= output.PIECE_BYTES
     await until("the stream has ended", lambda: no_streams(site))
-    assert site.audit("end")[0]["error"] == "nobody waited for the end"
+    (line,) = await until("its last line", lambda: site.audit("end"))
+    assert line["error"] == "nobody waited for the end"
 
 
 # What is known.
@@ -541,6 +546,8 @@ async def test_snapshot(site: Site, make: Make) -> None:
     for number in range(6):
         make(name=f"big-{number}", start=False, Labels={"x": "y" * 60_000})
     make("sleep", "1000", name="small")
+    for number in range(6):
+        await site.seen("container.created", f"big-{number}")
     await site.seen("container.started", "small")
     async with site.observe.request("a", "containers.snapshot") as call:
         head, *pieces = [reply async for reply in call if reply.body]

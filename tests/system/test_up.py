@@ -13,15 +13,16 @@ import time
 from pathlib import Path
 
 import pytest
-from waiting import wait
+from tree import HOST, new_port
+from waiting import LIMIT_S, wait, wait_wanted
 
 from tsbus import connect_blocking
 from tsbus.supervision import control
 from tsbus.supervision.conf import NodeFiles
-from tsbus.supervision.local import port_is_free
 
 ROOT = Path(__file__).parents[2]
-LIMIT_S = 20
+UP_S = 300.0
+"""How long `treescale up` may take, which waits for what it has started."""
 CHILDREN = {"a": ["b"], "b": ["c"], "c": []}
 GREETER = f"greeter={sys.executable} {ROOT}/examples/greeter.py"
 
@@ -33,14 +34,12 @@ class Machine:
         self.folder = Path(tempfile.mkdtemp(prefix="ts-"))  # short enough for sockets
         self.file = self.folder / "tree.toml"
         self.run_dir = self.folder / "run"
-        # Below the ports that the system takes for outgoing connections.
-        free = (port for port in range(20_000 + os.getpid() % 10_000, 32_000) if port_is_free("127.0.0.1", port))
-        self.ports = dict(zip(children, free, strict=False))
+        self.ports = {name: new_port() for name in children}
         self.write(children)
 
     def write(self, children, tag="one"):
         tables = [
-            f'[servers.{name}]\nip = "127.0.0.1"\nservice_port = {self.ports[name]}\nchilds = {json.dumps(below)}\n'
+            f'[servers.{name}]\nip = "{HOST}"\nservice_port = {self.ports[name]}\nchilds = {json.dumps(below)}\n'
             f'tags = ["{tag}"]\n'
             for name, below in children.items()
         ]
@@ -56,7 +55,7 @@ class Machine:
         """Run `treescale up` and return what it printed: JSON, or its complaint."""
         argv = [ROOT / "bin/treescale", "up", self.file, "--run-dir", self.run_dir, "--json", *options]
         env = os.environ | {"DOCKER_HOST": f"unix://{self.folder}/docker.sock"}
-        done = subprocess.run(argv, capture_output=True, text=True, timeout=60, env=env)
+        done = subprocess.run(argv, capture_output=True, text=True, timeout=UP_S, env=env)
         assert done.returncode == code, done.stderr
         return json.loads(done.stdout) if done.stdout else done.stderr
 
@@ -69,7 +68,7 @@ class Machine:
     def pid(self, node, program):
         """The pid of a program that runs well, 0 otherwise."""
         argv = [ROOT / "bin/treescale", "up", self.file, "--run-dir", self.run_dir, "--json", "--status"]
-        told = json.loads(subprocess.run(argv, capture_output=True, timeout=60).stdout)[node] or ()
+        told = json.loads(subprocess.run(argv, capture_output=True, timeout=UP_S).stdout)[node] or ()
         return next((each["pid"] for each in told if each["name"] == program and each["state"] == "RUNNING"), 0)
 
     def pids(self):
@@ -142,6 +141,8 @@ def test_a_killed_process_is_back_and_joined(tree, program, works):
     """A process that gets kill -9 is started again, answers callers elsewhere, and the tree is told of both."""
     before = wait(f"{program} runs", lambda: tree.pid("b", program))
     with connect_blocking(tree.bus("a")) as bus, bus.subscribe("process.>") as events:
+        for topic in ("process.exited", "process.started"):
+            wait_wanted(topic, tree.bus("b"))
         os.kill(before, signal.SIGKILL)
         exited = next_event(events, "process.exited", program)
         started = next_event(events, "process.started", program)
@@ -162,9 +163,11 @@ def next_event(events, topic, program):
 def test_a_process_that_is_killed_again_and_again_comes_back_each_time(tree):
     """After three deaths in a row, each as soon as it is back, it is started once more."""
     with connect_blocking(tree.bus("a")) as bus:
+        pid = 0
         for _ in range(3):
-            os.kill(wait("executor runs", lambda: tree.pid("c", "executor")), signal.SIGKILL)
-        wait("executor is back", lambda: tree.pid("c", "executor"))
+            pid = wait("executor runs", lambda before=pid: (now := tree.pid("c", "executor")) != before and now)
+            os.kill(pid, signal.SIGKILL)
+        wait("executor is back", lambda: tree.pid("c", "executor") not in (0, pid))
         wait("executor answers", lambda: bus.call("c", "exec.stats").ok)
 
 
@@ -225,9 +228,9 @@ def test_down_leaves_nothing_running(machine):
 
 def test_a_port_in_use_starts_nothing(machine):
     """When a port is taken, one line says which node and port and how to mend it, and no node is started."""
-    with socket.create_server(("127.0.0.1", machine.ports["a"])):
+    with socket.create_server((HOST, machine.ports["a"])):
         told = machine.run(code=2)
-    assert f"a: cannot listen on 127.0.0.1:{machine.ports['a']}: Address already in use; stop what is there" in told
+    assert f"a: cannot listen on {HOST}:{machine.ports['a']}: Address already in use; stop what is there" in told
     assert machine.pids() == []
 
 
@@ -253,7 +256,7 @@ def test_a_key_that_is_not_that_of_the_tree_is_told(machine):
     ("change", "options", "words"),
     [
         (
-            lambda text: text.replace("127.0.0.1", "192.0.2.1"),
+            lambda text: text.replace(HOST, "192.0.2.1"),
             [],
             "no server of this tree has an address of this machine",
         ),

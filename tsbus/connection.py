@@ -28,14 +28,11 @@ _log = Log("client")
 class Channel(Protocol):
     """A connection that carries frames; `tsbus.transport` makes them of sockets, `tsbus.testing` of memory."""
 
-    def start(
-        self,
-        on_up: Callable[[], None],
-        on_down: Callable[[], None],
-        on_frame: Callable[[bytes], None],
-        on_writable: Callable[[], None],
-    ) -> None:
-        """Connect, and reconnect until `close`. `on_writable`: a `send` that returned False may work now."""
+    def start(self, user: "Connection") -> None:
+        """Connect, and reconnect until `close`.
+
+        It calls `up`, `down` and `received` of `user`, and `soon` when a `send` that returned False may work now.
+        """
 
     def send(self, frame: bytes) -> bool:
         """Hand over one frame; False if that would block. Never blocks."""
@@ -110,7 +107,7 @@ class Connection:
     def open(self) -> None:
         """Begin to connect."""
         self._channel = self._open_channel()
-        self._channel.start(self._on_up, self._on_down, self._on_frame, self.soon)
+        self._channel.start(self)
 
     def close(self) -> None:
         """End the connection; everything that waits ends with ConnectionLost."""
@@ -198,14 +195,19 @@ class Connection:
             "this client was closed" if self.closed else f"not connected to the router at {self.where}"
         )
 
-    def _on_up(self) -> None:
+    # What the channel calls.
+
+    def up(self) -> None:
+        """The transport is connected."""
         self.session.up()
         self.soon()
 
-    def _on_down(self) -> None:
+    def down(self) -> None:
+        """The connection is gone; the channel makes another."""
         self.session.down()
 
-    def _on_frame(self, frame: bytes) -> None:
+    def received(self, frame: bytes) -> None:
+        """A frame of the router came."""
         try:
             self.session.received(frame, self._loop.time())
         except ProtocolError as error:

@@ -18,6 +18,7 @@ from typing import Self
 
 from tsbus.client import Client
 from tsbus.config import BusSettings, Server, Tree
+from tsbus.connection import Connection
 from tsbus.core.roles import Role
 from tsbus.core.session import WINDOW
 from tsbus.peer import Conn, ConnKind
@@ -109,25 +110,22 @@ class _Channel(_End):
         self.node, self.uid, self.role = node, uid, role
         self._closed = False
 
-    def start(
-        self,
-        on_up: Callable[[], None],
-        on_down: Callable[[], None],
-        on_frame: Callable[[bytes], None],
-        on_writable: Callable[[], None],
-    ) -> None:
-        self._on_up, self._on_down, self._on_frame = on_up, on_down, on_frame
+    def start(self, user: Connection) -> None:
+        self._user = user
         self._tree.channels.append(self)
         self._tree.attach(self)
 
     def up(self) -> None:
-        self._tree.soon(lambda: self._closed or self._on_up())
+        self._tell(self._user.up)
 
     def arrived(self, frame: bytes) -> None:
-        self._tree.soon(lambda: self._closed or self._on_frame(frame))
+        self._tell(lambda: self._user.received(frame))
 
     def ended(self) -> None:
-        self._tree.soon(lambda: self._closed or self._on_down())
+        self._tell(self._user.down)
+
+    def _tell(self, action: Callable[[], object]) -> None:
+        self._tree.soon(lambda: self._closed or action())
 
     def close(self) -> None:
         self._closed = True

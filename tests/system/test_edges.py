@@ -62,7 +62,7 @@ def test_a_word_said_while_an_end_is_noted_is_heard():
             first.close()
             ready = transport.wait(LIMIT_MS)  # the end of the first, not yet looked at
             second = speaker(context, path, b"second")
-            assert select.select([listener._descriptor], [], [], LIMIT_MS / 1000)[0]
+            assert select.select([listener._line.descriptor], [], [], LIMIT_MS / 1000)[0]
             transport.read(ready)
             while b"second" not in heard.frames:
                 ready = transport.wait(LIMIT_MS)

@@ -91,6 +91,20 @@ async def test_strangers_key(grow: Grow) -> None:
     await tree.whole()
 
 
+async def test_a_stranger_that_comes_again(grow: Grow) -> None:
+    """A refused key is logged once in an hour, however often it is tried; every time counts."""
+    tree = await grow("a:b")
+    _, secret = new_keypair()
+    for times in range(1, 4):
+        with RawWorker(tree.address("b"), tree.keys("b", secret)):
+
+            async def counted(times: int = times) -> bool:
+                return (await tree.counters("b")).get("refused-key", 0) >= times
+
+            await until("refused-key", counted)
+    assert tree.log("b").count("key.refused") == 1
+
+
 async def test_no_key(grow: Grow) -> None:
     """Without encryption there is no connection at all."""
     tree = await grow("a:b")

@@ -1,9 +1,9 @@
 """Sockets: the only home of zmq (protocol section 1).
 
 server.py serves a router: the sockets that it binds (listener.py), a socket for each node that it dials (dial.py), and
-the ZAP handler, all in one thread and one epoll (poller.py). channel.py serves a client. keys.py has the CURVE keys,
-options.py what all sockets have. The comments P1 to P14 name libzmq traps that docs/decisions/libzmq-traps.md explains
-and tests/system/test_traps.py reproduces.
+the ZAP handler, all in one thread and one epoll (poller.py). channel.py serves a client. All three have a socket with
+a monitor (line.py). keys.py has the CURVE keys, options.py what all sockets have. The comments P1 to P14 name libzmq
+traps that docs/decisions/libzmq-traps.md explains and tests/system/test_traps.py reproduces.
 """
 
 from tsbus.transport.channel import SocketChannel, open_channel

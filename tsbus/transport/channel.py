@@ -1,30 +1,20 @@
 """Channel: a client's connection to its router, in asyncio."""
 
 import asyncio
-import random
-from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import zmq
 
 from tsbus.log import Log
-from tsbus.transport.keys import Curve, as_client
-from tsbus.transport.options import (
-    FAILED,
-    NOBLOCK,
-    POLLIN,
-    POLLOUT,
-    ROUND_BYTES,
-    Socket,
-    TransportError,
-    beat,
-    descriptor_of,
-    monitor_of,
-    new_socket,
-    next_event,
-    readable,
-    shut,
-)
+from tsbus.transport.keys import Curve
+from tsbus.transport.line import Line
+from tsbus.transport.options import FAILED, NOBLOCK, POLLIN, POLLOUT, ROUND_BYTES, TransportError, descriptor_of
 
+if TYPE_CHECKING:
+    from tsbus.connection import Connection
+
+_HEARTBEAT_MS = (1000, 3000)
+_AGAIN_MS = (50, 150)
 _REOPEN_S = 1.0
 """So long after a handshake that failed, or a socket that could not be made, the next is tried."""
 _LAST_WORDS_MS = 200
@@ -39,44 +29,28 @@ class SocketChannel:
         """`address`: "ipc://PATH", or "tcp://host:port" with `keys`, whose `server` is the router's public key."""
         self._address = address
         self._keys = keys
-        self._socket: Socket | None = None
-        self._monitor: Socket | None = None
+        self._line: Line | None = None
+        self._closed = False
         self._blocked = False
         self._due = False
 
-    def start(
-        self,
-        on_up: Callable[[], None],
-        on_down: Callable[[], None],
-        on_frame: Callable[[bytes], None],
-        on_writable: Callable[[], None],
-    ) -> None:
-        """Connect, and reconnect until `close`. Raises TransportError when the address is none.
-
-        `on_writable`: a `send` that returned False may work now.
-        """
-        self._on_up, self._on_down, self._on_frame, self._on_writable = on_up, on_down, on_frame, on_writable
+    def start(self, user: "Connection") -> None:
+        """See connection.Channel. Raises TransportError when the address is none."""
+        self._user = user
         self._loop = asyncio.get_running_loop()
         self._open()
 
     def _open(self) -> None:
         try:
-            self._socket = new_socket(zmq.Context.instance(), zmq.DEALER)
-            self._monitor = monitor_of(self._socket)
+            line = self._line = Line.dialling(zmq.Context.instance(), self._keys, _HEARTBEAT_MS, _AGAIN_MS)
         except zmq.ZMQError as error:  # no file descriptor is left now
             _log.warning("channel.not-opened", address=self._address, error=str(error))
-            self._shut()
             self._loop.call_later(_REOPEN_S, self._reopen)
             return
-        self._socket.setsockopt(zmq.IMMEDIATE, 1)  # P4
-        self._socket.setsockopt(zmq.RECONNECT_IVL, random.randint(50, 150))  # noqa: S311
-        if self._keys is not None:
-            as_client(self._socket, self._keys)
-            beat(self._socket, 1000, 3000)
-        self._loop.add_reader(descriptor_of(self._monitor), self._read_monitor)
-        self._loop.add_reader(descriptor_of(self._socket), self._read)
+        self._loop.add_reader(descriptor_of(line.monitor), self._read_monitor)
+        self._loop.add_reader(line.descriptor, self._read)
         try:
-            self._socket.connect(self._address)
+            line.socket.connect(self._address)
         except zmq.ZMQError as error:
             self.close()
             raise TransportError(f"cannot connect to {self._address}: {error}") from None
@@ -85,16 +59,13 @@ class SocketChannel:
 
     def send(self, frame: bytes) -> bool:
         """Hand over one frame; False if that would block. Never blocks."""
-        if self._socket is None:
-            return False
-        try:
-            self._socket.send(frame, NOBLOCK)
-        except zmq.ZMQError:
-            self._blocked = True
-            self._soon()
+        if self._line is None:
             return False
         self._soon()
-        return True
+        if self._line.send(frame):
+            return True
+        self._blocked = True
+        return False
 
     def _soon(self) -> None:
         """Sending may swallow the edge of what came in meanwhile (P13): look again in this turn of the loop."""
@@ -107,58 +78,53 @@ class SocketChannel:
         self._read()
 
     def _read(self) -> None:
-        socket = self._socket
+        line = self._line
         taken = 0
-        while socket is not None and socket is self._socket:
-            events = int(socket.getsockopt(zmq.EVENTS))
+        while line is not None and line is self._line:
+            events = int(line.socket.getsockopt(zmq.EVENTS))
             if self._blocked and events & POLLOUT:
                 self._blocked = False
-                self._on_writable()
+                self._user.soon()
                 continue
             if not events & POLLIN:
                 return
-            frame = socket.recv(NOBLOCK)
-            self._on_frame(frame)
+            frame = line.socket.recv(NOBLOCK)
+            self._user.received(frame)
             taken += len(frame)
             if taken > ROUND_BYTES:  # let the loop's other tasks run
                 self._soon()
                 return
 
     def _read_monitor(self) -> None:
-        monitor = self._monitor
-        while monitor is not None and monitor is self._monitor and readable(monitor):
-            event, _ = next_event(monitor)
+        line = self._line
+        for event, _ in line.events() if line is not None else ():
             if event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
-                self._on_up()
+                self._user.up()
             elif event == zmq.EVENT_DISCONNECTED:
                 self._read()
-                self._on_down()
+                if not self._closed:
+                    self._user.down()
             elif event in FAILED:  # P6: libzmq gives up for good, we do not
                 self._shut()
                 self._loop.call_later(_REOPEN_S, self._reopen)
 
     def _reopen(self) -> None:
-        if self._socket is None and self._on_up is not _nothing:
+        if self._line is None and not self._closed:
             self._open()
 
     def close(self) -> None:
         """End it; nothing is called any more. What was sent gets a moment to leave."""
-        self._on_up = self._on_down = self._on_writable = _nothing
+        self._closed = True
         self._shut(_LAST_WORDS_MS)
 
     def _shut(self, linger_ms: int = 0) -> None:
-        for each in (self._socket, self._monitor):
-            if each is not None:
-                self._loop.remove_reader(descriptor_of(each))
-        if self._socket is not None:
-            shut(self._socket, self._monitor, linger_ms)
-        self._socket = self._monitor = None
+        if self._line is not None:
+            self._loop.remove_reader(descriptor_of(self._line.monitor))
+            self._loop.remove_reader(self._line.descriptor)
+            self._line.close(linger_ms)
+        self._line = None
 
 
 def open_channel(address: str, keys: Curve | None = None) -> SocketChannel:
     """Make a client's channel to a router; see SocketChannel."""
     return SocketChannel(address, keys)
-
-
-def _nothing() -> None:
-    """Callback of a closed channel."""

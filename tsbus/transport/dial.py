@@ -6,21 +6,9 @@ import zmq
 
 from tsbus.log import Log
 from tsbus.peer import Conn, ConnKind
-from tsbus.transport.keys import Curve, as_client
-from tsbus.transport.options import (
-    FAILED,
-    NOBLOCK,
-    ROUND_BYTES,
-    Socket,
-    beat,
-    descriptor_of,
-    monitor_of,
-    new_socket,
-    next_event,
-    readable,
-    shut,
-    skip,
-)
+from tsbus.transport.keys import Curve
+from tsbus.transport.line import Line
+from tsbus.transport.options import FAILED, NOBLOCK, ROUND_BYTES, readable, skip
 from tsbus.transport.shared import ROUND_FRAMES, Shared
 
 REDIAL_MS = (100, 400)
@@ -43,9 +31,7 @@ class Dial:
         self._key = ""
         """Which of the node's keys its socket expects."""
         self._address = ""
-        self._socket: Socket | None = None
-        self._monitor: Socket | None = None
-        self._descriptor = -1
+        self._line: Line | None = None
         self._failures = 0
 
     def open(self) -> None:
@@ -65,19 +51,13 @@ class Dial:
             self.hang_up(REDIAL_REFUSED_MS)
 
     def _connect(self, keys: Curve) -> None:
-        socket = self._socket = new_socket(self._shared.context, zmq.DEALER)
-        beat(socket, *self._shared.heartbeat)
-        socket.setsockopt(zmq.IMMEDIATE, 1)  # P4: nothing is kept for the next incarnation
-        socket.setsockopt(zmq.CONNECT_TIMEOUT, 3000)
-        socket.setsockopt(zmq.TCP_MAXRT, 5000)
-        # P5: with RECONNECT_IVL_MAX set libzmq has no jitter at all, so the interval itself is random.
-        socket.setsockopt(zmq.RECONNECT_IVL, random.randint(*REDIAL_MS))  # noqa: S311
-        as_client(socket, keys)
-        self._descriptor = descriptor_of(socket)
-        self._monitor = monitor_of(socket)
-        self._shared.poller.watch(self._monitor, self._read_monitor)
-        self._shared.poller.watch(socket, self._read)
-        socket.connect(self._address)
+        shared = self._shared
+        line = self._line = Line.dialling(shared.context, keys, shared.heartbeat, REDIAL_MS)
+        line.socket.setsockopt(zmq.CONNECT_TIMEOUT, 3000)
+        line.socket.setsockopt(zmq.TCP_MAXRT, 5000)
+        shared.poller.watch(line.monitor, self._read_monitor)
+        shared.poller.watch(line.socket, self._read)
+        line.socket.connect(self._address)
 
     def hang_up(self, again_ms: tuple[int, int]) -> None:
         """Close the sockets; P4 and P6: the next try, after a random time in this range, is always a new socket."""
@@ -90,14 +70,13 @@ class Dial:
 
     def close(self, linger_ms: int = 0) -> None:
         """Close the sockets for good."""
-        for each in (self._monitor, self._socket):
-            if each is not None:
-                self._shared.poller.unwatch(each)
-        if self._socket is not None:
-            shut(self._socket, self._monitor, linger_ms)
+        if self._line is not None:
+            self._shared.poller.unwatch(self._line.monitor)
+            self._shared.poller.unwatch(self._line.socket)
+            self._line.close(linger_ms)
         if self.conn is not None:
             self._shared.homes.pop(self.conn, None)
-        self._socket = self._monitor = self.conn = None
+        self._line = self.conn = None
 
     def follow(self) -> None:
         """Start over unless it is connected, or tries what the configuration says."""
@@ -108,24 +87,18 @@ class Dial:
 
     def send(self, _: Conn, frame: bytes) -> bool:
         """See peer.Transport."""
-        if self._socket is None:
+        if self._line is None:
             return False
-        try:
-            self._socket.send(frame, NOBLOCK)
-        except zmq.ZMQError:
-            return False
-        finally:
-            self._shared.poller.hot.add(self._descriptor)
-        return True
+        self._shared.poller.hot.add(self._line.descriptor)
+        return self._line.send(frame)
 
     def close_one(self, _: Conn) -> None:
         """See peer.Transport."""
         self.hang_up(REDIAL_REFUSED_MS)
 
     def _read_monitor(self) -> bool:
-        monitor, sink = self._monitor, self._shared.sink
-        while monitor is not None and monitor is self._monitor and readable(monitor):
-            event, _ = next_event(monitor)
+        line, sink = self._line, self._shared.sink
+        for event, _ in line.events() if line is not None else ():
             if event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
                 self._failures = 0
                 self.conn = Conn(ConnKind.DIAL, self.node, self._key)
@@ -147,13 +120,13 @@ class Dial:
 
     def _read(self) -> bool:
         """Read one round. Returns whether there may be more."""
-        socket, taken = self._socket, 0
+        line, taken = self._line, 0
         for _ in range(ROUND_FRAMES):
-            if socket is None or socket is not self._socket or not readable(socket):
+            if line is None or line is not self._line or not readable(line.socket):
                 return False
-            frame = socket.recv(NOBLOCK)
-            if socket.getsockopt(zmq.RCVMORE):
-                skip(socket)
+            frame = line.socket.recv(NOBLOCK)
+            if line.socket.getsockopt(zmq.RCVMORE):
+                skip(line.socket)
                 frame = b""
             if self.conn is None:
                 self._read_monitor()

@@ -14,19 +14,8 @@ import zmq
 from tsbus.log import Log
 from tsbus.peer import Conn, ConnKind
 from tsbus.transport.keys import as_server
-from tsbus.transport.options import (
-    NOBLOCK,
-    ROUND_BYTES,
-    SNDMORE,
-    beat,
-    descriptor_of,
-    monitor_of,
-    new_socket,
-    next_event,
-    readable,
-    shut,
-    skip,
-)
+from tsbus.transport.line import Line
+from tsbus.transport.options import NOBLOCK, ROUND_BYTES, SNDMORE, beat, readable, skip
 from tsbus.transport.shared import LAST_WORDS_MS, ROUND_FRAMES, Shared
 
 _LAST_ROUNDS = 8
@@ -57,22 +46,19 @@ class Listener:
         """Connections whose end was reported; what may still come of them is not heard."""
         self._ending: deque[tuple[float, tcp.socket]] = deque()
         """TCP connections to end, and when: what was sent last gets a moment to leave."""
-        socket, monitor = new_socket(shared.context, zmq.ROUTER), None
+        line = self._line = Line(shared.context, zmq.ROUTER)
         try:
-            socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
+            line.socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
             if kind is ConnKind.TCP and shared.keys is not None:
-                beat(socket, *shared.heartbeat)
-                as_server(socket, shared.keys)
-                socket.setsockopt(zmq.BACKLOG, 128)
-            monitor = monitor_of(socket)
-            socket.bind(address)
+                beat(line.socket, *shared.heartbeat)
+                as_server(line.socket, shared.keys)
+                line.socket.setsockopt(zmq.BACKLOG, 128)
+            line.socket.bind(address)
         except zmq.ZMQError:
-            shut(socket, monitor)
+            line.close()
             raise
-        self._socket, self._monitor = socket, monitor
-        self._descriptor = descriptor_of(socket)
-        shared.poller.watch(self._monitor, self._read_monitor)
-        shared.poller.watch(socket, self._read)
+        shared.poller.watch(line.monitor, self._read_monitor)
+        shared.poller.watch(line.socket, self._read)
 
     @property
     def conns(self) -> list[Conn]:
@@ -80,7 +66,7 @@ class Listener:
         return list(self._ids)
 
     def _read(self) -> bool:
-        socket, taken = self._socket, 0
+        socket, taken = self._line.socket, 0
         received = self._shared.sink.received
         for _ in range(ROUND_FRAMES):
             if not readable(socket):
@@ -155,8 +141,7 @@ class Listener:
         return conn
 
     def _read_monitor(self) -> bool:
-        while readable(self._monitor):
-            event, descriptor = next_event(self._monitor)
+        for event, descriptor in self._line.events():
             if event == zmq.EVENT_ACCEPTED:
                 self._open.add(descriptor)
             elif event == zmq.EVENT_DISCONNECTED:
@@ -165,10 +150,10 @@ class Listener:
                 if identity is not None:
                     self._dying[identity] = _LAST_ROUNDS
         if self._dying:
-            if not readable(self._socket):
+            if not readable(self._line.socket):
                 self._bury(everybody=True)
             else:
-                self._shared.poller.hot.add(self._descriptor)  # to have looked may have swallowed the edge (P13)
+                self._shared.poller.hot.add(self._line.descriptor)  # to have looked may have swallowed the edge (P13)
         return False
 
     def _gone(self, identity: bytes) -> None:
@@ -188,12 +173,12 @@ class Listener:
         if identity is None:
             return False
         try:
-            self._socket.send(identity, NOBLOCK | SNDMORE)
-            self._socket.send(frame, NOBLOCK)
+            self._line.socket.send(identity, NOBLOCK | SNDMORE)
+            self._line.socket.send(frame, NOBLOCK)
         except zmq.ZMQError:
             return False  # full (EAGAIN), or gone and not yet told so (EHOSTUNREACH)
         finally:
-            self._shared.poller.hot.add(self._descriptor)
+            self._shared.poller.hot.add(self._line.descriptor)
         return True
 
     def close_one(self, conn: Conn) -> None:
@@ -227,9 +212,9 @@ class Listener:
 
     def close(self, linger_ms: int = 0) -> None:
         """Close the socket, and with it all its connections; nobody is told."""
-        for each in (self._monitor, self._socket):
-            self._shared.poller.unwatch(each)
-        shut(self._socket, self._monitor, linger_ms)
+        self._shared.poller.unwatch(self._line.monitor)
+        self._shared.poller.unwatch(self._line.socket)
+        self._line.close(linger_ms)
         for _, connection in self._ending:
             connection.close()
         self._ending.clear()

@@ -3,7 +3,6 @@
 from typing import Any, TypeAlias
 
 import zmq
-from zmq.utils.monitor import parse_monitor_message
 
 from tsbus.core.message import MAX_FRAME
 
@@ -23,7 +22,6 @@ FAILED = (
     zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL,
 )
 """Events of a monitor after which libzmq gives up for good (P6)."""
-_MONITORED = zmq.EVENT_ACCEPTED | zmq.EVENT_DISCONNECTED | zmq.EVENT_HANDSHAKE_SUCCEEDED | sum(FAILED)
 _HWM = 256
 """Messages in each libzmq pipe: the window bounds bytes, this only bounds the number of tiny messages (P11)."""
 _BEATING_HWM = 128 * 1024
@@ -55,25 +53,6 @@ def beat(socket: Socket, every_ms: int, timeout_ms: int) -> None:
     socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, timeout_ms)
     socket.setsockopt(zmq.HEARTBEAT_TTL, timeout_ms)
     socket.rcvhwm = _BEATING_HWM
-
-
-def monitor_of(socket: Socket) -> Socket:
-    """Return the socket that tells what happens to the connections of another. Raises ZMQError like `new_socket`."""
-    return socket.get_monitor_socket(_MONITORED)
-
-
-def next_event(monitor: Socket) -> tuple[int, int]:
-    """Read one event of a monitor and the number that goes with it: mostly a file descriptor."""
-    message = parse_monitor_message(monitor.recv_multipart(NOBLOCK))
-    return message["event"], int(message["value"])
-
-
-def shut(socket: Socket, monitor: Socket | None, linger_ms: int = 0) -> None:
-    """Close a socket with its monitor; what was sent gets `linger_ms` to leave."""
-    socket.disable_monitor()
-    if monitor is not None:
-        monitor.close(0)
-    socket.close(linger_ms)
 
 
 def descriptor_of(socket: Socket) -> int:

@@ -21,6 +21,11 @@ from tsbus.transport.shared import LAST_WORDS_MS, Addresses, Shared, Sink
 _REBIND_MS = (5, 5000)
 """The first and the longest pause between two tries to bind the port again: libzmq lets go of it in its own thread."""
 
+_TOLD_AGAIN_MS = 3_600_000
+"""A refused key is logged once in this time: whoever is refused tries again, once a second for years."""
+_MAX_STRANGERS = 1000
+"""So many refused keys are logged in that time."""
+
 _log = Log("transport")
 
 
@@ -60,6 +65,10 @@ class SocketTransport:
         self._path: Path | None = None
         self._file = (0, 0)
         """The device and inode of the workers' socket."""
+        self._strangers: set[str] = set()
+        """Refused keys that were logged."""
+        self._strangers_until = 0.0
+        """When to forget them."""
         self._zap = context.socket(zmq.REP)
         self._zap.linger = 0
         self._zap.bind("inproc://zeromq.zap.01")
@@ -168,12 +177,23 @@ class SocketTransport:
             key = z85.encode(credentials[0]).decode() if mechanism == b"CURVE" and credentials else ""
             if key not in self._shared.allowed:
                 self._shared.sink.key_refused()
-                _log.warning("key.refused", address=address.decode(errors="replace"), key=key)
+                if self._is_news(key):
+                    _log.warning("key.refused", address=address.decode(errors="replace"), key=key)
                 answer = [version, request, b"400", b"key not allowed", b"", b""]
             else:  # its name is looked up when it speaks: it may be silent until the key is another's, or nobody's
                 answer = [version, request, b"200", b"OK", key.encode(), b""]
             self._zap.send_multipart(answer)
         return False
+
+    def _is_news(self, key: str) -> bool:
+        """Whether a key that was refused should be logged; the router's counter has all."""
+        now = self._shared.clock.monotonic_ms()
+        if now >= self._strangers_until:
+            self._strangers, self._strangers_until = set(), now + _TOLD_AGAIN_MS
+        if key in self._strangers or len(self._strangers) >= _MAX_STRANGERS:
+            return False
+        self._strangers.add(key)
+        return True
 
     # Dialling ---------------------------------------------------------------------------------------------------------
 
@@ -208,6 +228,7 @@ class SocketTransport:
         """
         shared = self._shared
         shared.allowed, shared.addresses = dict(allowed), dict(dial_addresses)
+        self._strangers.clear()
         if keys is not None and (keys, port) != (shared.keys, self._port):
             shared.keys, self._port = keys, port
             self._reopen()

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from tsbus.blocking import BlockingClient, connect_blocking
     from tsbus.calls import Call, Request, Result
-    from tsbus.client import Client, Interest, Subscription, connect
+    from tsbus.client import Client, connect
     from tsbus.core.accounting import Outcome
     from tsbus.core.body import BodyError
     from tsbus.core.events import Event
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from tsbus.filters import Filter
     from tsbus.live_mirror import follow
     from tsbus.mirror import Mirror
+    from tsbus.subscription import Interest, Subscription
     from tsbus.worker import Worker
 
 __version__ = "0.1.0"
@@ -82,8 +83,6 @@ _HOMES = {
     ),
     "tsbus.client": (
         "Client",
-        "Interest",
-        "Subscription",
         "connect",
     ),
     "tsbus.core.accounting": ("Outcome",),
@@ -108,6 +107,10 @@ _HOMES = {
     "tsbus.filters": ("Filter",),
     "tsbus.live_mirror": ("follow",),
     "tsbus.mirror": ("Mirror",),
+    "tsbus.subscription": (
+        "Interest",
+        "Subscription",
+    ),
     "tsbus.worker": ("Worker",),
 }
 

@@ -11,7 +11,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final, Self, TypeVar
 
 from tsbus.calls import Call, Result
-from tsbus.client import Client, Subscription, connect
+from tsbus.client import Client, connect
 from tsbus.core.body import to_body
 from tsbus.core.events import Event
 from tsbus.core.exchanges import Reply
@@ -19,6 +19,7 @@ from tsbus.core.message import Gap
 from tsbus.core.topic import check_topic
 from tsbus.errors import BusError, ConnectionLost, PayloadTooLarge
 from tsbus.log import Log
+from tsbus.subscription import Subscription
 
 if TYPE_CHECKING:
     from tsbus.transport import Curve

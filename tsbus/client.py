@@ -7,20 +7,21 @@ import asyncio
 import contextlib
 import inspect
 import os
-from collections.abc import Awaitable, Callable, Coroutine, Generator, Mapping
+from collections.abc import Callable, Coroutine, Generator, Mapping
 from copy import copy
 from typing import TYPE_CHECKING, Any, Generic, Protocol, Self, TypeVar
 
 from tsbus.calls import Call, Request, Result
 from tsbus.connection import Channel, Connection, Signal
 from tsbus.core.body import to_body
-from tsbus.core.events import Event, Inbox, Sink
+from tsbus.core.events import Inbox, Sink
 from tsbus.core.exchanges import CREDIT
 from tsbus.core.message import Content, Gap
 from tsbus.core.roles import Role
-from tsbus.core.session import WINDOW, Wish
-from tsbus.errors import BufferFull, BusError, ConnectionLost, PayloadTooLarge
-from tsbus.log import Log
+from tsbus.core.session import WINDOW
+from tsbus.core.topic import check_pattern
+from tsbus.errors import BufferFull, BusError, PayloadTooLarge
+from tsbus.subscription import Callback, Interest, Subscription
 
 if TYPE_CHECKING:
     from tsbus.core.message import WorkerWelcome
@@ -33,10 +34,6 @@ _CLOSE_S = 2.0
 """How long `close` lets what is queued leave."""
 
 _RAW = int(Content.RAW)
-_log = Log("client")
-
-Callback = Callable[[Event], Awaitable[None] | None]
-"""What a subscription calls for an event: a function, or an `async` one, which is awaited before the next event."""
 
 
 class _Closable(Protocol):
@@ -63,129 +60,6 @@ class Opening(Generic[_T]):
     async def __aexit__(self, *_: object) -> None:
         if self._opened is not None:
             await self._opened.close()
-
-
-class Subscription:
-    """Iterate it for events and gaps. What is not taken counts against the window: the router sees a slow reader."""
-
-    def __init__(self, connection: Connection, sink: Sink, signal: Signal) -> None:
-        self._connection = connection
-        self._sink = sink
-        self._signal = signal
-        self._closed = False
-        self._feeder: asyncio.Task[None] | None = None
-        self.pattern, self.scope = sink.pattern, sink.scope
-
-    def __aiter__(self) -> Self:
-        return self
-
-    async def __anext__(self) -> Event | Gap:
-        item = self.take()
-        if item is not None:
-            return item
-        try:
-            return await self.next()
-        except ConnectionLost:
-            raise StopAsyncIteration from None
-
-    async def next(self, timeout_s: float | None = None) -> Event | Gap:
-        """Wait for the next event or gap. Raises TimeoutError after `timeout_s`, ConnectionLost once it is closed."""
-        async with asyncio.timeout(timeout_s):
-            while (item := self.take()) is None:
-                if self._closed or self._connection.closed:
-                    raise ConnectionLost(f"the subscription to {self.pattern} was closed")
-                await self._signal.wait()
-        return item
-
-    def take(self) -> Event | Gap | None:
-        """Return the next event or gap that has arrived, None if none waits. Not for subscriptions with a callback."""
-        inbox = self._sink.inbox
-        if inbox is None:
-            raise RuntimeError("this subscription has a callback; there is nothing to take")
-        item = inbox.take()
-        if item is None:
-            self._connection.soon()  # an acknowledgement may wait to be sent
-        return item
-
-    async def wait_lost(self) -> None:
-        """Wait until the router is gone, and with it the events until `wait_known`; or the client is closed."""
-        connection = self._connection
-        await connection.changed.until(lambda: not connection.connected)
-
-    async def wait_known(self) -> None:
-        """Wait until the router knows the subscription, again if it was gone. Raises ConnectionLost once closed."""
-        await self._connection.confirm()
-
-    async def close(self) -> None:
-        """End the subscription; who iterates it comes to the end."""
-        if not self._closed:
-            self._closed = True
-            self._connection.session.unsubscribe(self._sink)
-            self._connection.soon()
-            self._signal()
-        if self._feeder is not None and self._feeder is not asyncio.current_task():
-            self._feeder.cancel()
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        await self.close()
-
-    def feed(self, callback: Callback, on_gap: Callable[[Gap], None] | None) -> None:
-        """Let a task await `callback` for one event after the other."""
-        self._feeder = asyncio.create_task(self._feed(callback, on_gap))
-
-    async def _feed(self, callback: Callback, on_gap: Callable[[Gap], None] | None) -> None:
-        async for item in self:
-            try:
-                if isinstance(item, Event):
-                    answer = callback(item)
-                    if answer is not None:
-                        await answer
-                elif on_gap is not None:
-                    on_gap(item)
-            except Exception as error:
-                _log.warning("client.handler-error", pattern=self.pattern, error=f"{type(error).__name__}: {error}")
-
-
-class Interest:
-    """Whether others want what a pattern selects: `wanted` now, and an iterator of every change."""
-
-    def __init__(self, connection: Connection, wish: Wish, signal: Signal) -> None:
-        self._connection = connection
-        self._wish = wish
-        self._signal = signal
-        self._seen = self.wanted
-        self._closed = False
-
-    @property
-    def wanted(self) -> bool:
-        """Whether anybody else is subscribed to something that the pattern selects."""
-        return bool(self._wish.wanted)
-
-    def __aiter__(self) -> Self:
-        return self
-
-    async def __anext__(self) -> bool:
-        await self._signal.until(lambda: self._closed or self._connection.closed or self.wanted != self._seen)
-        if self._closed or self._connection.closed:
-            raise StopAsyncIteration
-        self._seen = self.wanted
-        return self._seen
-
-    async def close(self) -> None:
-        """End the watch; who iterates it comes to the end."""
-        self._closed = True
-        self._connection.session.unwatch(self._wish)
-        self._connection.soon()
-        self._signal()
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        await self.close()
 
 
 class Client:
@@ -352,6 +226,7 @@ class Client:
             sink = Sink(pattern, scope, inbox.put, inbox.put, inbox)
         else:
             sink = Sink(pattern, scope, callback, on_gap or _ignore)
+        check_pattern(pattern)  # before a connection is opened for it
         home = self._home(scope)
         home.session.subscribe(sink)
         subscription = Subscription(home, sink, signal)

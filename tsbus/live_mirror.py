@@ -16,7 +16,7 @@ from typing import Final, Self
 
 import msgspec
 
-from tsbus.client import Client, Opening, Subscription
+from tsbus.client import Client, Opening
 from tsbus.core.accounting import Outcome
 from tsbus.core.events import Event
 from tsbus.core.exchanges import Reply
@@ -27,6 +27,7 @@ from tsbus.filters import Filter
 from tsbus.log import Log
 from tsbus.mirror import MONITOR, Mirror, Standing
 from tsbus.records import Container, ContainerEvent, EngineFacts, SnapshotHead
+from tsbus.subscription import Subscription
 
 SNAPSHOT_S: Final = 15.0
 """So long a node may take for its snapshot."""

@@ -20,11 +20,12 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any, Final, TypeVar
 
 from tsbus.calls import Request, Result
-from tsbus.client import Callback, Client, connect
+from tsbus.client import Client, connect
 from tsbus.core.accounting import Outcome
 from tsbus.core.roles import Role
 from tsbus.errors import BusError, CommandError, RefusedError
 from tsbus.log import Log, setup
+from tsbus.subscription import Callback
 
 MAX_RUNNING: Final = 1000
 """Commands that run at once; more wait their turn, and their budget runs meanwhile."""

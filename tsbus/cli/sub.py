@@ -25,7 +25,8 @@ from tsbus.core.topic import check_pattern, matches
 
 if TYPE_CHECKING:
     from tsbus import Event, Gap
-    from tsbus.client import Client, Subscription
+    from tsbus.client import Client
+    from tsbus.subscription import Subscription
 
 BUS_EVENTS = ("node.>", "bus.>", "worker.>", "process.>", "handler.>", "alert.>")
 COMMAND_LINES = ("treescale-", "ts-pub", "ts-sub", "completion")

@@ -17,7 +17,7 @@ from typing import Any, Final, Self
 
 import msgspec
 
-from tsbus.client import Client, Subscription
+from tsbus.client import Client
 from tsbus.connection import Signal
 from tsbus.core.accounting import Outcome
 from tsbus.core.events import Event
@@ -30,6 +30,7 @@ from tsbus.dashboard.state import Model
 from tsbus.errors import BusError
 from tsbus.lb_records import Details
 from tsbus.live_mirror import Change, LiveMirror, follow
+from tsbus.subscription import Subscription
 
 TOPICS: Final = (
     "alert.*", "bus.*", "container.*", "docker.*", "image.*", "lb.*", "network.*", "node.*", "process.*", "worker.*",

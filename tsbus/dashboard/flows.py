@@ -12,7 +12,7 @@ from typing import Any, Final
 
 import msgspec
 
-from tsbus.client import Client, Subscription
+from tsbus.client import Client
 from tsbus.core.accounting import Outcome
 from tsbus.core.events import Event
 from tsbus.core.target import fold
@@ -23,6 +23,7 @@ from tsbus.errors import BusError
 from tsbus.lb_records import BalancerTraffic
 from tsbus.log import Log
 from tsbus.records import StatsEvent
+from tsbus.subscription import Subscription
 
 ALL: Final = "*"
 """Watch the whole tree."""

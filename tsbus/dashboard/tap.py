@@ -9,13 +9,14 @@ from collections.abc import AsyncIterator, Collection
 from contextlib import asynccontextmanager, suppress
 from typing import Final
 
-from tsbus.client import Client, Subscription
+from tsbus.client import Client
 from tsbus.connection import Signal
 from tsbus.core.events import Event
 from tsbus.core.message import Gap
 from tsbus.dashboard.eventlog import EventLog
 from tsbus.dashboard.feed import Feed, unix_ms
 from tsbus.errors import BusError
+from tsbus.subscription import Subscription
 
 MAX_TOPICS: Final = 1024
 """That are read at the same time; before there are more, those without a reader go."""

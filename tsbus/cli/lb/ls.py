@@ -29,7 +29,8 @@ from tsbus.lb_records import Summary
 
 if TYPE_CHECKING:
     from tsbus import Event
-    from tsbus.client import Client, Subscription
+    from tsbus.client import Client
+    from tsbus.subscription import Subscription
 
 STATES = ("ok", "empty", "sorry", "panic", "waiting", "clash")
 SORTS = ("node", "name", "state", "active", "problems")

@@ -1,21 +1,20 @@
-"""Links: how routers join to a tree and keep the directory (protocol sections 4, 6, 7.2 and 8).
+"""Links: how routers join to a tree, and stay together (protocol sections 4, 7.2 and 8).
 
-Part of the router (router.py): handshakes between routers, the flood of directory changes, liveness, whom to dial.
+Part of the router (router.py): handshakes between routers, interest, liveness, whom to dial. What they tell each other
+of nodes is in news.py.
 """
 
-from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from tsbus.core import message as wire
-from tsbus.core.directory import UPWARD, NodeState, version
+from tsbus.core.directory import UPWARD, NodeState
 from tsbus.core.healing import Healing
 from tsbus.core.liveness import Liveness, Verdict
 from tsbus.core.message import Entry, ProtocolError, Type
 from tsbus.core.routing import Paths
 from tsbus.core.target import fold
 from tsbus.core.topic import TopicError, check_pattern
-from tsbus.core.tree import Topology
+from tsbus.core.tree import may_hang
 from tsbus.log import Log
 from tsbus.peer import Conn, Decision, Peer, PeerKind
 
@@ -29,15 +28,6 @@ _MAX_LINK_INTEREST = 1_000_000
 """Patterns taken from one link: what all workers behind it want together."""
 
 
-@dataclass(slots=True, eq=False)
-class _Doubt:
-    """News that is not believed, the link it came over, and the link over which it was sent on to the node."""
-
-    entry: Entry
-    source: Peer
-    told: Peer | None = None
-
-
 class Links:
     """All links of one router. `by_way` names them: UPWARD for the parent, else the child's name."""
 
@@ -48,11 +38,6 @@ class Links:
         """Nodes below that were dialled and have not answered HELLO yet."""
         self._healing = self._new_healing()
         self._dials: frozenset[str] = frozenset()
-        self._tree_changed = False
-        self._broken: set[str] = set()
-        """Nodes that what was under way to or from was lost with a link, since the last `settle`."""
-        self._doubts: dict[str, _Doubt] = {}
-        """The latest news of nodes that came from where these nodes are not (protocol 6.6)."""
         self._knock: tuple[str, float, float] = ("", 0.0, 0.0)
         """Which home parent waits for an adopted node, since when, and when it last knocked."""
 
@@ -68,7 +53,7 @@ class Links:
         """The configuration changed: links to nodes that it no longer has are cut, new children are dialled."""
         router = self._router
         self._healing = self._new_healing()
-        self._tree_changed = True
+        router.news.is_any = True
         for peer in [*self.by_way.values(), *self._pending.values()]:
             if peer.name not in router.topology:
                 router.cut(peer, "reset", f"{peer.name} is not in the configuration any more")
@@ -117,7 +102,7 @@ class Links:
             raise ProtocolError("not-welcome", f"WELCOME of {welcome.node} was not asked for")
         del self._pending[peer.name]
         self._establish(peer, PeerKind.CHILD, peer.name, welcome)
-        self._learn(welcome.entries, peer)
+        router.news.learn(welcome.entries, peer)
         entry = router.directory.entries[peer.name]
         _log.info("link.up", node=peer.name, epoch=entry.epoch, config_differs=welcome.config != router.tree.version)
         self._announce("node.up", entry)
@@ -152,9 +137,9 @@ class Links:
         peer.name = name
         router.tell(peer, Type.WELCOME, self._hello(UPWARD, ""))
         self._establish(peer, PeerKind.PARENT, UPWARD, hello)
-        self._note([own])
-        self._flood([own], but=peer)
-        self._learn(hello.entries, peer)
+        router.news.note([own])
+        router.news.flood([own], but=peer)
+        router.news.learn(hello.entries, peer)
         _log.info("parent.up", node=name, adopted=hello.as_ == "adopter", epoch=own.epoch)
 
     def _refusal(self, name: str, hello: wire.LinkHello) -> wire.Bye | None:
@@ -176,7 +161,7 @@ class Links:
             return wire.Bye("busy", f"{router.me} has a parent, {parent.name}")
         if name in directory.below(router.me) and directory.top(name) == directory.top(router.me):
             return wire.Bye("loop", f"{name} is below {router.me}")
-        if topology.is_ancestor(name, router.me) or _is_elder(topology, name, router.me):
+        if may_hang(topology, router.me, name):
             return None
         return wire.Bye("refused", f"{name} is neither above {router.me} nor the acting root")
 
@@ -227,7 +212,7 @@ class Links:
         del self.by_way[peer.way]
         router.interest.close_link(peer.way)
         router.clients.interest_changed()
-        self._tree_changed = True
+        router.news.is_any = True
         node = router.me if peer.kind is PeerKind.PARENT else peer.name
         if node not in router.topology:
             return
@@ -238,102 +223,10 @@ class Links:
         _log.warning("link.lost", peer=peer.name, cause=cause)
         if entry is None:
             return
-        self._note([entry])
-        self._flood([entry], but=None)
+        router.news.note([entry])
+        router.news.flood([entry])
         if peer.kind is PeerKind.CHILD and cause != "moved":
             self._announce("node.lost", entry)
-
-    def on_directory(self, peer: Peer, _: Decision, __: bytes, ___: bytes, body: bytes) -> None:
-        """Take a neighbour's changes and pass on what is news."""
-        self._learn(wire.decode_body(wire.Directory, body).entries, peer)
-
-    def _learn(self, entries: list[Entry], source: Peer) -> None:
-        believed = [entry for entry in entries if self._believes(entry, source)]
-        known = self._router.directory.entries
-        before = {entry.node: known[entry.node] for entry in believed if entry.node in known}
-        news = self._router.directory.merge(believed)
-        if not news:
-            return
-        self._note([entry for entry in news if _breaks(before[entry.node], entry)])
-        own = [entry for entry in news if entry.node == self._router.me]
-        self._flood([entry for entry in news if entry.node != self._router.me], but=source)
-        missing = [entry for entry in map(self._disown, news) if entry is not None]
-        self._note(missing)
-        self._flood(own + missing, but=None)
-        self._tree_changed = True
-
-    def _believes(self, entry: Entry, source: Peer) -> bool:
-        """Take news of a node only from its own side, and never an attachment that the configuration forbids (6.6).
-
-        Without this a child could say that any node hangs below it, and then speak for that node.
-        """
-        directory, node = self._router.directory, entry.node
-        if not directory.is_news(entry) or self._is_their_side(entry, source):
-            return True
-        known = self._doubts.get(node)
-        if known is None or version(entry) > version(known.entry):
-            self._router.counters["doubted"] += 1
-            self._doubts[node] = _Doubt(entry, source)
-            self._pass_on(self._doubts[node])
-        return False
-
-    def _pass_on(self, doubt: "_Doubt") -> None:
-        """Send doubtful news to where the node is, as far as we know: it knows best, and outbids what is not so."""
-        link = self.by_way.get(self._router.directory.way(doubt.entry.node))
-        if link not in (None, doubt.source, doubt.told):
-            doubt.told = link
-            self._router.tell(link, Type.DIRECTORY, wire.Directory([doubt.entry]))
-
-    def _is_their_side(self, entry: Entry, source: Peer) -> bool:
-        directory, node = self._router.directory, entry.node
-        if node == directory.me:  # what the parent end noted, or what others remember of an earlier process
-            own = directory.entries[node]
-            return source.way == UPWARD or own.state == NodeState.LOST or entry.incarnation != own.incarnation
-        if not self._may_hang(node, entry.parent):
-            return False
-        if node == source.name and entry.parent == directory.me:
-            return True
-        known = directory.entries[node]
-        changes_nothing = entry.state == known.state == NodeState.LOST and entry.parent == known.parent
-        return changes_nothing or directory.way(node) == source.way or node not in directory.reachable
-
-    def _may_hang(self, node: str, parent: str) -> bool:
-        topology = self._router.topology
-        return not parent or topology.is_ancestor(parent, node) or _is_elder(topology, parent, node)
-
-    def _reconsider(self) -> None:
-        """Something changed: look again at what was not believed."""
-        for node, doubt in list(self._doubts.items()):
-            if doubt.source.gone or not self._router.directory.is_news(doubt.entry):
-                del self._doubts[node]
-            elif self._is_their_side(doubt.entry, doubt.source):
-                del self._doubts[node]
-                self._learn([doubt.entry], doubt.source)
-            else:
-                self._pass_on(doubt)
-
-    def _disown(self, entry: Entry) -> Entry | None:
-        """Note a node lost that is said to hang here and does not: it went while this process was not there to see."""
-        router = self._router
-        if entry.parent != router.me or entry.node in self.by_way:
-            return None
-        return router.directory.change(entry.node, NodeState.LOST, "closed", router.clock.wall_ms())
-
-    def _note(self, entries: Iterable[Entry]) -> None:
-        """Remember which nodes lie beyond links that broke, for `settle`."""
-        directory = self._router.directory
-        self._tree_changed = True
-        for entry in entries:
-            if entry.cause == "moved":
-                continue
-            below = directory.below(entry.node)
-            self._broken |= (frozenset(directory.entries) - below) if directory.me in below else below
-
-    def _flood(self, entries: list[Entry], but: Peer | None) -> None:
-        if entries:
-            for peer in self.told().values():
-                if peer is not but:
-                    self._router.tell(peer, Type.DIRECTORY, wire.Directory(entries))
 
     def told(self) -> dict[str, Peer]:
         """Return by way who must hear of changes: also those whose HELLO is on its way and did not tell them."""
@@ -376,14 +269,10 @@ class Links:
 
     def settle(self) -> None:
         """After a round of messages: end what broke, decide anew."""
-        if not self._tree_changed:
-            return
-        while self._tree_changed:
-            self._tree_changed = False
-            self._reconsider()
         router = self._router
-        broken, self._broken = frozenset(self._broken), set()
-        if broken:
+        if not router.news.is_any:
+            return
+        if broken := router.news.settle():
             router.commands.broken(broken)
         self._healing.note(router.directory.reachable, int(router.now))
         router.invalidate()
@@ -416,8 +305,8 @@ class Links:
         _log.warning("link.state", peer=peer.name, state=state.name.lower(), cause=cause)
         entry = router.directory.change(peer.name, state, cause, router.clock.wall_ms())
         if entry is not None:
-            self._tree_changed = True
-            self._flood([entry], but=None)
+            router.news.is_any = True
+            router.news.flood([entry])
             self._announce(topic, entry)
 
     def _redial(self) -> None:
@@ -445,23 +334,5 @@ class Links:
             "role": role,
             "state": "torpid" if live and live.torpid_since is not None else "up",
             "rtt_ms": None if live is None or live.rtt_ms is None else round(live.rtt_ms, 3),
-            "interest": len(self._router.interest.of(peer.way)),
+            "interest": self._router.interest.count(peer.way),
         }
-
-
-def _breaks(before: Entry, after: Entry) -> bool:
-    """Whether a change of a node's entry means that a link broke in between (protocol 6.5)."""
-    if after.state == NodeState.LOST:
-        return True
-    # A node that only outbids what others say of it keeps the time at which it was attached.
-    is_new = (after.incarnation, after.time_ms) != (before.incarnation, before.time_ms)
-    return after.epoch > before.epoch > 0 and is_new and after.cause != "moved"
-
-
-def _is_elder(topology: Topology, name: str, me: str) -> bool:
-    """Whether `name` is a root child before the one that `me` is, or is below (protocol 4.4)."""
-    elders = topology.children(topology.root)
-    if name not in elders or me == topology.root:
-        return False
-    mine = next((index for index, elder in enumerate(elders) if me in topology.subtree(elder)), -1)
-    return elders.index(name) < mine or (me != elders[mine] and elders.index(name) != mine)

@@ -1,8 +1,8 @@
 """The router: takes frames from its peers, decides once for each route, passes copies on (protocol sections 2 to 10).
 
-This module is the hot path. clients.py has the local peers, links.py joins routers to a tree, commands.py keeps the
-calls, pacing.py holds back who is too fast. They see the world only through `Transport` and `Clock` (peer.py), so the
-same router runs over sockets and over memory.
+This module is the hot path. clients.py has the local peers, links.py joins routers to a tree, news.py keeps the
+directory, commands.py the calls, pacing.py holds back who is too fast. They see the world only through `Transport` and
+`Clock` (peer.py), so the same router runs over sockets and over memory.
 """
 
 import json
@@ -22,6 +22,7 @@ from tsbus.core.roles import Role
 from tsbus.core.routing import Drop, Paths, Routing
 from tsbus.links import Links
 from tsbus.log import Log
+from tsbus.news import News
 from tsbus.pacing import Pacing
 from tsbus.peer import CLIENTS, LINKS, Clock, Conn, ConnKind, Decision, Handler, Peer, PeerKind, Transport
 
@@ -94,6 +95,7 @@ class Router:
         """Local peers and consoles by handle."""
         self.peers: set[Peer] = set()
         self.dirty: set[Peer] = set()
+        self.news = News(self)
         self.links = Links(self)
         self.commands = Commands(self)
         self.clients = Clients(self)
@@ -112,7 +114,7 @@ class Router:
             Type.WATCH: self.clients.on_watch,
             Type.SERVE: self.commands.on_serve,
             Type.WELCOME: self.links.on_welcome,
-            Type.DIRECTORY: self.links.on_directory,
+            Type.DIRECTORY: self.news.on_directory,
             Type.INTEREST: self.links.on_interest,
         }
 
@@ -475,7 +477,7 @@ class Router:
         gap = wire.decode_body(wire.Gap, body)
         self.counters["gaps"] += 1
         for other in self.peers:
-            wants = other.subscriptions if other.kind in CLIENTS else self.interest.of(other.way)
+            wants = other.subscriptions if other.kind in CLIENTS else self.interest.count(other.way)
             if other is not peer and wants:
                 other.outbox.event.note_gap(gap.at, gap.count)
                 self.dirty.add(other)

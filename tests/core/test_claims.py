@@ -27,7 +27,7 @@ async def test_a_false_claim_ends_no_call() -> None:
         liar = root.links.by_way["b"]
         claim = wire.Entry("a", 1 << 50, 0, NodeState.UP, "b", 7, "joined", 0)
         nothing = Decision(wire.Lane.CONTROL, wire.Route(0))
-        root.links.on_directory(liar, nothing, b"", b"", wire.encode(wire.Directory([claim])))
+        root.news.on_directory(liar, nothing, b"", b"", wire.encode(wire.Directory([claim])))
         await tree.advance(1)
         assert root.counters["doubted"] == 1
         entry = root.directory.entries["a"]

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from strategies import topologies, trees_and_living
 
-from tsbus.core.tree import Topology, acting_root, adopter, wanted_dials
+from tsbus.core.tree import Topology, acting_root, adopter, may_hang, wanted_dials
 
 #            top
 #     a       b      c
@@ -108,6 +108,25 @@ def test_relations_agree(topology, data):
 def test_adopter(node, dead, dialler):
     """The nearest living ancestor dials a node, or else the acting root."""
     assert adopter(SMALL, node, alive_but(*dead.split())) == dialler
+
+
+def test_parents_that_a_node_may_have():
+    """An ancestor, or a child of the root, which for another child of the root comes before it (4.4)."""
+    parents = {node: {name for name in (*SMALL.names, "ghost") if may_hang(SMALL, node, name)} for node in SMALL.names}
+    assert parents["top"] == set()
+    assert parents["a"] == {"top"}
+    assert parents["c"] == {"top", "a", "b"}
+    assert parents["b1"] == {"top", "a", "b", "c"}
+    assert parents["a11"] == {"top", "a", "a1", "b", "c"}
+
+
+@given(trees_and_living())
+def test_who_dials_may_do_so(case):
+    """Whoever the rule lets dial a living node is one that the node accepts as its parent."""
+    topology, living = case
+    for node in living:
+        dialler = adopter(topology, node, living.__contains__)
+        assert dialler is None or may_hang(topology, node, dialler)
 
 
 def test_wanted_dials_of_the_small_tree():

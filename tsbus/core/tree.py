@@ -114,6 +114,19 @@ def acting_root(topology: Topology, is_alive: Callable[[str], bool]) -> str | No
     return next(filter(is_alive, (topology.root, *topology.children(topology.root))), None)
 
 
+def may_hang(topology: Topology, node: str, parent: str) -> bool:
+    """Tell whether `parent`, which may be no node at all, is one that can dial `node` (protocol 4.4).
+
+    That is an ancestor, or as the acting root a child of the root; another child of the root must come after it.
+    """
+    if topology.is_ancestor(parent, node):
+        return True
+    elders = topology.children(topology.root)
+    if parent not in elders or node == topology.root:
+        return False
+    return node not in elders or elders.index(parent) < elders.index(node)
+
+
 def adopter(topology: Topology, node: str, is_alive: Callable[[str], bool]) -> str | None:
     """Return who should dial `node`, itself dead or alive, given who else is alive; None when nobody should.
 

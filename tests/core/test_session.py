@@ -11,7 +11,7 @@ from tsbus.core.events import Event, Inbox, Sink
 from tsbus.core.exchanges import CREDIT, Asked, Served
 from tsbus.core.message import Content, Flag, Route, Type
 from tsbus.core.session import EVENT_ROOM, MAX_ROUTES, Session
-from tsbus.core.target import spell
+from tsbus.core.target import TargetError, spell
 from tsbus.core.topic import TopicError
 
 WALL_MS = 1_700_000_000_000
@@ -596,3 +596,19 @@ def test_input_beyond_its_credit_ends_the_call() -> None:
 def test_folded_sets_are_spelled_out(folded: str, names: set[str]) -> None:
     """The sets of ACCEPT and DONE are read without knowing the tree."""
     assert spell(folded) == names
+
+
+@pytest.mark.parametrize("folded", ["n[1-99999999]", "n[1-999]x[1-999]y[1-999]", "n[1-2/0]"])
+def test_sets_that_cannot_be_are_malformed(folded: str) -> None:
+    """A router's set that would fill the memory, or that cannot be read, is a ProtocolError; the call goes on."""
+    with pytest.raises(TargetError):
+        spell(folded)
+    desk = Desk()
+    call = desk.session.exchanges.request("x", "s.c", b"", 0, budget_ms=1000)
+    with pytest.raises(wire.ProtocolError):
+        desk.hear(wire.local(Type.ACCEPT, wire.Accept(folded), wire.CallMeta(call.number)))
+    desk.hear(wire.local(Type.ACCEPT, wire.Accept("a"), wire.CallMeta(call.number)))
+    assert call.resolved == {"a"}
+    with pytest.raises(wire.ProtocolError):
+        desk.hear(wire.local(Type.DONE, wire.Done(ok=folded), wire.CallMeta(call.number)))
+    assert not call.done

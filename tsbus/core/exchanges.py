@@ -29,7 +29,7 @@ from tsbus.core.message import (
     decode_body,
     decode_meta,
 )
-from tsbus.core.target import spell
+from tsbus.core.target import TargetError, spell
 
 CREDIT: Final = 65_536
 """Bytes that may be under way to a reader before its GRANT: the default for replies, fixed for input (protocol 9.4)."""
@@ -227,7 +227,7 @@ class Exchanges:
         call = self._asked.get(decode_meta(CallMeta, meta).call)
         if call is not None and call.account is None:
             call.nodes = decode_body(Accept, body).nodes
-            call.resolved = spell(call.nodes)
+            call.resolved = _names(call.nodes)
             call.account = Account(call.resolved)
             call._credit_left = dict.fromkeys(call.resolved, call.credit)
             call._input_left = dict.fromkeys(call.resolved, CREDIT)
@@ -269,7 +269,7 @@ class Exchanges:
         if not call.account.closed:  # a reply did not come through
             sets = decode_body(Done, body)
             for outcome in Outcome:
-                self._finish(call, spell(getattr(sets, outcome.name.lower())), outcome, "")
+                self._finish(call, _names(getattr(sets, outcome.name.lower())), outcome, "")
         self._close(call)
 
     def failed(self, number: int, error: Error) -> None:
@@ -407,6 +407,14 @@ class Exchanges:
         origin, handle, number = call.key
         self._post(Type.REPLY, origin, str(handle), ReplyMeta(number, call._seq, status, flags, content), body)
         call._seq += 1
+
+
+def _names(folded: str) -> frozenset[str]:
+    """Spell out a set of the router's. Raises ProtocolError."""
+    try:
+        return spell(folded)
+    except TargetError as error:
+        raise ProtocolError("malformed", str(error)) from None
 
 
 def _outcome(code: int) -> Outcome:

@@ -1,7 +1,7 @@
 """Outgoing lanes of one connection: byte-bounded queues that batch, and the window of unacknowledged bytes.
 
 Pure. The router has one `Outbox` for each peer, a client one for its router; both put envelopes in, and hand the frames
-that `next_frame` returns to the transport. Protocol sections 2.3 and 9.
+of the `next` queue to the transport. Protocol sections 2.3 and 9.
 """
 
 from collections import deque

@@ -301,14 +301,14 @@ class WorkerWelcome(msgspec.Struct, kw_only=True):
 
 
 class Bye(msgspec.Struct):
-    """BYE and ERROR: a reason of protocol 12 and a sentence for people. ERROR calls the first key `code`."""
+    """BYE: a reason of protocol 12 and a sentence for people."""
 
     reason: str
     text: str = ""
 
 
 class Error(msgspec.Struct):
-    """ERROR to a worker."""
+    """ERROR to a worker or console: a word of protocol 12 and a sentence for people."""
 
     code: str
     text: str = ""

@@ -1,8 +1,8 @@
 """One client's session with its router: handshake, subscriptions, watches, and what is said again after a reconnect.
 
-Pure: frames come in with `received`, frames go out through `pump`, time and wake-ups are handed in. `client.py` is the
-asyncio shell around it; commands are in `exchanges.py`. Events take the shortest way: a route is understood once and
-then costs a dictionary look-up, meta is decoded when somebody asks for it.
+Pure: frames come in with `received`, frames go out through `pump`, time and wake-ups are handed in. `connection.py` is
+the asyncio shell around it; commands are in `exchanges.py`. Events take the shortest way: a route is understood once
+and then costs a dictionary look-up, meta is decoded when somebody asks for it.
 """
 
 from collections import Counter

@@ -136,6 +136,7 @@ def test_no_retry_after_the_deadline(desk, logins):
 def test_a_deadline_ends_what_is_under_way(desk, logins):
     """A server that takes longer than it may ends as a trouble."""
     with Runner(logins, desk.shared, retry=AT_ONCE) as runner:
+        assert isinstance(results(runner.each(["web0"], ids))["web0"], Done)  # its login has no part in the two seconds
         (end,) = results(
             runner.each(["web0"], lambda session, _: session.run("sleep 99", stage="docker"), deadline_s=2)
         ).values()

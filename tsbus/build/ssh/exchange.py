@@ -136,6 +136,8 @@ class Exchange:
             elif self._ended():
                 raise self._not_ready(opening)
             elif not out and not err and not self._wait():
+                if time.monotonic() >= self._last:
+                    raise self._too_long()
                 raise self._not_ready(opening, f"no shell within {OPENING_S:g} s")
 
     def _request(self, command: str) -> None:

@@ -261,7 +261,8 @@ def _negotiate(transport: Transport, login: Login, shared: Shared, until: float,
     except OSError as error:
         raise _unreadable(login, error) from error
     left = max(0.1, until - time.monotonic())
-    transport.banner_timeout = transport.handshake_timeout = left
+    # Later than ours: when the library's own limit is first, the connection is taken for lost.
+    transport.banner_timeout = transport.handshake_timeout = left + STUCK_S
     done = threading.Event()
     transport.start_client(event=done)
     if not shared.wait(done, until):

@@ -122,13 +122,13 @@ async def _trouble(control: Path) -> str:
 
 
 async def _wait_joined(client: Client) -> None:
-    """Wait until the router lives and its parent has told it who wants what, but not for ever.
+    """Wait until the router lives, and then, but not for ever, until its parent has told it who wants what.
 
     Events given to a router that was just killed, or that has just started, would reach nobody.
     """
+    await client.flush()
     with contextlib.suppress(TimeoutError, BusError):
         async with asyncio.timeout(JOIN_S):
-            await client.flush()
             while not is_joined(await client.call_one(client.node, "router.status")):
                 await asyncio.sleep(LOOK_S)
     await client.flush()

@@ -5,6 +5,7 @@ import os
 import pty
 import re
 import select
+import signal
 import struct
 import subprocess
 import termios
@@ -19,6 +20,13 @@ LIMIT_S = 60.0
 _CODES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 
 
+def _take_terminal() -> None:
+    """In the new process: the terminal is its own, and so are the signals of one, whatever nohup told these tests."""
+    ioctl(0, termios.TIOCSCTTY, 0)
+    for number in (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT):
+        signal.signal(number, signal.SIG_DFL)
+
+
 class Terminal:
     """A program at a terminal; `seen` is all that it wrote there."""
 
@@ -30,7 +38,7 @@ class Terminal:
         self.resize(*size)
         self.process = subprocess.Popen(
             argv, env={**env, "TERM": "xterm"}, cwd=folder, stdin=inner, stdout=inner, stderr=inner,
-            start_new_session=True, preexec_fn=lambda: ioctl(0, termios.TIOCSCTTY, 0),
+            start_new_session=True, preexec_fn=_take_terminal,
         )  # fmt: skip
         os.close(inner)
 
@@ -61,8 +69,9 @@ class Terminal:
 
     def end(self) -> tuple[int, str]:
         """Wait for the end of the program; returns its exit code and what came since the last call."""
-        raw = ""
+        raw, until = "", time.monotonic() + LIMIT_S
         while piece := self._read():
+            assert time.monotonic() < until, f"it does not end, and writes: {self.seen[-3000:]!r}"
             raw += piece
         return self.process.wait(LIMIT_S), _CODES.sub("", raw)
 

@@ -209,7 +209,7 @@ def test_a_worker_is_kept_running_as_its_user(node):
         ("add mine --user root -- false", "does not stay, and is tried again"),
         ("remove nothing", "has no worker 'nothing'"),
         ("ls --conf /etc/passwd", "is no supervisord.conf of TreeScale"),
-        ("ls --conf /nowhere", "No such file"),
+        ("ls --conf /nowhere", "there is no /nowhere"),
     ],
 )
 def test_a_worker_that_cannot_be_is_told(node, words, text):

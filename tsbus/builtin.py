@@ -77,7 +77,7 @@ def stats(router: "Router") -> dict[str, object]:
         "uptime_ms": router.clock.wall_ms() - router.started_ms,
         "links": [_peer(peer) | router.links.link_stats(peer) for peer in router.links.by_way.values()],
         "workers": [_peer(peer) | _worker(peer) for peer in router.workers.values()],
-        "calls": {"outgoing": len(router.commands.outgoing), "serving": len(router.commands.serving)},
+        "calls": {"outgoing": len(router.commands.outgoing), "serving": len(router.services.serving)},
         "subscriptions": router.interest.size,
         "counters": dict(router.counters),
     }

@@ -1,6 +1,6 @@
 """Clients: a router's own workers and consoles: who they are, and what they want to hear (protocol 4.3 and 7).
 
-Part of the router (router.py). What they ask for and serve is in commands.py.
+Part of the router (router.py). What they ask for is in commands.py, what they serve in services.py.
 """
 
 from typing import TYPE_CHECKING
@@ -72,7 +72,8 @@ class Clients:
         router.workers.pop(peer.handle, None)
         for scope in SCOPES:
             router.interest.forget(Local(peer.handle, scope))
-        router.commands.worker_gone(peer)
+        router.services.forget(peer)
+        router.commands.forget(peer)
         self.interest_changed()
         router.publish("worker.left", {"name": peer.name, "handle": peer.handle, "who": peer.who})
 

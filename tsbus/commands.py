@@ -1,33 +1,30 @@
 """Commands: requests, their answers, and the account of both (protocol section 10).
 
-Part of the router (router.py). The books are pure (core/calls.py); this module moves envelopes between them and peers.
+Part of the router (router.py): what it does for callers, and for calls on their way to other nodes. What its own node
+answers is in services.py. The books are pure (core/calls.py); both modules move envelopes between them and peers.
 """
 
-import json
 from typing import TYPE_CHECKING
 
-from tsbus import builtin
 from tsbus.core import message as wire
 from tsbus.core.accounting import Outcome
-from tsbus.core.calls import GRACE_MS, Call, Outgoing, Serving
+from tsbus.core.calls import GRACE_MS, Call, Key, Outgoing
 from tsbus.core.directory import HERE, NodeState
 from tsbus.core.message import Content, Flag, Lane, Route, Type
 from tsbus.core.roles import Role
 from tsbus.core.routing import Drop, Paths
-from tsbus.core.target import TargetError, fold, resolve, unfold
-from tsbus.core.topic import TopicError, check_topic, matches
+from tsbus.core.target import TargetError, fold, unfold
+from tsbus.core.topic import TopicError, check_topic
 from tsbus.peer import CLIENTS, Decision, Peer
 
 if TYPE_CHECKING:
     from tsbus.router import Router
 
-_MAX_COMMANDS = 1000
 _MAX_SPILLED = 10_000
 _FEW_BYTES = 1024
 """A last answer as short as this takes hardly more room than the word that there was none for it."""
 _NODE_BYTES = 100
 """What a node in a remembered target takes, about."""
-_NOT_EVEN = (Outcome.REFUSED, "this needs the role observe")
 
 
 class _Wide:
@@ -50,68 +47,8 @@ class Commands:
     def __init__(self, router: "Router") -> None:
         self._router = router
         self.outgoing = Outgoing()
-        self.serving = Serving()
-        self._services: dict[str, list[Peer]] = {}
-        self._turn = 0
-        self._spilled: dict[tuple[tuple[str, int, int], str], None] = {}
+        self._spilled: dict[tuple[Key, str], None] = {}
         """Calls that a link had no room for, with the node or the way: they are ended once."""
-
-    # Services ---------------------------------------------------------------------------------------------------------
-
-    def on_serve(self, peer: Peer, _: Decision, __: bytes, ___: bytes, body: bytes) -> None:
-        """A worker offers commands (protocol 3, SERVE)."""
-        serve = wire.decode_body(wire.Serve, body)
-        if serve.service == "router":
-            self._router.error(peer, "refused", "the service name router is the router's own")
-            return
-        for command, role in serve.commands.items():
-            name = f"{serve.service}.{command}"
-            try:
-                check_topic(name)
-            except TopicError as error:
-                self._router.error(peer, "target", str(error))
-                return
-            if len(peer.services) >= _MAX_COMMANDS:
-                self._router.error(peer, "full", f"{_MAX_COMMANDS} commands, no more")
-                return
-            if not self._claim(peer, name):
-                return
-            if name not in peer.services:
-                self._services.setdefault(name, []).append(peer)
-            peer.services[name] = max(Role.OBSERVE, min(role, Role.ADMIN))
-
-    def _claim(self, peer: Peer, name: str) -> bool:
-        """Whether the worker may serve a command: not beside somebody else's workers, unless its role is higher.
-
-        Otherwise any local user could take the requests that are meant for the executor (protocol 10.1).
-        """
-        rivals = [worker for worker in self._services.get(name, ()) if worker.who != peer.who]
-        for rival in rivals:
-            if rival.role >= peer.role:
-                self._router.counters["refused"] += 1
-                self._router.error(peer, "refused", f"{name} is served by {rival.who} already")
-                return False
-        for rival in rivals:
-            self._withdraw(rival, name)
-            del rival.services[name]
-            self._router.error(rival, "refused", f"{name} is served by {peer.who} now, whose role is higher")
-        return True
-
-    def _withdraw(self, peer: Peer, name: str) -> None:
-        self._services[name].remove(peer)
-        if not self._services[name]:
-            del self._services[name]
-
-    def worker_gone(self, peer: Peer) -> None:
-        """A local client is gone: its calls are cancelled, what it worked on has failed (protocol 10.3, 10.5)."""
-        for name in peer.services:
-            self._withdraw(peer, name)
-        for key in self.serving.of(peer.handle):
-            self.serving.end(key)
-            self._answer(key[0], key[1], key[2], Outcome.FAILED, f"the worker {peer.name} ended before it answered")
-        for call in self.outgoing.of(peer.handle):
-            self._cancel(call, call.account.finish_all(Outcome.CANCELLED))
-            self.outgoing.close(call)
 
     # Deciding ---------------------------------------------------------------------------------------------------------
 
@@ -152,11 +89,13 @@ class Commands:
         way = router.directory.way(route.target)
         client = peer.kind in CLIENTS
         if way == HERE:
-            return Decision(lane, route, handle=self._from_worker_home if client else self._home)
+            return Decision(lane, route, handle=router.services.from_worker_home if client else self.home)
         link = router.links.by_way.get(way)
         if link is None or way == peer.way:
             return Decision(lane, route, reason="no-route")
-        return Decision(lane, route, handle=self._from_worker, extra=link) if client else Decision(lane, route, (link,))
+        if client:
+            return Decision(lane, route, handle=router.services.from_worker, extra=link)
+        return Decision(lane, route, (link,))
 
     # The caller's router ----------------------------------------------------------------------------------------------
 
@@ -185,7 +124,7 @@ class Commands:
             stamped = wire.encode(_stamp(request, request.budget_ms, int(router.now)))
             self._send_on(wide.route, request.call, wide.paths, [wide.onward, stamped, body])
             if wide.paths.here:
-                self._deliver(wide.route, wide.onward, request, stamped, body)
+                router.services.deliver(wide.route, wide.onward, request, stamped, body)
 
     def why_away(self, node: str) -> str:
         """Name the lost link that cuts a node off, in words for people."""
@@ -221,7 +160,7 @@ class Commands:
         """Tell `nodes` that nobody waits for their answer any more."""
         self._cancel_at(nodes, (self._router.me, call.handle, call.number), call.command)
 
-    def _cancel_at(self, nodes: frozenset[str], key: tuple[str, int, int], command: str) -> None:
+    def _cancel_at(self, nodes: frozenset[str], key: Key, command: str) -> None:
         origin, handle, number = key
         paths = self._router.routing.split(nodes, HERE)
         if isinstance(paths, Paths):
@@ -229,7 +168,7 @@ class Commands:
             meta = wire.encode(wire.CallMeta(number))
             self._onward(route, wire.encode(route), paths, Lane.STREAM, meta, b"")
 
-    def _home(self, peer: Peer, decision: Decision, route: bytes, meta: bytes, body: bytes) -> None:
+    def home(self, peer: Peer, decision: Decision, route: bytes, meta: bytes, body: bytes) -> None:
         """An answer reached the caller's node: enter it in the account and hand it to the client."""
         router = self._router
         handle = int(decision.route.topic)
@@ -279,13 +218,17 @@ class Commands:
             for node in waiting:
                 self._settle(call, node, Outcome.TIMEOUT, "no answer in time")
 
+    def forget(self, peer: Peer) -> None:
+        """A client is gone: its calls are cancelled (protocol 10.5)."""
+        for call in self.outgoing.of(peer.handle):
+            self._cancel(call, call.account.finish_all(Outcome.CANCELLED))
+            self.outgoing.close(call)
+
     def broken(self, nodes: frozenset[str]) -> None:
-        """Links broke: nodes beyond owe no answer, and callers beyond get none (protocol 10.2, 10.5)."""
+        """Links broke: nodes beyond owe no answer (protocol 10.2)."""
         for call, owing in self.outgoing.waiting_for(nodes):
             for node in owing:
                 self._settle(call, node, Outcome.UNREACHABLE, self.why_away(node))
-        for key in self.serving.from_nodes(nodes):
-            self._end_at_worker(key)
 
     # On the way -------------------------------------------------------------------------------------------------------
 
@@ -303,7 +246,7 @@ class Commands:
         stamped = wire.encode(_stamp(request, budget, int(router.now)))
         self._send_on(decision.route, request.call, paths, [route, stamped, body])
         if paths.here:
-            self._deliver(decision.route, route, _stamp(request, budget, 0), stamped, body)
+            router.services.deliver(decision.route, route, _stamp(request, budget, 0), stamped, body)
 
     def _send_on(self, route: Route, number: int, paths: Paths, items: list[bytes]) -> None:
         """Pass a request on. Nodes behind a link that is far behind are answered for: requests must not end a link."""
@@ -313,7 +256,8 @@ class Commands:
                 router.put(link, Lane.STREAM, items)
                 continue
             for node in self._beyond(link, route):
-                self._answer(route.origin, route.handle, number, Outcome.REFUSED, _slow(router.me, link), node=node)
+                key = (route.origin, route.handle, number)
+                router.services.answer(*key, Outcome.REFUSED, _slow(router.me, link), node=node)
 
     def _pass(self, _: Peer, decision: Decision, route: bytes, meta: bytes, body: bytes) -> None:
         """INPUT, CANCEL or GRANT from a link, meant for this node too."""
@@ -327,20 +271,7 @@ class Commands:
         for link in self._router.links.on(paths):
             self.pass_on(link, route, [data, meta, body], lane, source)
         if paths.here:
-            key = (route.origin, route.handle, wire.decode_meta(wire.CallMeta, meta).call)
-            worker = self._router.workers.get(self.serving.worker(key) or 0)
-            if worker is None:
-                self._router.counters["late"] += 1
-                return
-            queue = worker.outbox.stream
-            if route.type == Type.INPUT and queue.filling:
-                # It would overflow, and end with the worker's connection what the worker does for others.
-                self._end_at_worker(key)
-                self._answer(*key, Outcome.FAILED, f"the worker {worker.name} does not keep up with its input")
-                return
-            self._router.put(worker, lane, [data, meta, body])
-            if route.type == Type.CANCEL:
-                self.serving.end(key)
+            self._router.services.to_worker(route, [data, meta, body], lane)
 
     def pass_on(
         self, link: Peer, route: Route, items: list[bytes], lane: Lane = Lane.STREAM, source: Peer | None = None
@@ -371,125 +302,13 @@ class Commands:
             del self._spilled[next(iter(self._spilled))]
         nodes = frozenset({route.origin}) if is_reply else self._beyond(link, route)
         for node in nodes:
-            self._answer(*key, Outcome.FAILED, _slow(router.me, link), node=node)
+            router.services.answer(*key, Outcome.FAILED, _slow(router.me, link), node=node)
         self._cancel_at(nodes, key, "router.lost")
 
     def _beyond(self, link: Peer, route: Route) -> frozenset[str]:
         """Return the nodes of an explicit target to which the way is this link."""
         way = self._router.directory.way
         return frozenset(node for node in unfold(route.target, self._router.topology) if way(node) == link.way)
-
-    # The responder's router -------------------------------------------------------------------------------------------
-
-    def _deliver(self, route: Route, data: bytes, request: wire.RequestMeta, meta: bytes, body: bytes) -> None:
-        """Hand a request to a worker, or answer at once why not (protocol 10.1, 10.3, 10.4)."""
-        router = self._router
-        origin, handle, number = route.origin, route.handle, request.call
-        role = router.routing.role(route, self._granted(route))
-        if route.topic.startswith("router."):
-            outcome, answer = builtin.answer(router, route.topic, body) if role >= Role.OBSERVE else _NOT_EVEN
-            self._answer(origin, handle, number, outcome, json.dumps(answer), Content.JSON)
-            return
-        workers = self._services.get(route.topic)
-        if not workers:
-            text = f"no worker on {router.me} serves {route.topic}"
-            self._answer(origin, handle, number, Outcome.NO_SUCH_SERVICE, text)
-            return
-        self._turn += 1
-        turns = (workers[(self._turn + place) % len(workers)] for place in range(len(workers)))
-        worker = next((worker for worker in turns if not worker.outbox.stream.crowded), None)
-        if worker is None:
-            text = f"the worker that serves {route.topic} on {router.me} does not keep up"
-            self._answer(origin, handle, number, Outcome.REFUSED, text)
-            return
-        required = Role(worker.services[route.topic])
-        if role < required:
-            text = f"{route.who} of {origin} has the role {role.name.lower()} on {router.me}; {route.topic} needs "
-            self._answer(origin, handle, number, Outcome.REFUSED, text + required.name.lower())
-            return
-        if not self.serving.begin((origin, handle, number), worker.handle):
-            router.counters["refused"] += 1
-            return
-        router.put(worker, Lane.STREAM, [data, meta, body])
-
-    def _granted(self, route: Route) -> Role:
-        """The role that this node's policy gives to requests from elsewhere than above ([[policy.allow]])."""
-        router = self._router
-        granted = Role.NONE
-        for rule in router.tree.policy_for(router.me).allow:
-            if any(matches(pattern, route.topic) for pattern in rule.commands):
-                try:
-                    if route.origin in resolve(rule.origin, router.topology, router.me):
-                        granted = max(granted, rule.role)
-                except TargetError:
-                    continue
-        return granted
-
-    def _from_worker(self, peer: Peer, decision: Decision, route: bytes, meta: bytes, body: bytes) -> None:
-        """An answer of a local worker for a caller elsewhere."""
-        link = decision.extra
-        assert isinstance(link, Peer)  # noqa: S101 - _judge_backward put it there
-        if self._is_theirs(peer, decision.route, meta):
-            self.pass_on(link, decision.route, [route, meta, body], decision.lane, source=peer)
-
-    def _from_worker_home(self, peer: Peer, decision: Decision, route: bytes, meta: bytes, body: bytes) -> None:
-        """An answer of a local worker for a caller on this node."""
-        if self._is_theirs(peer, decision.route, meta):
-            self._home(peer, decision, route, meta, body)
-
-    def _is_theirs(self, peer: Peer, route: Route, meta: bytes) -> bool:
-        """Whether the worker has this call, which ends with its last reply."""
-        if route.type == Type.GRANT:
-            number, flags = wire.decode_meta(wire.CallMeta, meta).call, 0
-        else:
-            reply = wire.decode_meta(wire.ReplyMeta, meta)
-            number, flags = reply.call, reply.flags
-        key = (route.target, int(route.topic), number)
-        if self.serving.worker(key) != peer.handle:
-            self._router.counters["late"] += 1
-            return False
-        if flags & Flag.LAST:
-            self.serving.end(key)
-        return True
-
-    def _end_at_worker(self, key: tuple[str, int, int]) -> None:
-        """The caller is lost: the worker is told as if it had cancelled."""
-        worker = self._router.workers.get(self.serving.worker(key) or 0)
-        self.serving.end(key)
-        if worker is not None:
-            origin, handle, number = key
-            route = Route(Type.CANCEL, origin, "router", Role.ADMIN, handle, self._router.me, "router.lost")
-            items = [wire.encode(route), wire.encode(wire.CallMeta(number)), b""]
-            self._router.put(worker, Lane.STREAM, items)
-
-    def _answer(
-        self,
-        origin: str,
-        handle: int,
-        number: int,
-        outcome: Outcome,
-        body: str | bytes,
-        content: int = Content.TEXT,
-        node: str | None = None,
-    ) -> None:
-        """Send the only and last reply of this node, or of `node` beyond, from the router itself."""
-        router = self._router
-        route = Route(Type.REPLY, node or router.me, "router", Role.ADMIN, 0, origin, str(handle))
-        meta = wire.ReplyMeta(number, 0, outcome, Flag.LAST, content)
-        data = body.encode() if isinstance(body, str) else body
-        if len(data) > router.settings.max_body_bytes:
-            text = f"the answer is {len(data)} bytes long, more than a body may be"
-            self._answer(origin, handle, number, Outcome.FAILED, text)
-            return
-        items = [wire.encode(route), wire.encode(meta), data]
-        way = router.directory.way(origin)
-        if way == HERE:
-            decision = Decision(Lane.STREAM, route)
-            client = router.workers.get(handle)
-            if client is not None:
-                self._home(client, decision, *items)
-        elif way in router.links.by_way:
-            router.put(router.links.by_way[way], Lane.STREAM, items)
 
 
 def _slow(me: str, link: Peer) -> str:

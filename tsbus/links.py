@@ -274,6 +274,7 @@ class Links:
             return
         if broken := router.news.settle():
             router.commands.broken(broken)
+            router.services.broken(broken)
         self._healing.note(router.directory.reachable, int(router.now))
         router.invalidate()
 

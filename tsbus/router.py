@@ -1,8 +1,8 @@
 """The router: takes frames from its peers, decides once for each route, passes copies on (protocol sections 2 to 10).
 
 This module is the hot path. clients.py has the local peers, links.py joins routers to a tree, news.py keeps the
-directory, commands.py the calls, pacing.py holds back who is too fast. They see the world only through `Transport` and
-`Clock` (peer.py), so the same router runs over sockets and over memory.
+directory, commands.py passes calls on, services.py has what this node answers, pacing.py holds back who is too fast.
+They see the world only through `Transport` and `Clock` (peer.py), so the same router runs over sockets and over memory.
 """
 
 import json
@@ -25,6 +25,7 @@ from tsbus.log import Log
 from tsbus.news import News
 from tsbus.pacing import Pacing
 from tsbus.peer import CLIENTS, LINKS, Clock, Conn, ConnKind, Decision, Handler, Peer, PeerKind, Transport
+from tsbus.services import Services
 
 TICK_MS = 50
 """How often `tick` wants to be called while calls or crowded queues have to be watched."""
@@ -98,6 +99,7 @@ class Router:
         self.news = News(self)
         self.links = Links(self)
         self.commands = Commands(self)
+        self.services = Services(self)
         self.clients = Clients(self)
         self._pacing = Pacing(self)
         self._seq = 0
@@ -112,7 +114,7 @@ class Router:
             Type.SUBSCRIBE: self.clients.on_subscribe,
             Type.UNSUBSCRIBE: self.clients.on_unsubscribe,
             Type.WATCH: self.clients.on_watch,
-            Type.SERVE: self.commands.on_serve,
+            Type.SERVE: self.services.on_serve,
             Type.WELCOME: self.links.on_welcome,
             Type.DIRECTORY: self.news.on_directory,
             Type.INTEREST: self.links.on_interest,

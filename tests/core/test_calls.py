@@ -130,3 +130,4 @@ def test_each_call_has_one_worker_until_it_ends(history):
         assert len(serving) == len(model)
         assert all(serving.worker(key) == worker for key, worker in model.items())
         assert all(set(serving.of(worker)) == {k for k, w in model.items() if w == worker} for worker in (1, 2))
+        assert all(serving.count(worker) == len(serving.of(worker)) for worker in (1, 2))

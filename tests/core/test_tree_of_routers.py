@@ -242,9 +242,9 @@ class Chaos:
             assert self.went_home(caller) or self.went_home(node), f"call {number} of {caller} to {node}"
         for node, station in self.net.stations.items():
             mine = [probe for probe in self.probes() if probe.node == node]
-            commands = station.router.commands
-            assert len(commands.outgoing) == sum(call.open for probe in mine for call in probe.calls.values())
-            assert len(commands.serving) == sum(len(probe.requests) for probe in mine)
+            router = station.router
+            assert len(router.commands.outgoing) == sum(call.open for probe in mine for call in probe.calls.values())
+            assert len(router.services.serving) == sum(len(probe.requests) for probe in mine)
 
     def went_home(self, node: str) -> bool:
         """Whether `node`, or one above it, has changed its parent."""

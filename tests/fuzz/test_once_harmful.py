@@ -180,7 +180,7 @@ def test_a_worker_that_is_behind_is_passed_over() -> None:
             caller.outbox.lanes[Lane.STREAM].sent_total, 0))))  # fmt: skip
     assert not worker.gone
     assert not caller.gone
-    assert 0 < len(siege.router.commands.serving) < 20
+    assert 0 < len(siege.router.services.serving) < 20
 
 
 def test_requests_do_not_end_a_link() -> None:

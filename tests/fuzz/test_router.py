@@ -186,8 +186,8 @@ def test_everything_is_forgotten(seed: int) -> None:
     assert not router.workers
     assert not router.links.by_way
     assert router.interest.size == 0
-    assert len(router.commands.outgoing) == len(router.commands.serving) == 0
-    assert not router.commands._services
+    assert len(router.commands.outgoing) == len(router.services.serving) == 0
+    assert not router.services._workers
 
 
 @pytest.mark.parametrize("name", ["malformed", "unknown-type", "forged", "refused", "not-welcome", "target"])

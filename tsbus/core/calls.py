@@ -103,6 +103,10 @@ class Serving:
         self._calls.setdefault(worker, set()).add(key)
         return True
 
+    def count(self, worker: int) -> int:
+        """Return how many calls a worker has."""
+        return len(self._calls.get(worker, ()))
+
     def worker(self, key: Key) -> int | None:
         """Return the handle of the worker that has the call."""
         return self._worker.get(key)

@@ -61,7 +61,8 @@ def test_what_runs_elsewhere_is_told_here(tmp_path: Path) -> None:
     """
     for name, text in SUITE.items():
         (tmp_path / f"{name}.py").write_text(text)
-    environment = {name: value for name, value in os.environ.items() if name not in ("TREESCALE_REPORTS", "UML")}
+    mine = ("TREESCALE_REPORTS", "UML", "PYTEST_ADDOPTS")
+    environment = {name: value for name, value in os.environ.items() if name not in mine}
     environment |= {"PYTHONPATH": str(Path(__file__).parent), "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
     argv = [sys.executable, "-m", "pytest", "-v", "-p", "no:cacheprovider", "--rootdir", tmp_path, tmp_path]
     done = subprocess.run(argv, cwd=tmp_path, env=environment, capture_output=True, text=True)

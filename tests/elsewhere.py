@@ -36,7 +36,7 @@ GUEST_S = 4 * 3600
 END_S = 120
 """How long another pytest may take to end what it has started, before it is killed."""
 BESIDE = {
-    "browser": "aside",
+    "browser": "engines",
     "sandboxed": "aside",
     "system": "aside",
     "dockerd": "engines",

@@ -17,7 +17,7 @@ def pytest_runtest_logstart(nodeid):
         elsewhere.SILENT_S = 3
 
 @pytest.fixture
-def browser(): ...
+def sandboxed(): ...
 
 @pytest.fixture
 def lab(): ...
@@ -33,15 +33,15 @@ def test_here(started): ...
     "test_b_beside": """
 import os, signal
 
-def test_passes(browser): ...
+def test_passes(sandboxed): ...
 
-def test_fails(browser):
+def test_fails(sandboxed):
     assert False, "as it is"
 
-def test_kills(browser):
+def test_kills(sandboxed):
     os.kill(os.getpid(), signal.SIGKILL)
 
-def test_after(browser): ...
+def test_after(sandboxed): ...
 """,
     "test_c_silent": """
 import time

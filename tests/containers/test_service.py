@@ -733,6 +733,39 @@ async def test_an_order_to_an_engine_that_hangs(
             await until("all is taken back", lambda: tick(site, lambda: len(site.service.watch.records) == 1))
 
 
+async def test_orders_to_an_engine_that_hangs_ask_it_together(
+    tmp_path: Path, dockerd: Dockerd, make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many wait for an engine, it is pinged once at a time, and all of them are told that it is down."""
+    pinging: list[int] = []
+    most = 0
+
+    class Counted(Engine):
+        def ping(self) -> None:
+            nonlocal most
+            pinging.append(1)
+            most = max(most, len(pinging))
+            try:
+                super().ping()
+            finally:
+                pinging.pop()
+
+    monkeypatch.setattr(service, "engine_of", lambda policy: Counted(policy.host, timeout_s=1))
+    async with open_site(tmp_path, dockerd.host) as site:
+        make("sleep", "1000", name="patient")
+        await site.seen("container.started", "patient")
+        dockerd.pause()
+        try:
+            body = {"containers": ["patient"]}
+            orders = [asyncio.create_task(site.failed("containers.kill", body)) for _ in range(5)]
+            for order in orders:
+                await until("its end", lambda order=order: tick(site, order.done))
+                assert "has not answered in 1 s: does it hang" in await order
+        finally:
+            dockerd.resume()
+        assert most == 1
+
+
 async def test_a_socket_without_permission(tmp_path: Path, dockerd: Dockerd) -> None:
     """A socket that the node's user may not use is told with the way to get the permission."""
     os.seteuid(65534)

@@ -62,6 +62,7 @@ class Watch:
         self._attempted = asyncio.Event()
         self._complete = asyncio.Event()
         self._pump: Pump[tuple[int, EngineEvent]] | None = None
+        self._checking: asyncio.Task[None] | None = None
         self._inspections: set[asyncio.Task[None]] = set()
         self._ends: dict[str, int | None] = {}
         self._lags: deque[int] = deque(maxlen=MAX_LAGS)
@@ -93,7 +94,16 @@ class Watch:
             raise EngineError(ErrorKind.DOWN, self.monitor.engine.reason)
 
     async def check(self) -> None:
-        """Return when the engine has answered a ping. Raises EngineError if it does not; it is down from then on."""
+        """Return when the engine has answered a ping. Raises EngineError if it does not; it is down from then on.
+
+        However many ask, it is asked once at a time: pings that hang would take all the threads.
+        """
+        if self._checking is None or self._checking.done():
+            self._checking = asyncio.create_task(self._ping())
+            self._checking.add_done_callback(lambda done: done.cancelled() or done.exception())  # if nobody waits
+        await asyncio.shield(self._checking)
+
+    async def _ping(self) -> None:
         followed = self._pump
         try:
             await self._pool.run(self.engine.ping)
